@@ -1,0 +1,170 @@
+"""The analysis passes in order: what a network offers to prune."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from mdp_fx.errors import InputError, NothingToPruneError
+from mdp_fx.graph.prune_graph import PruneGraph, infer_types
+from mdp_fx.graph.trace import trace
+from mdp_fx.passes.build_space import Analysis, Choices, option_sizes
+from mdp_fx.passes.channel_groups import ChannelGroup, find_channel_groups, find_frozen
+from mdp_fx.passes.cost_regions import find_cost_regions
+from mdp_fx.passes.drop_blocks import chosen_blocks, drop_blocks
+from mdp_fx.passes.normalize import normalize
+from mdp_fx.passes.residual_blocks import ResidualBlock, find_residual_blocks
+from mdp_fx.passes.search_space import Dimension
+from mdp_fx.passes.slice_channels import slice_channels, unit_masks
+
+Stage = Callable[[str], None]
+
+
+def silent(_name: str) -> None:
+    """A stage listener that does nothing."""
+
+
+def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
+    """Example inputs as positional arguments; a single tensor may be given bare."""
+    return tuple(example_inputs) if isinstance(example_inputs, list | tuple) else (example_inputs,)
+
+
+def batch_of(inputs: tuple[Any, ...]) -> int:
+    """Size of axis 0 of the first tensor."""
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, torch.Tensor) and leaf.ndim:
+            return int(leaf.shape[0])
+    msg = "the example inputs hold no tensor with a batch axis"
+    raise InputError(msg)
+
+
+def typed_graph(model: nn.Module, inputs: tuple[Any, ...]) -> PruneGraph:
+    """Traces, normalises and types a network."""
+    traced = trace(model, inputs)
+    normalize(traced.module)
+    graph = infer_types(traced)
+    if traced.batch is not None and graph.batch is None:
+        # Something ties the batch to a constant: it must be the user's batch then, not the doubled one.
+        traced = trace(model, inputs, open_batch=False)
+        normalize(traced.module)
+        graph = infer_types(traced)
+    return graph
+
+
+def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> Analysis:
+    """Runs every analysis pass.
+
+    Args:
+        model: the dense network, left unchanged.
+        example_inputs: positional arguments of its forward; axis 0 is the batch that latency is asked for.
+        stage: called with the name of each pass as it starts.
+    """
+    inputs = as_inputs(example_inputs)
+    stage("trace and infer axis types")
+    graph = typed_graph(model, inputs)
+    stage("find channel groups, residual blocks and cost regions")
+    blocks = find_residual_blocks(graph.module)
+    return Analysis(graph, find_channel_groups(graph), blocks, find_cost_regions(graph, blocks, batch_of(inputs)))
+
+
+def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequence[str] = ()) -> Choices:
+    """What may be pruned.
+
+    Args:
+        analysis: the analysed network.
+        step: channel step; a group of no more units is held.
+        keep: patterns of module names to leave alone.
+        only: patterns of module names to prune; all where empty.
+
+    Raises:
+        InputError: a step below 1, or a pattern that no module matches.
+        NothingToPruneError: nothing is left; the message says why.
+    """
+    if step < 1:
+        msg = f"the channel step must be at least 1, not {step}"
+        raise InputError(msg)
+    names = [str(node.target) for node in analysis.graph.module.graph.nodes if node.op in ("call_module", "get_attr")]
+    for pattern in [*keep, *only]:
+        if not any(_matches(name, pattern) for name in names):
+            msg = f"no module of the network matches {pattern!r}: see `mdp-fx inspect` for their names"
+            raise InputError(msg)
+
+    def open_to(modules: Sequence[str]) -> bool:
+        if any(_matches(name, pattern) for name in modules for pattern in keep):
+            return False
+        return not only or all(any(_matches(name, pattern) for pattern in only) for name in modules)
+
+    dimensions = tuple(Dimension(group.name, option_sizes(group.size, step)) for group in analysis.groups)
+    held = frozenset(group.name for group in analysis.groups if not open_to(_makers(group)))
+    blocks = frozenset(
+        block.name for block in analysis.blocks.removable if open_to(_block_modules(analysis.graph, block))
+    )
+    if not blocks and all(len(d.sizes) == 1 or d.name in held for d in dimensions):
+        raise NothingToPruneError(_why_nothing(analysis, step, bool(keep or only)))
+    return Choices(dimensions, held, blocks)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+
+
+def _makers(group: ChannelGroup) -> list[str]:
+    """Modules that make the group's units, rather than read them."""
+    made = [member.tensor.rpartition(".")[0] for member in group.members if member.axis == 0]
+    return list(dict.fromkeys(made)) or list(group.modules)
+
+
+def _block_modules(graph: PruneGraph, block: ResidualBlock) -> list[str]:
+    inside = set(block.nodes)
+    return [str(n.target) for n in graph.module.graph.nodes if n.name in inside and n.op in ("call_module", "get_attr")]
+
+
+def _why_nothing(analysis: Analysis, step: int, patterns: bool) -> str:
+    if patterns:
+        return "nothing is left to prune: --keep and --only exclude every channel group and block"
+    if analysis.groups:
+        largest = max(group.size for group in analysis.groups)
+        return f"nothing to prune: the largest channel group has {largest} units, --step {step} offers no smaller size"
+    frozen = find_frozen(analysis.graph)
+    if not frozen:
+        return "nothing to prune: the network has no layer with prunable channels"
+    return f"nothing to prune: every channel is frozen, as {frozen[0].where} is ({frozen[0].reason})"
+
+
+def rewrite(
+    analysis: Analysis, kept: dict[str, list[int]], removed_blocks: Sequence[str], *, training: bool = False
+) -> fx.GraphModule:
+    """The slim network: kept units sliced, removed blocks dropped.
+
+    Raises:
+        RecipeError: units or blocks that this network does not have.
+    """
+    sliced = slice_channels(analysis.graph, unit_masks(analysis.groups, kept))
+    slim = drop_blocks(sliced, chosen_blocks(analysis.blocks, removed_blocks))
+    slim.train(training)
+    return slim
+
+
+class Stopwatch:
+    """Seconds per stage, in order."""
+
+    def __init__(self, forward: Stage) -> None:
+        self.seconds: dict[str, float] = {}
+        self._forward = forward
+        self._name = ""
+        self._since = 0.0
+
+    def __call__(self, name: str) -> None:
+        """Ends the stage before and starts `name`."""
+        now = time.perf_counter()
+        if self._name:
+            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name, now
+        if name:
+            self._forward(name)

@@ -1,0 +1,282 @@
+"""Meets a measured budget: solve, measure what was chosen, correct the model, solve again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from mdp_fx.analysis import Stage, rewrite
+from mdp_fx.budgets import Budget
+from mdp_fx.errors import BudgetError
+from mdp_fx.graph.axes import Dim
+from mdp_fx.latency.measuring import Progress, compare
+from mdp_fx.latency.network import Calibration, exact_sum, region_tables
+from mdp_fx.latency.tables import LatencyTable
+from mdp_fx.latency.targets import Runner, Target
+from mdp_fx.latency.timing import Timing
+from mdp_fx.passes.build_space import Analysis, Choices, build_space, unit_order
+from mdp_fx.passes.importance import LayerImportance
+from mdp_fx.passes.minlp import Certificate, solve
+from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate
+
+_log = logging.getLogger(__name__)
+
+MOST_ROUNDS = 3
+UNDER, OVER = 0.965, 1.01
+"""Measured over asked latency with which a round is good enough."""
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """What the solver is asked."""
+
+    method: str = "mdp"
+    gap: float = 1e-3
+    time_limit: float = 20.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A slim network that was built and timed.
+
+    Attributes:
+        module: the slim network.
+        kept: indices of the kept units, by group.
+        selection: sizes and removed blocks.
+        certificate: what the solver proved.
+        asked_s: the latency budget in seconds, None without one.
+        predicted_s: predicted latency, from the regions at their exact sizes; None without a latency budget.
+        dense_sum_s: sum of the dense network's regions; None without a latency budget.
+        calibration: from the sum of regions to the whole network; None without a latency budget.
+        dense: timing of the dense network.
+        slim: timing of the slim one, alternated with the dense one.
+        rounds: how often the solver was asked.
+        regions_measured: table points measured now.
+        regions_cached: table points that were known.
+    """
+
+    module: fx.GraphModule
+    kept: dict[str, list[int]]
+    selection: Selection
+    certificate: Certificate
+    asked_s: float | None
+    predicted_s: float | None
+    dense_sum_s: float | None
+    calibration: Calibration | None
+    dense: Timing
+    slim: Timing
+    rounds: int
+    regions_measured: int
+    regions_cached: int
+
+    @property
+    def ratio(self) -> float:
+        """Measured over asked latency."""
+        return self.slim.median_s / self.asked_s if self.asked_s is not None else 0.0
+
+
+class BudgetSearch:
+    """Finds a structure that meets the budgets on a target.
+
+    Args:
+        analysis: the analysed network.
+        choices: what may be pruned.
+        importance: scores by layer and group.
+        target: where latency counts.
+        table: latency table of that target.
+        inputs: example inputs at the batch asked for.
+        step: channel step.
+        options: what the solver is asked.
+        stage: told of each stage.
+        progress: told of each measurement.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        choices: Choices,
+        importance: Sequence[LayerImportance],
+        target: Target,
+        table: LatencyTable,
+        inputs: tuple[Any, ...],
+        *,
+        step: int,
+        options: SolverOptions,
+        stage: Stage,
+        progress: Progress | None = None,
+    ) -> None:
+        self._analysis = analysis
+        self._choices = choices
+        self._importance = importance
+        self._target = target
+        self._table = table
+        self._inputs = inputs
+        self._step = step
+        self._options = options
+        self._stage = stage
+        self._progress = progress
+        self._order = unit_order(importance, analysis.groups)
+
+    def run(self, latency: Budget | None, others: Mapping[str, Budget]) -> Outcome:
+        """Solves, builds and times until the measured latency is right, at most three rounds.
+
+        Args:
+            latency: the latency budget, None for none.
+            others: further budgets by cost name ("params", "macs").
+
+        Raises:
+            BudgetError: a budget cannot be met; the message states the smallest reachable value.
+        """
+        self._stage("prepare the dense network")
+        dense_module = rewrite(self._analysis, {}, ())
+        dense_runner = self._target.prepare(dense_module, self._inputs)
+        try:
+            if latency is None:
+                return self._without_latency(dense_runner, others)
+            return self._within_latency(dense_runner, latency, others)
+        finally:
+            dense_runner.close()
+
+    def _without_latency(self, dense_runner: Runner, others: Mapping[str, Budget]) -> Outcome:
+        space = build_space(self._analysis, self._choices, self._importance, {})
+        selection, certificate = self._solve(space, _limits(space, others))
+        module, kept = self._build(selection)
+        dense, slim = self._time(dense_runner, module)
+        return Outcome(module, kept, selection, certificate, None, None, None, None, dense, slim, 1, 0, 0)
+
+    def _within_latency(self, dense_runner: Runner, latency: Budget, others: Mapping[str, Budget]) -> Outcome:
+        self._stage("measure cost regions")
+        tables = region_tables(
+            self._analysis, self._choices, self._target, self._table, step=self._step, progress=self._progress
+        )
+        self._stage("time the dense network")
+        dense_s = compare({"dense": dense_runner})["dense"].median_s
+        dense_sum = sum(self._exact(Selection({}, ())).values())
+        calibration = Calibration(dense_s / dense_sum)
+        if latency.amount is not None and latency.amount > dense_s:
+            msg = (
+                f"the latency budget of {1e3 * latency.amount:.4g} ms is above the dense network's {1e3 * dense_s:.4g} ms "
+                f"on {self._target.name}: nothing needs pruning"
+            )
+            raise BudgetError(msg)
+        best: Outcome | None = None
+        bias = 1.0
+        for attempt in range(1, MOST_ROUNDS + 1):
+            asked = latency.resolve(dense_s)
+            scaled = {
+                name: (points, 1e6 * calibration.factor * seconds) for name, (points, seconds) in tables.seconds.items()
+            }
+            space = build_space(
+                self._analysis, self._choices, self._importance, scaled, latency_constant=1e6 * calibration.offset_s
+            )
+            limits = _limits(space, others) | {"latency": 1e6 * asked * bias}
+            selection, certificate = self._solve(space, limits)
+            self._stage("measure the chosen regions")
+            exact = sum(self._exact(selection).values())
+            predicted = calibration.whole(exact)
+            module, kept = self._build(selection)
+            dense, slim = self._time(dense_runner, module)
+            outcome = Outcome(
+                module=module,
+                kept=kept,
+                selection=selection,
+                certificate=certificate,
+                asked_s=latency.resolve(dense.median_s),
+                predicted_s=predicted,
+                dense_sum_s=dense_sum,
+                calibration=calibration,
+                dense=dense,
+                slim=slim,
+                rounds=attempt,
+                regions_measured=tables.measured,
+                regions_cached=tables.cached,
+            )
+            _log.info(
+                "round %d: asked %.3f ms, table %.3f, predicted %.3f, measured %.3f, dense %.3f",
+                attempt,
+                1e3 * asked,
+                1e-3 * certificate.costs["latency"],
+                1e3 * predicted,
+                1e3 * slim.median_s,
+                1e3 * dense.median_s,
+            )
+            best = outcome if best is None or _better(outcome, best) else best
+            if UNDER <= outcome.ratio <= OVER or not selection_changes(selection, self._analysis):
+                break
+            dense_s = dense.median_s
+            bias *= 1e-6 * certificate.costs["latency"] / predicted
+            calibration = calibration.through((dense_sum, dense_s), (exact, slim.median_s))
+        assert best is not None
+        return best
+
+    def _solve(self, space: SearchSpace, limits: Mapping[str, float]) -> tuple[Selection, Certificate]:
+        self._stage("solve")
+        options = self._options
+        return solve(
+            space,
+            limits,
+            method=options.method,
+            gap=options.gap,
+            time_limit=options.time_limit,
+            threads=self._target.threads,
+            seed=options.seed,
+        )
+
+    def _build(self, selection: Selection) -> tuple[fx.GraphModule, dict[str, list[int]]]:
+        self._stage("rewrite")
+        kept = {
+            group.name: sorted(int(unit) for unit in self._order[group.name][: selection.sizes[group.name]])
+            for group in self._analysis.groups
+        }
+        return rewrite(self._analysis, kept, selection.removed_blocks), kept
+
+    def _time(self, dense_runner: Runner, module: fx.GraphModule) -> tuple[Timing, Timing]:
+        self._stage("time dense and slim in turn")
+        runner = self._target.prepare(module, self._inputs)
+        try:
+            timings = compare({"dense": dense_runner, "slim": runner})
+        finally:
+            runner.close()
+        return timings["dense"], timings["slim"]
+
+    def _exact(self, selection: Selection) -> dict[str, float]:
+        """Measured seconds of each region that is left, at exactly its sizes."""
+        removed = set(selection.removed_blocks)
+        gone = {node for block in self._analysis.blocks.removable if block.name in removed for node in block.nodes}
+        sizes = {
+            group.dim: selection.sizes[group.name] for group in self._analysis.groups if group.name in selection.sizes
+        }
+
+        def size_of(dim: Dim) -> int:
+            return sizes.get(dim, dim.size)
+
+        alive = [region for region in self._analysis.regions if region.nodes[0] not in gone]
+        return exact_sum(alive, size_of, self._target, self._table)
+
+
+def _limits(space: SearchSpace, others: Mapping[str, Budget]) -> dict[str, float]:
+    dense = evaluate(space, space.dense())
+    return {name: budget.resolve(dense[name]) for name, budget in others.items()}
+
+
+def selection_changes(selection: Selection, analysis: Analysis) -> bool:
+    """Whether a selection prunes anything at all."""
+    return bool(selection.removed_blocks) or any(
+        selection.sizes[group.name] != group.size for group in analysis.groups
+    )
+
+
+def _better(new: Outcome, old: Outcome) -> bool:
+    """Closest to the asked latency from below; above it only where nothing is below."""
+
+    def distance(outcome: Outcome) -> float:
+        over = outcome.ratio - 1.0
+        return float(np.where(over > OVER - 1.0, 3 * over, abs(over)))
+
+    return distance(new) < distance(old)

@@ -1,0 +1,60 @@
+"""Budgets as users write them: a share of the dense network, or an amount."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from mdp_fx.errors import BudgetError
+
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_FORM = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit: exactly one of `share` (of the dense network, in (0, 1]) and `amount` (seconds, or a count)."""
+
+    share: float | None = None
+    amount: float | None = None
+
+    def resolve(self, dense: float) -> float:
+        """The limit in absolute terms."""
+        return self.share * dense if self.share is not None else float(self.amount or 0.0)
+
+
+def parse_budget(text: str | float | Budget, what: str = "latency") -> Budget:
+    """Reads a budget.
+
+    Args:
+        text: "50%", "12.5ms" (latency), "4M" or "4000000" (parameters, MACs), or a number: a share of the dense network.
+        what: "latency", "params" or "macs".
+
+    Raises:
+        BudgetError: it is none of these, not positive, or above 100 %.
+    """
+    example = "50% or 12.5ms" if what == "latency" else "60% or 4M"
+    if isinstance(text, Budget):
+        return text
+    if isinstance(text, int | float):
+        return _share(float(text), what, example)
+    match = _FORM.fullmatch(text)
+    if match is None:
+        msg = f"cannot read the {what} budget {text!r}: write it as {example}"
+        raise BudgetError(msg)
+    value, unit = float(match[1]), match[2].lower().replace("µ", "u")
+    if unit == "%":
+        return _share(value / 100, what, example)
+    allowed = ("us", "ms", "s") if what == "latency" else ("k", "m", "g", "")
+    if unit not in allowed or not math.isfinite(value) or value <= 0:
+        msg = f"cannot read the {what} budget {text!r}: write it as {example}"
+        raise BudgetError(msg)
+    return Budget(amount=value * _UNITS.get(unit, 1.0))
+
+
+def _share(share: float, what: str, example: str) -> Budget:
+    if not 0 < share <= 1:
+        msg = f"a {what} budget of {100 * share:g} % is not between 0 and 100 % of the dense network: write it as {example}"
+        raise BudgetError(msg)
+    return Budget(share=share)

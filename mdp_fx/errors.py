@@ -1,0 +1,50 @@
+"""The errors that mdp-fx raises for causes outside its own code.
+
+Every message is one line: what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class MdpFxError(Exception):
+    """Base of all mdp-fx errors; the command line prints the message and exits with code 1."""
+
+
+class ModelError(MdpFxError):
+    """The model cannot be read or traced."""
+
+
+class InputError(MdpFxError):
+    """An input file, option or value is not usable."""
+
+
+class BudgetError(MdpFxError):
+    """A budget cannot be met or makes no sense."""
+
+
+class DataError(MdpFxError):
+    """A data set or loader is not usable."""
+
+
+class TargetError(MdpFxError):
+    """A target is unknown or its runtime is not installed."""
+
+
+class RecipeError(MdpFxError):
+    """A recipe does not fit the model it is applied to."""
+
+
+class OutputError(MdpFxError):
+    """A result cannot be written."""
+
+
+class NothingToPruneError(MdpFxError):
+    """The network has nothing that may be pruned."""
+
+
+class SolverError(MdpFxError):
+    """The solver failed, or its answer did not survive the independent check."""
+
+
+class ParityError(MdpFxError):
+    """An exported or rewritten network does not compute what it should."""

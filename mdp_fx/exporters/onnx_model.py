@@ -1,0 +1,106 @@
+"""One place that turns a module into ONNX: the exporter and the latency targets both call it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped, unused-ignore]
+from torch import Tensor, nn
+
+from mdp_fx.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+_CHATTY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings, loggers and progress lines of the exporter; errors still raise."""
+    levels = {name: logging.getLogger(name).level for name in _CHATTY_LOGGERS}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            for name in levels:
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def to_onnx_model(
+    module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool = False, optimize: bool = True
+) -> onnx.ModelProto:
+    """Export `module` with torch's graph-based exporter, weights inside the model.
+
+    Args:
+        module: module in the mode it is to be exported in (normally eval).
+        inputs: example inputs; with `dynamic_batch` those whose axis 0 equals that of the first one are batched.
+        dynamic_batch: make axis 0 of the batched inputs symbolic.
+        optimize: let the exporter fold and fuse. False keeps every parameter under its own name.
+
+    Raises:
+        ModelError: torch cannot export the module, or it is larger than protobuf's 2 GB.
+    """
+    shapes: tuple[dict[int, object] | None, ...] | None = None
+    if dynamic_batch and inputs:
+        batch = inputs[0].shape[0] if inputs[0].ndim else 0
+        batched = [value.ndim > 0 and value.shape[0] == batch for value in inputs]
+        shapes = tuple({0: torch.export.Dim("batch")} if flag else None for flag in batched)
+        if batch == 1:  # torch.export takes an axis of size 1 for a constant
+            inputs = tuple(
+                torch.cat([value, value]) if flag else value for value, flag in zip(inputs, batched, strict=True)
+            )
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                optimize=optimize,
+                verbose=False,
+                external_data=False,
+            )
+            assert program is not None  # only the TorchScript-based exporter returns None
+            return program.model_proto
+    except (ValueError, EncodeError) as error:
+        # protobuf reports its 2 GB limit as an EncodeError or a ValueError, depending on its implementation
+        size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
+        if size < 2**31 - 2**20:
+            raise ModelError(_first_line("cannot export to ONNX", error)) from error
+        message = f"cannot export to ONNX: {size / 2**30:.1f} GiB of weights exceed the 2 GiB that one ONNX file holds"
+        raise ModelError(message) from error
+    except (torch.onnx.OnnxExporterError, RuntimeError, TypeError) as error:
+        raise ModelError(_first_line("cannot export to ONNX", error)) from error
+
+
+def to_onnx_bytes(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool = False) -> bytes:
+    """`to_onnx_model`, serialised: one self-contained ONNX file as bytes.
+
+    Raises:
+        ModelError: torch cannot export the module, or it is larger than protobuf's 2 GB.
+    """
+    model = to_onnx_model(module, inputs, dynamic_batch)
+    try:
+        data: bytes = model.SerializeToString()
+    except (ValueError, EncodeError) as error:
+        message = "cannot export to ONNX: the model exceeds the 2 GiB that one ONNX file holds"
+        raise ModelError(message) from error
+    return data
+
+
+def _first_line(what: str, error: BaseException) -> str:
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = str(cause).strip().splitlines()
+    return f"{what}: {lines[0] if lines else type(cause).__name__}"

@@ -1,0 +1,66 @@
+"""Writing results so that a file is either whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from mdp_fx.errors import OutputError
+
+
+def check_output(path: str | os.PathLike[str], force: bool = False) -> None:
+    """Checks, before the work starts, that `path` can be written at its end.
+
+    Args:
+        path: file to be written later.
+        force: allow it to exist.
+
+    Raises:
+        OutputError: it exists (without `force`), is no regular file, or its folder is missing or not writable.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path} is not a regular file; name another output file")
+    if target.exists() and not force:
+        raise OutputError(f"{path} exists; pass --force to overwrite it or name another output file")
+    if not target.parent.is_dir():
+        raise OutputError(f"cannot write {path}: the folder {Path(path).parent} does not exist")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: the folder {Path(path).parent} is not writable")
+
+
+def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], object]) -> None:
+    """Writes a file through a temporary one in the same folder, which replaces `path` only when it is complete.
+
+    Args:
+        path: file to write; overwritten if it exists (`check_output` guards against that).
+        writer: gets the open binary file and writes the content.
+
+    Raises:
+        OutputError: the file cannot be written; `path` is as it was before.
+    """
+    target = Path(os.path.realpath(path))
+    check_output(target, force=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            writer(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {_reason(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk full; free some space or name a file on another disk"
+    return (error.strerror or type(error).__name__).lower()

@@ -1,0 +1,1 @@
+"""Front end and typed graph: tracing, axis types, typing rules, verification."""

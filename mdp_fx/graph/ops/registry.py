@@ -1,0 +1,268 @@
+"""The registry of typing rules, and what a rule sees of the node it types.
+
+A rule is one function for one idea (convolution, concatenation, ...). It returns the types of the node's value and, where
+the node carries sizes as literals, says through `Op.emit` how to write them again from types; the rewriter knows no op.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx, nn
+
+from mdp_fx.graph.axes import Axis, TensorType, constant, freeze, fresh
+
+Types: TypeAlias = Any
+"""A TensorType, or a tuple, list or dict of Types, or None for what is no tensor."""
+
+Rule: TypeAlias = Callable[["Op"], Types]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    rule: Rule
+    names: tuple[str, ...]
+
+
+_MODULES: dict[type[nn.Module], _Entry] = {}
+_MODULE_PATHS: dict[str, _Entry] = {}
+_FUNCTIONS: dict[Callable[..., Any], _Entry] = {}
+_METHODS: dict[str, _Entry] = {}
+
+
+def rule(*targets: type[nn.Module] | Callable[..., Any] | str, args: str = "input") -> Callable[[Rule], Rule]:
+    """Registers a rule.
+
+    Args:
+        *targets: module classes, functions, ".name" for a tensor method, or "package.module.Class" for a module class of
+            an optional package.
+        args: the names of the arguments in positional order. For modules those that are not passed to forward are
+            attributes of the module.
+
+    Raises:
+        ValueError: one of the targets has a rule already.
+    """
+
+    def decorate(function: Rule) -> Rule:
+        entry = _Entry(function, tuple(args.split()))
+        for target in targets:
+            table: dict[Any, _Entry] = _FUNCTIONS
+            key: Any = target
+            if isinstance(target, str):
+                table, key = (_METHODS, target[1:]) if target.startswith(".") else (_MODULE_PATHS, target)
+            elif isinstance(target, type) and issubclass(target, nn.Module):
+                table = _MODULES
+            if key in table:
+                msg = f"{target} has a typing rule already"
+                raise ValueError(msg)
+            table[key] = entry
+        return function
+
+    return decorate
+
+
+def _find(target: Any) -> _Entry | None:
+    if isinstance(target, str):
+        return _METHODS.get(target)
+    if isinstance(target, type):
+        for base in target.__mro__:
+            entry = _MODULES.get(base) or _MODULE_PATHS.get(f"{base.__module__}.{base.__qualname__}")
+            if entry is not None:
+                # A subclass that overrides forward computes something else.
+                return entry if getattr(target, "forward", None) is getattr(base, "forward", None) else None
+        return None
+    return _FUNCTIONS.get(target) if callable(target) and getattr(target, "__hash__", None) else None
+
+
+def has_rule(target: Any) -> bool:
+    """Whether a module class, a function or a method name has a typing rule."""
+    return _find(target) is not None
+
+
+@dataclass
+class Emission:
+    """How a node is written again after pruning; every Axis in it stands for its kept size.
+
+    Attributes:
+        node: (op, target, args, kwargs) that replace the node's own, or None.
+        attributes: sizes that are attributes of the node's module.
+    """
+
+    node: tuple[str, Any, tuple[Any, ...], dict[str, Any]] | None = None
+    attributes: dict[str, Axis] = field(default_factory=dict)
+
+
+@dataclass
+class Inference:
+    """State of one inference: types of every node (by name) and stored tensor (by identity)."""
+
+    module: fx.GraphModule
+    types: dict[str, Types] = field(default_factory=dict)
+    tensors: dict[int, TensorType] = field(default_factory=dict)
+    emissions: dict[str, Emission] = field(default_factory=dict)
+
+    def tensor_type(self, tensor: torch.Tensor) -> TensorType:
+        """The type of a parameter or buffer: a fresh Dim per axis when it is first met."""
+        if id(tensor) not in self.tensors:
+            self.tensors[id(tensor)] = tuple(fresh(size) for size in tensor.shape)
+        return self.tensors[id(tensor)]
+
+
+class Op:
+    """One node, seen by its rule: module, function and method spellings look alike.
+
+    Attributes:
+        node: the node.
+        shapes: the recorded shape of its value (torch.Size, or nested).
+    """
+
+    def __init__(self, node: fx.Node, state: Inference, names: tuple[str, ...]) -> None:
+        self.node = node
+        self.shapes: Any = node.meta["shape"]
+        self._state = state
+        self._names = names
+        self._module = state.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        self._bound: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+    @property
+    def where(self) -> str:
+        """The node as named in reasons: the module that was called, or the function and its node."""
+        if self._module is not None:
+            return str(self.node.target)
+        called = self.node.target if isinstance(self.node.target, str) else self.node.target.__name__  # type: ignore[union-attr]
+        return f"{called} (node {self.node.name})"
+
+    @property
+    def extra(self) -> tuple[Any, ...]:
+        """Positional arguments beyond the named ones, as in x.view(2, 3)."""
+        return tuple(self.node.args[len(self._names) :])
+
+    def value(self, name: str, default: Any = None) -> Any:
+        """The argument or module attribute `name` as written."""
+        if name in self._bound:
+            return self._bound[name]
+        return getattr(self._module, name, default) if self._module is not None else default
+
+    def types(self, name: str) -> Types:
+        """Types of an argument or module tensor; None where it is absent."""
+        return self.types_of(self.value(name))
+
+    def types_of(self, value: Any) -> Types:
+        """Types of an argument's value."""
+        if isinstance(value, fx.Node):
+            return self._state.types[value.name]
+        if isinstance(value, torch.Tensor):
+            return self._state.tensor_type(value)
+        if isinstance(value, list | tuple):
+            return [self.types_of(part) for part in value]
+        return None
+
+    def tensor(self, name: str) -> TensorType:
+        """Types of an argument that must be a tensor."""
+        types: TensorType = self.types(name)
+        return types
+
+    def freeze(self, axes: Iterable[Axis], why: str) -> None:
+        """Freezes axes with a reason that names this node."""
+        for axis in axes:
+            freeze(axis, f"{why} at {self.where}")
+
+    def emit(self, name: str, value: Any) -> None:
+        """Writes an argument or module attribute again from types; Axis objects in `value` stand for kept sizes."""
+        emission = self._state.emissions.setdefault(self.node.name, Emission())
+        if self._module is not None:
+            emission.attributes[name] = value
+            return
+        op, target, args, kwargs = emission.node or (
+            self.node.op,
+            self.node.target,
+            tuple(self.node.args),
+            dict(self.node.kwargs),
+        )
+        position = self._names.index(name)
+        if name in kwargs or position >= len(args):
+            kwargs = kwargs | {name: value}
+        else:
+            args = (*args[:position], value, *args[position + 1 :])
+        emission.node = (op, target, args, kwargs)
+
+    def emit_call(self, target: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> None:
+        """Writes the whole node again as a call of a function, or of the method that `target` names."""
+        emission = self._state.emissions.setdefault(self.node.name, Emission())
+        emission.node = ("call_method" if isinstance(target, str) else "call_function", target, args, kwargs)
+
+
+def infer_node(node: fx.Node, state: Inference) -> None:
+    """Types one node; an op without a rule freezes what it reads."""
+    if node.op == "get_attr":
+        tensor = operator.attrgetter(str(node.target))(state.module)
+        state.types[node.name] = state.tensor_type(tensor) if isinstance(tensor, torch.Tensor) else None
+        return
+    target: Any = node.target
+    if node.op == "call_module":
+        target = type(state.module.get_submodule(str(node.target)))
+    entry = _find(target)
+    op = Op(node, state, entry.names if entry else ())
+    state.types[node.name] = entry.rule(op) if entry and not _is_opaque(op, entry) else _unknown(op, state)
+
+
+def _is_opaque(op: Op, entry: _Entry) -> bool:
+    """Whether a rule cannot read its operand: a tensor method or function applied to something that is not typed."""
+    first = op.value(entry.names[0])
+    return isinstance(first, fx.Node) and op.types_of(first) is None
+
+
+def _unknown(op: Op, state: Inference) -> Types:
+    called = op.node.target
+    if op.node.op == "call_module":
+        called = type(state.module.get_submodule(str(op.node.target))).__name__
+    elif not isinstance(called, str):
+        called = called.__name__
+    return freeze_operands(op, f"no typing rule for {called}")
+
+
+def freeze_operands(op: Op, why: str) -> Types:
+    """Freezes all that a node reads. Its value is constant but for the batch, where axis 0 of an operand is the batch."""
+    batch: Axis | None = None
+    for operand in op.node.all_input_nodes:
+        for tensor in tensor_types(op.types_of(operand)):
+            if tensor and tensor[0].normal.spans and _is_batch(tensor[0]):
+                batch = tensor[0]
+                op.freeze(tensor[1:], why)
+            else:
+                op.freeze(tensor, why)
+    return constants(op.shapes, batch)
+
+
+def _is_batch(axis: Axis) -> bool:
+    spans = axis.normal.spans
+    return len(spans) == 1 and len(spans[0]) == 1 and getattr(spans[0][0], "rigid", False)
+
+
+def constants(shapes: Any, batch: Axis | None = None) -> Types:
+    """Constant types for recorded shapes; a leading axis of the batch's size is taken for the batch."""
+    if isinstance(shapes, torch.Size):
+        return tuple(
+            batch if i == 0 and batch is not None and size == batch.size else constant(size)
+            for i, size in enumerate(shapes)
+        )
+    if isinstance(shapes, dict):
+        return {key: constants(part, batch) for key, part in shapes.items()}
+    if isinstance(shapes, list | tuple):
+        return [constants(part, batch) for part in shapes]
+    return None
+
+
+def tensor_types(types: Types) -> list[TensorType]:
+    """Every TensorType in nested Types."""
+    if types is None:
+        return []
+    if isinstance(types, dict):
+        return [tensor for part in types.values() for tensor in tensor_types(part)]
+    if isinstance(types, tuple) and all(isinstance(axis, Axis) for axis in types):
+        return [types]
+    return [tensor for part in types for tensor in tensor_types(part)]

@@ -1,0 +1,103 @@
+"""The typed graph: a traced network whose tensor axes carry types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from mdp_fx.graph import ops
+from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, freeze
+from mdp_fx.graph.ops.registry import Emission, Inference, Types, infer_node, tensor_types
+from mdp_fx.graph.trace import SHAPE, Traced
+
+__all__ = ["PruneGraph", "infer_types", "ops"]
+
+
+@dataclass(frozen=True)
+class PruneGraph:
+    """A traced network with the types of everything in it. Analysis reads it, nothing edits it.
+
+    Attributes:
+        module: the traced network.
+        example_inputs: the inputs it was traced with.
+        batch: the rigid dimension of the batch, None where the network fixes it.
+        types: types of every node's value, by node name.
+        tensors: types of parameters and buffers, by identity; `stored` pairs them with names.
+        emissions: how nodes that carry sizes are written again, by node name.
+    """
+
+    module: fx.GraphModule
+    example_inputs: tuple[Any, ...]
+    batch: Dim | None
+    types: dict[str, Types]
+    tensors: dict[int, TensorType]
+    emissions: dict[str, Emission]
+
+    @property
+    def batch_source(self) -> str | None:
+        """The placeholder whose axis 0 is the batch."""
+        for node in self.module.graph.find_nodes(op="placeholder"):
+            shape = node.meta[SHAPE]
+            if self.batch is not None and isinstance(shape, torch.Size) and len(shape) and shape[0] == self.batch.size:
+                return str(node.name)
+        return None
+
+    def stored(self) -> Iterator[tuple[str, torch.Tensor, TensorType]]:
+        """Every typed parameter and buffer once: its first name, the tensor, its type."""
+        seen: set[int] = set()
+        for named in (self.module.named_parameters(), self.module.named_buffers()):
+            for name, tensor in named:
+                if id(tensor) in self.tensors and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield name, tensor, self.tensors[id(tensor)]
+
+
+def infer_types(traced: Traced) -> PruneGraph:
+    """Types every axis of every tensor in a traced network."""
+    batch = Dim(traced.batch, rigid=True) if traced.batch is not None and traced.batch > 1 else None
+    batch_axis = Axis((batch,)) if batch is not None else None
+
+    def of_input(shape: torch.Size) -> TensorType:
+        return tuple(
+            batch_axis if i == 0 and batch_axis is not None and size == batch_axis.size else constant(size)
+            for i, size in enumerate(shape)
+        )
+
+    inputs = {
+        node.name: _map_shapes(of_input, node.meta[SHAPE])
+        for node in traced.module.graph.nodes
+        if node.op == "placeholder"
+    }
+    state = infer(traced.module, inputs)
+    for node in traced.module.graph.find_nodes(op="output"):
+        for leaf in node.all_input_nodes:
+            for tensor in tensor_types(state.types[leaf.name]):
+                for axis in tensor:
+                    freeze(axis, "output of the network")
+    alive = batch if batch is not None and batch.exp is None else None
+    return PruneGraph(traced.module, traced.example_inputs, alive, state.types, state.tensors, state.emissions)
+
+
+def infer(module: fx.GraphModule, inputs: dict[str, Types]) -> Inference:
+    """Types a graph whose placeholders have the given types, in one walk; visiting a node twice changes nothing."""
+    state = Inference(module)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            state.types[node.name] = inputs[node.name]
+        elif node.op != "output":
+            infer_node(node, state)
+    return state
+
+
+def _map_shapes(function: Any, shapes: Any) -> Types:
+    if isinstance(shapes, torch.Size):
+        return function(shapes)
+    if isinstance(shapes, dict):
+        return {key: _map_shapes(function, part) for key, part in shapes.items()}
+    if isinstance(shapes, list | tuple):
+        return [_map_shapes(function, part) for part in shapes]
+    return None

@@ -1,0 +1,306 @@
+"""Front end: torch.fx tracing that carries the real values of the example inputs.
+
+Shapes are real ints while the model's Python runs, so control flow, asserts and size arithmetic that depend on them
+resolve. Only operations on tensors become nodes; every node records the shape of its value. Leaf modules (those of
+torch.nn, and those with a typing rule) stay modules under the dense model's names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx import _symbolic_trace
+from torch.fx.proxy import Attribute
+from torch.utils import _pytree as pytree
+
+from mdp_fx.errors import InputError, MdpFxError, ModelError
+from mdp_fx.graph.ops.registry import has_rule
+
+SHAPE = "shape"
+"""Key in `node.meta`: the shape of the node's value, a torch.Size, or a pytree of them."""
+
+LEAF_PACKAGES = ("torch.nn", "torch.ao.nn")
+
+
+class _EvalFlag(int):
+    """What `self.training` is while a model is traced: false, and recognised where it ends up as an argument."""
+
+    def __new__(cls) -> _EvalFlag:
+        return super().__new__(cls, 0)
+
+    def __bool__(self) -> bool:
+        return False
+
+
+EVAL_FLAG = _EvalFlag()
+
+
+def is_eval_flag(value: object) -> bool:
+    """Whether an argument of a traced node is the model's `self.training`."""
+    return isinstance(value, _EvalFlag)
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that knows the value of its node for the example inputs."""
+
+    def __init__(self, node: fx.Node, tracer: ValueTracer, value: Any) -> None:
+        super().__init__(node, tracer)
+        self.__dict__["value"] = value
+
+    # Lets `isinstance(x, torch.Tensor)` in a model's forward answer as it does outside of tracing.
+    @property
+    def __class__(self) -> type:
+        return type(self.__dict__["value"])
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__dict__["value"], name)
+        if isinstance(value, torch.Tensor):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return Attribute(self, name) if callable(value) else value
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __len__(self) -> int:
+        return len(self.__dict__["value"])
+
+    def __iter__(self) -> Iterator[Any]:
+        value = self.__dict__["value"]
+        return iter(value) if isinstance(value, dict) else iter([self[i] for i in range(len(value))])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.__dict__["value"]
+
+    def __bool__(self) -> bool:
+        return bool(self.__dict__["value"])
+
+    def __int__(self) -> int:
+        return int(self.__dict__["value"])
+
+    def __float__(self) -> float:
+        return float(self.__dict__["value"])
+
+    def __index__(self) -> int:
+        return int(self.__dict__["value"])
+
+    def keys(self) -> Any:
+        return self.__dict__["value"].keys()
+
+
+def _value(item: Any) -> Any:
+    """Replaces proxies by their values, eval flags by False, in nested arguments."""
+    if type(item) is ValueProxy:
+        return item.__dict__["value"]
+    if isinstance(item, _EvalFlag):
+        return False
+    if type(item) in (tuple, list):
+        return type(item)(_value(part) for part in item)
+    if type(item) is dict:
+        return {key: _value(part) for key, part in item.items()}
+    if type(item) is slice:
+        return slice(_value(item.start), _value(item.stop), _value(item.step))
+    return item
+
+
+def _holds_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _shapes(value: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.shape if isinstance(leaf, torch.Tensor) else None, value)
+
+
+class ValueTracer(fx.Tracer):
+    """Traces with values; `trace` is the way in."""
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.proxy_buffer_attributes = True
+        self._inputs = inputs
+        self._running = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if has_rule(type(m)):
+            return True
+        return type(m).__module__.startswith(LEAF_PACKAGES) and not isinstance(
+            m, nn.Sequential | nn.ModuleList | nn.ModuleDict
+        )
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self._running:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._running:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        if type(a) is ValueProxy:
+            return a.node
+        if isinstance(a, _EvalFlag):
+            return a
+        return super().create_arg(a)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> Any:
+        value = self._run(kind, target, args, kwargs)
+        if kind != "placeholder" and value is not None and not _holds_tensor(value):
+            return value
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
+        node.meta[SHAPE] = _shapes(value)
+        return ValueProxy(node, self, value) if _holds_tensor(value) else value
+
+    def _run(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kind == "placeholder":
+            default = args[0] if args else None
+            return self._inputs.get(target, default)
+        values, named = _value(args), _value(kwargs)
+        self._running = True
+        try:
+            if kind == "get_attr":
+                return _attribute(self.root, target)
+            if kind == "call_module":
+                return self.root.get_submodule(target)(*values, **named)
+            if kind == "call_method":
+                return getattr(values[0], target)(*values[1:], **named)
+            return target(*values, **named)
+        finally:
+            self._running = False
+
+
+def _attribute(root: nn.Module, target: str) -> Any:
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced network.
+
+    Attributes:
+        module: the graph, in eval mode; parameters are the model's own tensors (not copies).
+        example_inputs: the inputs it was traced with, the batch repeated to at least two where the model allows it.
+        batch: size of the batch axis in those inputs, or None where it is baked in.
+    """
+
+    module: fx.GraphModule
+    example_inputs: tuple[Any, ...]
+    batch: int | None
+
+
+def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, open_batch: bool = True) -> Traced:
+    """Traces `model` on `example_inputs`.
+
+    A batch of one is traced as two, so that its axis cannot be mistaken for a literal 1.
+
+    Args:
+        model: any module; left unchanged.
+        example_inputs: positional arguments of its forward. Axis 0 of every tensor is the batch.
+        open_batch: False bakes the batch of the inputs in.
+
+    Raises:
+        InputError: the network rejects the inputs.
+        ModelError: it runs, but its forward cannot be traced.
+    """
+    batches = {leaf.shape[0] if leaf.ndim else 0 for leaf in pytree.tree_leaves(example_inputs) if _is_tensor(leaf)}
+    attempts: list[tuple[tuple[Any, ...], int | None]] = [(example_inputs, None)]
+    if open_batch and batches == {1}:
+        doubled = pytree.tree_map(lambda leaf: torch.cat([leaf, leaf]) if _is_tensor(leaf) else leaf, example_inputs)
+        attempts.insert(0, (doubled, 2))
+    elif open_batch and len(batches) == 1:
+        attempts.insert(0, (example_inputs, max(batches)))
+    failure: Exception | None = None
+    for inputs, batch in attempts:
+        try:
+            with torch.no_grad():
+                return Traced(_trace(_shadow(model), inputs), inputs, batch)
+        except Exception as error:  # noqa: BLE001 - a user's forward may raise anything; `_explain` reports it
+            failure = error
+    raise _explanation(model, example_inputs, failure) from failure
+
+
+def _is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor)
+
+
+def _shadow(model: nn.Module) -> nn.Module:
+    """A deep copy that shares the model's parameters: forwards that cache or reassign attributes touch only the copy.
+
+    Buffers are copied, since a forward may write to them.
+    """
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, shared).eval()
+
+
+def _trace(shadow: nn.Module, example_inputs: tuple[Any, ...]) -> fx.GraphModule:
+    signature = inspect.signature(shadow.forward)
+    bound = signature.bind(*example_inputs)
+    inputs: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+        inputs[star.get(signature.parameters[name].kind, "") + name] = value
+    tracer = ValueTracer(inputs)
+    for module in shadow.modules():
+        if not tracer.is_leaf_module(module, ""):
+            module.training = EVAL_FLAG  # type: ignore[assignment]
+    with _through_wrapped_functions():
+        graph = tracer.trace(shadow)
+    for module in shadow.modules():
+        module.training = False
+    traced = fx.GraphModule(tracer.root, graph, type(shadow).__name__)
+    traced.eval()
+    return traced
+
+
+@contextlib.contextmanager
+def _through_wrapped_functions() -> Iterator[None]:
+    """Traces through functions that modules asked torch.fx to keep whole: with values, nothing needs to be hidden."""
+    table = _symbolic_trace._wrapped_fns_to_patch
+    asked = dict(table)
+    table.clear()
+    try:
+        yield
+    finally:
+        table.update(asked)
+
+
+def _explanation(model: nn.Module, example_inputs: tuple[Any, ...], failure: Exception | None) -> MdpFxError:
+    """Why a trace failed: the inputs' fault if the model alone fails on them too, the tracer's otherwise."""
+    shapes = ", ".join(
+        "x".join(map(str, leaf.shape)) for leaf in pytree.tree_leaves(example_inputs) if _is_tensor(leaf)
+    )
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval()(*example_inputs)
+    except Exception as error:  # noqa: BLE001 - as above
+        return InputError(
+            f"the network rejects an input of shape {shapes}: {_first_line(error)}; set the shape with --input CxHxW"
+        )
+    return ModelError(f"{type(model).__name__} runs but cannot be traced: {_first_line(failure)}")
+
+
+def _first_line(error: Exception | None) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,97 @@
+"""Facts about this machine's processor that the CPU targets share."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mdp_fx.errors import TargetError
+
+# Between two runs of a region inside a network the other regions' weights pass through the caches. A flush stands in
+# for them: a network of some 32 regions like this one. So a region with large weights finds them as cold as in a
+# resnet, and one with small weights finds them in the cache, as in a slim mobilenet, where a fixed flush of 32 MiB
+# over-charged by 10 to 30 % (none at all under-charged a dense resnet18 by 5 %). Beyond the cap nothing gets colder.
+_REGIONS_PER_NETWORK = 32
+_MOST_FLUSHED_BYTES = 32 * 2**20
+
+
+class CacheFlush:
+    """Call it to make the weights of a region about as cold as they are inside a network."""
+
+    def __init__(self) -> None:
+        self._buffer = np.ones(_MOST_FLUSHED_BYTES // 8)
+
+    def for_weights(self, module: nn.Module) -> Callable[[], object]:
+        """The flush that belongs to a region's `module`."""
+        weights = sum(value.numel() * value.element_size() for value in module.parameters())
+        part = self._buffer[: _REGIONS_PER_NETWORK * weights // 8]
+        return part.sum
+
+
+def check_threads(threads: int | None) -> int:
+    """The thread count to use: `threads`, or the physical cores this process may run on.
+
+    Raises:
+        TargetError: `threads` is below 1.
+    """
+    if threads is None:
+        return physical_cores()
+    if threads < 1:
+        message = f"{threads} threads asked for: give at least 1"
+        raise TargetError(message)
+    return threads
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may run on (logical ones where the system does not tell them apart)."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    logical = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in logical:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text(encoding="ascii").strip())
+        except OSError:
+            return len(logical)
+    return max(1, len(cores))
+
+
+def vector_alignment() -> int:
+    """Channels per block of the blocked layouts: 16 with AVX-512 (ONNX Runtime's NCHWc), else 8."""
+    return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability().upper() else 8
+
+
+@cache
+def cpu_model() -> str:
+    """Name of the processor, with its vector instructions: "AMD EPYC 9654 (AVX512)"."""
+    return f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        try:
+            text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            text = ""
+        name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        if name:
+            # cloud machines hide the model in the name ("AMD EPYC"), the family and model numbers do not
+            numbers = re.findall(r"^(?:cpu family|model)\s*:\s*(\d+)$", text, re.MULTILINE)[:2]
+            return " ".join([name.group(1).strip(), "/".join(numbers)]).strip()
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode == 0 and answer.stdout.strip():
+            return answer.stdout.strip()
+    return platform.processor() or platform.machine()

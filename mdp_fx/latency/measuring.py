@@ -1,0 +1,116 @@
+"""Fill latency tables, and time whole networks against each other."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from mdp_fx.latency.tables import LatencyTable
+from mdp_fx.latency.targets import RegionSpec, Runner, Target
+from mdp_fx.latency.timing import Effort, Runs, Timing, no_garbage_collection
+
+_log = logging.getLogger(__name__)
+
+_REGION_EFFORT = Effort()
+_PATIENT_EFFORT = Effort(min_runs=15, max_runs=150, max_time_s=1.0)
+_NOISY_SPREAD = 0.1
+_MOST_REPEATS = 0.1
+
+Progress = Callable[[int, int, str], None]
+
+
+def measure_regions(
+    regions: Sequence[RegionSpec],
+    points: Mapping[str, Sequence[tuple[int, ...]]],
+    target: Target,
+    table: LatencyTable,
+    progress: Progress | None = None,
+) -> None:
+    """Measure what `table` lacks of the regions at `points`; each measurement is stored as it is made.
+
+    The points are visited in a shuffled order that is the same every time: a machine that gets slower or faster
+    while it measures then blurs all regions a little instead of bending one. Points that came out noisy are measured
+    once more at the end, with more patience: those that blur a network's sum most, up to a tenth of all points.
+
+    Args:
+        regions: any number of regions; those with equal keys are measured once.
+        points: per region key the sizes wanted, one per axis role; () for a region without axes.
+        target: where to measure.
+        table: what is known, and where to store.
+        progress: called after every measurement with (done, total, region key), and once at the start.
+
+    Raises:
+        ModelError: a region cannot be brought to the target.
+        TargetError: the table cannot be written.
+        KeyError: `points` names a key that no region has.
+    """
+    fingerprint = target.fingerprint()
+    by_key = {region.key: region for region in regions}
+    missing: list[tuple[str, tuple[int, ...]]] = []
+    for key, wanted in points.items():
+        by_key[key]  # a key without a region is the caller's mistake, better found before an hour of measuring
+        known = table.points(fingerprint, key)
+        missing.extend((key, sizes) for sizes in dict.fromkeys(wanted) if sizes not in known)
+    random.Random(0).shuffle(missing)
+    total = len(missing)
+    if progress is not None:
+        progress(0, total, "")
+    noisy: list[tuple[float, Timing, str, tuple[int, ...]]] = []
+    for done, (key, sizes) in enumerate(missing, start=1):
+        timing = target.time_region(by_key[key], sizes, _REGION_EFFORT)
+        table.put(fingerprint, key, sizes, timing)
+        if timing.spread > _NOISY_SPREAD:
+            noisy.append((timing.spread * timing.median_s, timing, key, sizes))
+        if progress is not None:
+            progress(done, total, key)
+    noisy.sort(key=lambda entry: entry[0], reverse=True)
+    for _, first, key, sizes in noisy[: round(total * _MOST_REPEATS) + 1]:
+        timing = target.time_region(by_key[key], sizes, _PATIENT_EFFORT)
+        if timing.low_s < first.low_s:  # noise only ever adds
+            table.put(fingerprint, key, sizes, timing)
+    _log.info("measured %d points on %s, %d of them noisy", total, target.name, len(noisy))
+
+
+def compare(
+    runners: Mapping[str, Runner],
+    min_time_s: float = 0.5,
+    max_time_s: float = 20.0,
+    error: float = 0.005,
+    min_runs: int = 10,
+    seed: int = 0,
+) -> dict[str, Timing]:
+    """Time several networks in the same run, in rounds of one inference each, in a new random order every round.
+
+    What slows the machine down for a while then slows all of them alike, and the ratios keep. Runs in which another
+    process took a core do not count, as long as there are others.
+
+    Args:
+        runners: what to time, by name.
+        min_time_s: seconds that each of them runs at least.
+        max_time_s: seconds for all together, after which no further round starts (`min_runs` granted).
+        error: stop when every median's standard error is below this share of it.
+        min_runs: rounds at least.
+        seed: of the random order.
+    """
+    order = list(runners)
+    shuffle = random.Random(seed).shuffle
+    effort = Effort(error, min_runs, max_runs=sys.maxsize, max_time_s=max_time_s)
+    runs = {name: Runs(runners[name].threads) for name in order}
+    with no_garbage_collection():
+        for _ in range(3):  # the first inferences allocate buffers and wake threads
+            for name in order:
+                runners[name]()
+        started = time.perf_counter()
+        while order:
+            shuffle(order)
+            for name in order:
+                runs[name].add(runners[name])
+            elapsed = time.perf_counter() - started
+            if elapsed > max_time_s and len(runs[order[0]].seconds) >= min_runs:
+                break
+            if all(sum(each.seconds) >= min_time_s and each.settled(started, effort) for each in runs.values()):
+                break
+    return {name: runs[name].timing_of(runs[name].seconds) for name in runners}

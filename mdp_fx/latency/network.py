@@ -1,0 +1,126 @@
+"""Latency of a whole network from the latencies of its regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from mdp_fx.graph.axes import Dim, kept_size
+from mdp_fx.latency.interpolation import FloatArray, grid
+from mdp_fx.latency.measuring import Progress, measure_regions
+from mdp_fx.latency.tables import LatencyTable
+from mdp_fx.latency.targets import Target
+from mdp_fx.passes.build_space import Analysis, Choices, Points, table_points
+from mdp_fx.passes.cost_regions import CostRegion
+
+
+@dataclass(frozen=True)
+class RegionTables:
+    """Measured tables of every region of a network.
+
+    Attributes:
+        seconds: by region name the points of its axes and the seconds there.
+        measured: how many points were measured now.
+        cached: how many were known.
+    """
+
+    seconds: dict[str, tuple[Points, FloatArray]]
+    measured: int
+    cached: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From the sum of the regions to the whole network: offset_s + factor * sum, both measured.
+
+    With the dense network alone the offset is 0. With a slim one too, the line goes through both.
+    """
+
+    factor: float
+    offset_s: float = 0.0
+
+    def whole(self, total_s: float) -> float:
+        """Predicted seconds of a network whose regions take `total_s`."""
+        return self.offset_s + self.factor * total_s
+
+    def through(self, dense: tuple[float, float], slim: tuple[float, float]) -> Calibration:
+        """The line through the (sum, measured) of two networks; proportional where they are too close to tell."""
+        if dense[0] - slim[0] < 0.1 * dense[0]:
+            return Calibration(slim[1] / slim[0])
+        factor = (dense[1] - slim[1]) / (dense[0] - slim[0])
+        if factor <= 0:
+            return Calibration(slim[1] / slim[0])
+        return Calibration(factor, slim[1] - factor * slim[0])
+
+
+def region_tables(
+    analysis: Analysis,
+    choices: Choices,
+    target: Target,
+    table: LatencyTable,
+    *,
+    step: int,
+    progress: Progress | None = None,
+) -> RegionTables:
+    """Measures what `table` lacks of the regions of a network at the sizes in play."""
+
+    def sizes(dense: int, count: int) -> tuple[int, ...]:
+        return grid(dense, step, target.alignment, max(2, count))
+
+    points = {region.name: table_points(analysis, choices, region, sizes) for region in analysis.regions}
+    wanted: dict[str, dict[tuple[int, ...], None]] = {}
+    for region in analysis.regions:
+        wanted.setdefault(region.key, {}).update(dict.fromkeys(product(*points[region.name])))
+    total = sum(len(sizes_of) for sizes_of in wanted.values())
+    measured = _measure(analysis.regions, {key: tuple(at) for key, at in wanted.items()}, target, table, progress)
+    fingerprint = target.fingerprint()
+    seconds = {
+        region.name: (points[region.name], table.values(fingerprint, region.key, points[region.name]))
+        for region in analysis.regions
+    }
+    return RegionTables(seconds, measured, total - measured)
+
+
+def exact_sum(
+    regions: Sequence[CostRegion],
+    size_of: Callable[[Dim], int],
+    target: Target,
+    table: LatencyTable,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Seconds of each region at exactly the sizes that a selection keeps, measured where unknown, by region name."""
+    at = {region.name: tuple(kept_size(axis, size_of) for axis in region.axes) for region in regions}
+    wanted: dict[str, list[tuple[int, ...]]] = {}
+    for region in regions:
+        wanted.setdefault(region.key, []).append(at[region.name])
+    _measure(regions, wanted, target, table, progress)
+    fingerprint = target.fingerprint()
+    found: dict[str, float] = {}
+    for region in regions:
+        values = table.values(fingerprint, region.key, [(size,) for size in at[region.name]])
+        found[region.name] = float(np.asarray(values).reshape(()))
+    return found
+
+
+def _measure(
+    regions: Sequence[CostRegion],
+    points: dict[str, Sequence[tuple[int, ...]]]
+    | dict[str, list[tuple[int, ...]]]
+    | dict[str, tuple[tuple[int, ...], ...]],
+    target: Target,
+    table: LatencyTable,
+    progress: Progress | None,
+) -> int:
+    count = 0
+
+    def counted(done: int, total: int, text: str) -> None:
+        nonlocal count
+        count = total
+        if progress is not None:
+            progress(done, total, text)
+
+    measure_regions(regions, points, target, table, counted)
+    return count

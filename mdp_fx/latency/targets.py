@@ -1,0 +1,137 @@
+"""What a target is, and the registry of targets by name.
+
+A target is a device with a runtime on it. A new one is one file with a subclass of `Target`, and one line in
+`_TARGETS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Protocol, cast
+
+from torch import Tensor, nn
+
+from mdp_fx.errors import TargetError
+from mdp_fx.latency.timing import Effort, Timing
+
+
+class RegionSpec(Protocol):
+    """What a latency table needs to know of a cost region; `passes.cost_regions.CostRegion` is one."""
+
+    @property
+    def key(self) -> str:
+        """Everything the runtime sees but the sizes; regions with equal keys are interchangeable."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Per axis "in" or "out"; empty for a region of constant cost."""
+
+    @property
+    def dense_sizes(self) -> tuple[int, ...]:
+        """Per axis the size in the dense network."""
+
+    @property
+    def build(self) -> Callable[[tuple[int, ...]], tuple[nn.Module, tuple[Tensor, ...]]]:
+        """The region as a module at given sizes, in eval mode, with example inputs."""
+
+
+class Runner(ABC):
+    """A network made ready on a target: call it for one inference.
+
+    Attributes:
+        threads: processor threads that an inference keeps busy; None where it waits for another device.
+    """
+
+    threads: int | None = None
+
+    @abstractmethod
+    def __call__(self) -> None:
+        """Run one inference, and wait until it is done."""
+
+    def close(self) -> None:  # noqa: B027 - most runners hold nothing
+        """Let go of what the runner holds."""
+
+
+class Target(ABC):
+    """A device and a runtime to measure on.
+
+    Attributes:
+        name: the name in the registry, such as "onnxruntime:cpu".
+        dtype: number format of weights and activations.
+        threads: CPU threads used.
+        alignment: channel multiple at which this target's latency steps.
+    """
+
+    name: ClassVar[str]
+    dtype: ClassVar[str] = "float32"
+    threads: int
+    alignment: int
+
+    @abstractmethod
+    def __init__(self, threads: int | None = None) -> None:
+        """Take the device with `threads` CPU threads (None: one per physical core).
+
+        Raises:
+            TargetError: the device or its runtime is missing; the message says what to install.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Everything that makes two measurements comparable: device, runtime and version, threads, dtype, method."""
+
+    @abstractmethod
+    def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
+        """Make a whole network ready to run, as it would be deployed.
+
+        Raises:
+            ModelError: the network cannot be brought to this target.
+        """
+
+    @abstractmethod
+    def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
+        """Time that the region at `sizes` takes as a part of a network: these times are to be added up.
+
+        Raises:
+            ModelError: the region cannot be brought to this target.
+        """
+
+
+_TARGETS = {
+    "onnxruntime:cpu": ("mdp_fx.latency.onnxruntime_cpu", "OnnxRuntimeCpu", "onnxruntime"),
+    "torch:cpu": ("mdp_fx.latency.torch_cpu", "TorchCpu", "torch"),
+}
+
+
+def target_names() -> tuple[str, ...]:
+    """The names `get_target` knows."""
+    return tuple(_TARGETS)
+
+
+def get_target(name: str, threads: int | None = None) -> Target:
+    """The target called `name`.
+
+    Args:
+        name: one of `target_names()`.
+        threads: CPU threads; None takes one per physical core available to this process.
+
+    Raises:
+        TargetError: no such target (near names are offered), a missing package, or a bad thread count.
+    """
+    if name not in _TARGETS:
+        near = difflib.get_close_matches(name, _TARGETS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known targets: {', '.join(_TARGETS)}"
+        message = f"unknown target {name!r}: {hint}"
+        raise TargetError(message)
+    module_name, class_name, package = _TARGETS[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        if not (error.name or "").startswith(package):
+            raise
+        message = f"target {name} needs the package {package}, which cannot be imported: pip install {package}"
+        raise TargetError(message) from error
+    kind = cast("type[Target]", getattr(module, class_name))
+    return kind(threads)

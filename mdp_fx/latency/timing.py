@@ -1,0 +1,161 @@
+"""What a set of timed runs amounts to, and when to stop timing."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import compress, count
+
+import numpy as np
+
+_FINE_CLOCK_S = 1e-5  # where processor time ticks in milliseconds (Windows) it cannot tell
+_KEPT_SHARE = 0.95
+_FEWEST_GOOD = 3
+_PATIENCE = 8  # times the usual limit, while other processes leave too few undisturbed runs
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time of one thing, from several runs.
+
+    Attributes:
+        median_s: median in seconds.
+        p90_s: 90th percentile in seconds.
+        low_s: lower quartile in seconds. Interference by other processes only ever adds time, so on a busy machine
+            this is steadier than the median; on an idle one the two agree.
+        spread: interquartile range over the median.
+        runs: how many runs were timed.
+    """
+
+    median_s: float
+    p90_s: float
+    low_s: float
+    spread: float
+    runs: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        """Summarise `samples`, seconds.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not samples:
+            message = "no samples to summarise"
+            raise ValueError(message)
+        low, median, high, p90 = np.quantile(np.asarray(samples), (0.25, 0.5, 0.75, 0.9))
+        spread = float((high - low) / median) if median > 0 else 0.0
+        return cls(float(median), float(p90), float(low), spread, len(samples))
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to go on timing.
+
+    Attributes:
+        error: stop when the standard error of the median is below this share of it.
+        min_runs: but not before this many runs,
+        max_runs: and at the latest after this many,
+        max_time_s: or after this many seconds, whichever is first, `min_runs` granted.
+        warm_up: runs thrown away at the start.
+    """
+
+    error: float = 0.008
+    min_runs: int = 7
+    max_runs: int = 40
+    max_time_s: float = 0.15
+    warm_up: int = 2
+
+
+def median_error(samples: Sequence[float]) -> float:
+    """Standard error of the median over the median, from the interquartile range (as if normal)."""
+    timing = Timing.of(samples)
+    # sigma = IQR / 1.349, and the median's standard error is 1.2533 sigma / sqrt(n)
+    return 1.2533 * timing.spread / 1.349 / float(np.sqrt(timing.runs))
+
+
+@dataclass
+class Runs:
+    """Timed runs, in the order they were made.
+
+    Attributes:
+        threads: how many processor cores each was meant to have; None where that says nothing about disturbance.
+        seconds: wall-clock seconds of each.
+        cores: processor time over wall-clock time of each: how many cores it did have.
+    """
+
+    threads: int | None = 1
+    seconds: list[float] = field(default_factory=list)
+    cores: list[float] = field(default_factory=list)
+
+    def add(self, run: Callable[[], object]) -> None:
+        """Run once, and note the time."""
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        run()
+        seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+        self.seconds.append(seconds)
+        self.cores.append(cpu_seconds / max(seconds, 1e-9))
+
+    def undisturbed(self) -> list[bool]:
+        """Which runs kept their cores throughout, as a mask.
+
+        A run of one thread whose processor time falls short of the clock's was put aside for another process. Several
+        threads may sleep of their own accord, so theirs is compared with the best run's.
+        """
+        if self.threads is None or time.get_clock_info("process_time").resolution > _FINE_CLOCK_S:
+            return [True] * len(self.seconds)
+        full = 1.0 if self.threads == 1 else max(self.cores, default=0.0)
+        return [cores >= _KEPT_SHARE * full for cores in self.cores]
+
+    def timing_of(self, values: Sequence[float]) -> Timing:
+        """Summarise one value per run (its seconds, or a part of them), of undisturbed runs if those are enough."""
+        good = list(compress(values, self.undisturbed()))
+        return Timing.of(good if len(good) >= _FEWEST_GOOD else values)
+
+    def settled(self, started: float, effort: Effort) -> bool:
+        """Whether these runs, timed since `started` (`time.perf_counter`), are enough."""
+        good = list(compress(self.seconds, self.undisturbed()))
+        elapsed = time.perf_counter() - started
+        if len(good) < effort.min_runs:
+            return len(self.seconds) >= effort.min_runs and elapsed > _PATIENCE * effort.max_time_s
+        return len(good) >= effort.max_runs or elapsed > effort.max_time_s or median_error(good) < effort.error
+
+
+def time_runs(
+    run: Callable[[], object], effort: Effort, between: Callable[[], object] | None = None, threads: int = 1
+) -> Runs:
+    """Time `run` until the median is steady; `between` goes before every run, untimed.
+
+    On a busy machine it goes on for longer, for enough runs that no other process got in the way of.
+
+    Returns:
+        Every run after the `effort.warm_up` first ones.
+    """
+    runs = Runs(threads)
+    with no_garbage_collection():
+        started = time.perf_counter()
+        for index in count():
+            if between is not None:
+                between()
+            if index < effort.warm_up:
+                run()
+                continue
+            runs.add(run)
+            if runs.settled(started, effort):
+                break
+    return runs
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Keep Python's garbage collector out of the timed runs."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,71 @@
+"""Target torch:cpu: PyTorch's eager mode on the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mdp_fx.latency.cpu import CacheFlush, check_threads, cpu_model, vector_alignment
+from mdp_fx.latency.targets import RegionSpec, Runner, Target
+from mdp_fx.latency.timing import Effort, Timing, time_runs
+
+_METHOD = 1  # raise it when the way of measuring changes: older measurements are then not comparable
+
+
+class TorchCpu(Target):
+    """PyTorch eager, inference mode."""
+
+    name = "torch:cpu"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = check_threads(threads)
+        self.alignment = vector_alignment()
+        self._flush = CacheFlush()
+
+    def fingerprint(self) -> str:
+        return f"{self.name} torch {torch.__version__} {cpu_model()} threads {self.threads} {self.dtype} m{_METHOD}"
+
+    def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
+        return _TorchRunner(module, inputs, self.threads)
+
+    def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
+        """Wall-clock time of the region alone, weights cold: eager mode runs op by op in a network as well."""
+        module, inputs = region.build(sizes)
+        runner = _TorchRunner(module, inputs, self.threads)
+        flush = self._flush.for_weights(module)
+
+        def cold_weights_warm_inputs() -> None:
+            flush()
+            for value in inputs:  # a network's activations were written just before
+                value.count_nonzero()
+
+        with _thread_count(self.threads):
+            runs = time_runs(runner, effort, cold_weights_warm_inputs, self.threads)
+        return runs.timing_of(runs.seconds)
+
+
+class _TorchRunner(Runner):
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...], threads: int) -> None:
+        self._module = module
+        self._inputs = inputs
+        self.threads = self._count = threads
+
+    def __call__(self) -> None:
+        with _thread_count(self._count), torch.inference_mode():
+            self._module(*self._inputs)
+
+
+@contextmanager
+def _thread_count(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if before == threads:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,247 @@
+"""Builds the search space: dimensions, blocks, importance and cost tables as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mdp_fx.graph.axes import Axis, Dim, free_dims, kept_size, size_terms
+from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.passes.channel_groups import ChannelGroup
+from mdp_fx.passes.cost_regions import CostRegion, innermost_blocks
+from mdp_fx.passes.importance import FloatArray, LayerImportance
+from mdp_fx.passes.residual_blocks import Blocks
+from mdp_fx.passes.search_space import (
+    Block,
+    CostAxis,
+    CostModel,
+    CostTerm,
+    Dimension,
+    ImportanceTerm,
+    Role,
+    SearchSpace,
+    SizeTerm,
+)
+
+GRID_POINTS = {1: 8, 2: 6, 3: 4}
+"""Sizes measured on each axis of a region, by the number of its axes that vary."""
+
+MAX_OPTIONS = 12
+"""Kept sizes offered for each dimension."""
+
+Points = tuple[tuple[int, ...], ...]
+Grid = Callable[[int, int], tuple[int, ...]]
+"""grid(dense size, count): sizes to measure on one axis."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the analysis passes found in a network."""
+
+    graph: PruneGraph
+    groups: tuple[ChannelGroup, ...]
+    blocks: Blocks
+    regions: tuple[CostRegion, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What may be chosen.
+
+    Attributes:
+        dimensions: options of each group, in the order of the groups.
+        held: names of groups that keep their dense size.
+        blocks: names of blocks that may be removed.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    held: frozenset[str]
+    blocks: frozenset[str]
+
+    def smallest(self, axis: Axis, by_dim: Mapping[Dim, Dimension]) -> int:
+        """Smallest reachable size of an axis."""
+
+        def size_of(dim: Dim) -> int:
+            dimension = by_dim.get(dim)
+            if dimension is None:
+                return dim.size
+            return dim.size if dimension.name in self.held else dimension.sizes[0]
+
+        return kept_size(axis, size_of)
+
+
+def option_sizes(size: int, step: int, most: int = MAX_OPTIONS) -> tuple[int, ...]:
+    """Kept sizes offered for a dimension: multiples of `step`, thinned evenly to about `most`, and the dense size."""
+    wide = step * max(1, -(-size // (step * most)))
+    return (*range(wide, size, wide), size)
+
+
+def table_points(analysis: Analysis, choices: Choices, region: CostRegion, grid: Grid) -> Points:
+    """Sizes at which each axis of a region is tabled: from the smallest reachable one to the dense one."""
+    by_dim = _by_dim(analysis, choices)
+    lows = [choices.smallest(axis, by_dim) for axis in region.axes]
+    varying = sum(low < axis.size for low, axis in zip(lows, region.axes, strict=True))
+    points: list[tuple[int, ...]] = []
+    for low, axis in zip(lows, region.axes, strict=True):
+        if low == axis.size:
+            points.append((axis.size,))
+        else:
+            points.append((low, *(size for size in grid(axis.size, GRID_POINTS[varying]) if size > low)))
+    return tuple(points)
+
+
+def unit_order(importance: Iterable[LayerImportance], groups: Sequence[ChannelGroup]) -> dict[str, np.ndarray]:
+    """Units of every group from the most important to the least, by the sum over its layers; ties by index."""
+    totals = {group.name: np.zeros(group.size) for group in groups}
+    for entry in importance:
+        totals[entry.group] += entry.values
+    return {name: np.argsort(-total, kind="stable") for name, total in totals.items()}
+
+
+def build_space(
+    analysis: Analysis,
+    choices: Choices,
+    importance: Sequence[LayerImportance],
+    latency: Mapping[str, tuple[Points, FloatArray]],
+    *,
+    latency_constant: float = 0.0,
+) -> SearchSpace:
+    """Puts everything a solver needs into plain data.
+
+    Args:
+        analysis: the analysed network.
+        choices: what may be chosen.
+        importance: scores by layer and group.
+        latency: per region name its points and the microseconds there, calibrated; empty without a target.
+        latency_constant: microseconds that no choice changes.
+    """
+    inside = {
+        node: name for node, name in innermost_blocks(analysis.blocks).items() if name in choices.blocks
+    }
+    offered = {dimension.name: dimension for dimension in choices.dimensions}
+    order = unit_order(importance, analysis.groups)
+    terms = []
+    for entry in importance:
+        cumulative = np.concatenate([[0.0], np.cumsum(entry.values[order[entry.group]])])
+        values = tuple(float(cumulative[size]) for size in offered[entry.group].sizes)
+        terms.append(ImportanceTerm(entry.layer, entry.group, inside.get(entry.layer), values))
+    costs = {
+        "params": _params(analysis, choices, inside),
+        "macs": CostModel("macs", 0.0, tuple(_macs(analysis, choices, inside))),
+    }
+    if latency:
+        costs["latency"] = CostModel("us", latency_constant, tuple(_latency(analysis, choices, inside, latency)))
+    parents = {block.name: block.parent for block in analysis.blocks.removable}
+
+    def parent(name: str) -> str | None:
+        around = parents[name]
+        while around is not None and around not in choices.blocks:
+            around = parents[around]
+        return around
+
+    return SearchSpace(
+        dimensions=choices.dimensions,
+        blocks=tuple(Block(name, parent(name)) for name in parents if name in choices.blocks),
+        exclusive=tuple(names for names in analysis.blocks.exclusive if choices.blocks.issuperset(names)),
+        importance=tuple(terms),
+        costs=costs,
+        fixed={dimension.name: dimension.dense for dimension in choices.dimensions if dimension.name in choices.held},
+    )
+
+
+def _by_dim(analysis: Analysis, choices: Choices) -> dict[Dim, Dimension]:
+    offered = {dimension.name: dimension for dimension in choices.dimensions}
+    return {group.dim: offered[group.name] for group in analysis.groups}
+
+
+def _axis(axis: Axis, role: Role, points: tuple[int, ...], by_dim: Mapping[Dim, Dimension]) -> CostAxis:
+    constant, terms = size_terms(axis)
+    sized: list[SizeTerm] = []
+    for coefficient, dims in terms:
+        # Dimensions that only activations have are not offered: they keep their size.
+        for dim in dims:
+            if dim not in by_dim:
+                coefficient *= dim.size
+        names = tuple(by_dim[dim].name for dim in dims if dim in by_dim)
+        if names:
+            sized.append(SizeTerm(coefficient, names))
+        else:
+            constant += coefficient
+    return CostAxis(role, constant, tuple(sized), points)
+
+
+def _latency(
+    analysis: Analysis, choices: Choices, inside: Mapping[str, str], latency: Mapping[str, tuple[Points, FloatArray]]
+) -> Iterable[CostTerm]:
+    by_dim = _by_dim(analysis, choices)
+    for region in analysis.regions:
+        points, table = latency[region.name]
+        axes = tuple(
+            _axis(axis, role, sizes, by_dim)
+            for axis, role, sizes in zip(region.axes, region.roles, points, strict=True)
+        )
+        yield CostTerm(region.name, inside.get(region.nodes[0]), axes, table)
+
+
+def _macs(analysis: Analysis, choices: Choices, inside: Mapping[str, str]) -> Iterable[CostTerm]:
+    """Multiply-accumulates are linear in each size, so the ends of every axis say all."""
+    by_dim = _by_dim(analysis, choices)
+    for region in analysis.regions:
+        if not region.macs(region.dense_sizes):
+            continue
+        points = [_ends(choices.smallest(axis, by_dim), axis.size) for axis in region.axes]
+        table = np.empty([len(sizes) for sizes in points])
+        for index in np.ndindex(table.shape):
+            table[index] = region.macs(tuple(sizes[i] for sizes, i in zip(points, index, strict=True)))
+        axes = tuple(
+            _axis(axis, role, sizes, by_dim)
+            for axis, role, sizes in zip(region.axes, region.roles, points, strict=True)
+        )
+        yield CostTerm(region.name, inside.get(region.nodes[0]), axes, table)
+
+
+def _ends(low: int, high: int) -> tuple[int, ...]:
+    return (low, high) if low < high else (high,)
+
+
+def _params(analysis: Analysis, choices: Choices, inside: Mapping[str, str]) -> CostModel:
+    """Entries of every parameter: the product of its axes' sizes."""
+    by_dim = _by_dim(analysis, choices)
+    users = _users(analysis.graph)
+    constant = 0.0
+    terms: list[CostTerm] = []
+    for name, tensor, types in analysis.graph.stored():
+        if not isinstance(tensor, torch.nn.Parameter):
+            continue
+        blocks = {inside.get(node) for node in users.get(id(tensor), ())}
+        block = blocks.pop() if len(blocks) == 1 else None
+        axes = [axis for axis in types if free_dims(axis)]
+        rest = float(np.prod([axis.size for axis in types if not free_dims(axis)]))
+        points = [_ends(choices.smallest(axis, by_dim), axis.size) for axis in axes]
+        table = np.full([len(sizes) for sizes in points], rest)
+        for index in np.ndindex(table.shape):
+            table[index] *= np.prod([sizes[i] for sizes, i in zip(points, index, strict=True)])
+        if not axes and block is None:
+            constant += rest
+            continue
+        typed = tuple(
+            _axis(axis, "out" if i == 0 else "in", sizes, by_dim)
+            for i, (axis, sizes) in enumerate(zip(axes, points, strict=True))
+        )
+        terms.append(CostTerm(name, block, typed, table))
+    return CostModel("params", constant, tuple(terms))
+
+
+def _users(graph: PruneGraph) -> dict[int, list[str]]:
+    users: dict[int, list[str]] = {}
+    stored = dict(graph.module.named_parameters())
+    for node in graph.module.graph.nodes:
+        if node.op == "call_module":
+            for tensor in graph.module.get_submodule(str(node.target)).parameters():
+                users.setdefault(id(tensor), []).append(node.name)
+        elif node.op == "get_attr" and str(node.target) in stored:
+            users.setdefault(id(stored[str(node.target)]), []).append(node.name)
+    return users

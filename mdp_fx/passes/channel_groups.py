@@ -1,0 +1,110 @@
+"""Channel groups: the dimensions that type inference leaves free, and everything that mentions them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mdp_fx.graph.axes import Axis, Dim, IntArray, batch_dims, free_dims, occurrences
+from mdp_fx.graph.prune_graph import PruneGraph
+
+
+@dataclass(frozen=True)
+class Member:
+    """One mention of a group in a parameter or buffer.
+
+    Attributes:
+        tensor: its name in the network.
+        axis: the axis of that tensor.
+        units: the group's unit that each entry of the axis belongs to, or -1; shape (entries,).
+    """
+
+    tensor: str
+    axis: int
+    units: IntArray
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Coupled channels: a free dimension whose units are kept or removed everywhere at once.
+
+    Attributes:
+        name: the module that first produces it, made unique by a suffix.
+        dim: the dimension.
+        members: all its mentions.
+    """
+
+    name: str
+    dim: Dim
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        """Units in the dense network."""
+        return self.dim.size
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that mention it, in order."""
+        return tuple(dict.fromkeys(owner(member.tensor) for member in self.members))
+
+
+@dataclass(frozen=True)
+class FrozenAxis:
+    """A part of a stored tensor that cannot be pruned, and why."""
+
+    where: str
+    size: int
+    reason: str
+
+
+def owner(tensor: str) -> str:
+    """The module that holds a tensor: "layer1.0.conv1" for "layer1.0.conv1.weight"."""
+    return tensor.rpartition(".")[0] or tensor
+
+
+def find_channel_groups(graph: PruneGraph) -> tuple[ChannelGroup, ...]:
+    """Returns the channel groups of a typed graph, in the order in which the network meets them."""
+    members: dict[Dim, list[Member]] = {}
+    for name, _, types in graph.stored():
+        for i, axis in enumerate(types):
+            for dim, units in occurrences(axis):
+                if not dim.rigid:
+                    members.setdefault(dim, []).append(Member(name, i, units))
+    groups: list[ChannelGroup] = []
+    used: dict[str, int] = {}
+    for dim, mentions in members.items():
+        producer = next((member for member in mentions if member.axis == 0), mentions[0])
+        name = owner(producer.tensor)
+        used[name] = used.get(name, 0) + 1
+        suffix = f"#{used[name]}" if used[name] > 1 else ""
+        groups.append(ChannelGroup(name + suffix, dim, tuple(mentions)))
+    return tuple(groups)
+
+
+def find_frozen(graph: PruneGraph) -> tuple[FrozenAxis, ...]:
+    """Returns the out axes that are frozen, wholly or in part, each with its first reason."""
+    rows: list[FrozenAxis] = []
+    for name, _, types in graph.stored():
+        if len(types) < 2 or types[0].size == 1:
+            continue
+        for size, reason in _reasons(types[0]):
+            rows.append(FrozenAxis(owner(name), size, reason))
+    return tuple(rows)
+
+
+def _reasons(axis: Axis) -> Iterator[tuple[int, str]]:
+    for span in axis.spans:
+        for factor in span:
+            if isinstance(factor, Dim):
+                if factor.reason is not None:
+                    yield factor.size, factor.reason
+                elif factor.exp is not None:
+                    yield from _reasons(factor.exp)
+            elif isinstance(factor, Axis):
+                yield from _reasons(factor)
+
+
+def is_prunable(axis: Axis) -> bool:
+    """Whether any free dimension is left in an axis."""
+    return bool(free_dims(axis)) and not batch_dims(axis)

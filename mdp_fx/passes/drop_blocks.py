@@ -1,0 +1,57 @@
+"""Removes residual blocks: the other operand of the addition flows on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import fx
+
+from mdp_fx.errors import RecipeError
+from mdp_fx.graph.purity import remove_dead_nodes
+from mdp_fx.passes.residual_blocks import Blocks, ResidualBlock
+
+
+def chosen_blocks(blocks: Blocks, names: Iterable[str]) -> tuple[ResidualBlock, ...]:
+    """Looks up blocks by name.
+
+    Raises:
+        RecipeError: an unknown block, or all operands of one addition at once.
+    """
+    by_name = {block.name: block for block in blocks.removable}
+    chosen = []
+    for name in names:
+        if name not in by_name:
+            msg = f"the network has no removable block {name!r}: the recipe belongs to another model"
+            raise RecipeError(msg)
+        chosen.append(by_name[name])
+    removed = {block.name for block in chosen}
+    for together in blocks.exclusive:
+        if removed.issuperset(together):
+            msg = f"blocks {' and '.join(together)} add to one another: one of them must stay"
+            raise RecipeError(msg)
+    return tuple(chosen)
+
+
+def drop_blocks(module: fx.GraphModule, blocks: Sequence[ResidualBlock]) -> fx.GraphModule:
+    """Returns the network without `blocks` and without what nobody reads any more.
+
+    Args:
+        module: the network; its graph is edited.
+        blocks: blocks of this network, not all operands of one addition.
+    """
+    graph = module.graph
+    nodes = {node.name: node for node in graph.nodes}
+    flows: dict[str, str] = {}
+    for block in blocks:
+        kept = block.kept
+        while kept in flows:
+            kept = flows[kept]
+        nodes[block.addition].replace_all_uses_with(nodes[kept])
+        graph.erase_node(nodes[block.addition])
+        flows[block.addition] = kept
+    if remove_dead_nodes(graph) or blocks:
+        # A new GraphModule copies only what its graph refers to.
+        slim = fx.GraphModule(module, graph, type(module).__name__)
+        slim.train(module.training)
+        return slim
+    return module

@@ -1,0 +1,100 @@
+"""Writes sizes again from types: the one place where literals in a graph change."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from mdp_fx.graph.axes import Axis, Dim, batch_dims, free_dims, kept_size
+from mdp_fx.graph.ops.registry import Emission
+
+SizeOf = Callable[[Dim], int]
+
+
+@dataclass(frozen=True)
+class _OpenSize:
+    """A size that follows the batch: `times` entries for each example."""
+
+    times: int
+
+
+def emit_sizes(module: fx.GraphModule, emissions: Mapping[str, Emission], size_of: SizeOf, source: str | None) -> None:
+    """Writes every size in `module` again that came from a type which is not constant.
+
+    Args:
+        module: edited in place; has the nodes that the emissions name.
+        emissions: by node name.
+        size_of: kept units of a dimension.
+        source: the placeholder whose axis 0 is the batch; sizes that mention the batch are read from it.
+    """
+    nodes = {node.name: node for node in module.graph.nodes}
+    for name, emission in emissions.items():
+        node = nodes[name]
+        for attribute, axis in emission.attributes.items():
+            owner = module.get_submodule(str(node.target))
+            if hasattr(owner, attribute):
+                setattr(owner, attribute, kept_size(axis, size_of))
+        if emission.node is not None and any(free_dims(axis) or batch_dims(axis) for axis in _axes(emission.node)):
+            op, target, args, kwargs = emission.node
+            writer = _Writer(node, nodes, size_of, source, shape=target is torch.reshape)
+            node.op, node.target = op, target
+            node.args, node.kwargs = writer.write(args), writer.write(kwargs)
+
+
+def _axes(value: Any) -> Iterator[Axis]:
+    if isinstance(value, Axis):
+        yield value
+    elif type(value) is slice:
+        yield from _axes((value.start, value.stop))
+    elif isinstance(value, dict):
+        yield from _axes(tuple(value.values()))
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _axes(part)
+
+
+class _Writer:
+    def __init__(
+        self, node: fx.Node, nodes: Mapping[str, fx.Node], size_of: SizeOf, source: str | None, *, shape: bool
+    ) -> None:
+        self._node = node
+        self._nodes = nodes
+        self._size_of = size_of
+        self._source = source
+        self._shape = shape
+
+    def write(self, value: Any) -> Any:
+        """Replaces types by sizes and nodes by those of this graph."""
+        if isinstance(value, list):
+            sizes = [self._size(part) if isinstance(part, Axis) else part for part in value]
+            if self._shape and sum(isinstance(size, _OpenSize) for size in sizes) == 1:
+                sizes = [-1 if isinstance(size, _OpenSize) else size for size in sizes]
+            return [self.write(size) for size in sizes]
+        if isinstance(value, tuple):
+            return tuple(self.write(part) for part in value)
+        if isinstance(value, dict):
+            return {key: self.write(part) for key, part in value.items()}
+        if type(value) is slice:
+            return slice(self.write(value.start), self.write(value.stop), value.step)
+        if isinstance(value, fx.Node):
+            return self._nodes[value.name]
+        if isinstance(value, Axis):
+            return self.write(self._size(value))
+        return self._read_batch(value) if isinstance(value, _OpenSize) else value
+
+    def _size(self, axis: Axis) -> int | _OpenSize:
+        batch = batch_dims(axis)
+        if not batch:
+            return kept_size(axis, self._size_of)
+        return _OpenSize(kept_size(axis, lambda dim: 1 if dim in batch else self._size_of(dim)))
+
+    def _read_batch(self, size: _OpenSize) -> fx.Node:
+        graph = self._node.graph
+        with graph.inserting_before(self._node):
+            batch = graph.call_method("size", (self._nodes[str(self._source)], 0))
+            return batch if size.times == 1 else graph.call_function(operator.mul, (batch, size.times))

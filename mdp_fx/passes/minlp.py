@@ -1,0 +1,240 @@
+"""The decision: what to keep so that most importance is left within the budgets, with a certificate.
+
+The four methods of the MDP ablation are switches on one model (see `modelled_space`): `halp` and `mdlm` hold all
+blocks, `halp` and `mgp` know a region's cost as a function of its output size alone. `uniform` decides nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast, get_args
+
+from mdp_fx.errors import BudgetError, InputError, SolverError
+from mdp_fx.passes.search_space import (
+    SearchSpace,
+    Selection,
+    evaluate,
+    importance,
+    normalise,
+    violations,
+)
+from mdp_fx.passes.solvers import Limits, Outcome, Solver, get_solver
+from mdp_fx.passes.solvers.problem import Method, Problem, compile_problem, modelled_space
+from mdp_fx.passes.solvers.uniform import solve_uniform
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["optimal", "gap reached", "time limit", "no bound"]
+
+METHODS: tuple[str, ...] = (*get_args(Method), "uniform")
+
+DEFAULT_GAP = 1e-3
+DEFAULT_TIME_LIMIT = 60.0
+
+# What a budget may be exceeded by, relative: sums of the same numbers in another order differ by this little.
+BUDGET_SLACK = 1e-9
+
+# How far a solver's claimed objective may be from the re-evaluated one, relative (HiGHS's integrality tolerance).
+CLAIM_TOLERANCE = 1e-5
+
+# A gap below this is a rounding error.
+PROVEN = 1e-7
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known about a selection.
+
+    Attributes:
+        solver: Which back end found it.
+        method: Which model it was asked.
+        status: "optimal", "gap reached" (the asked gap is proven), "time limit" (the gap proven by then is larger), or
+            "no bound" for the uniform baseline.
+        objective: Importance kept, re-evaluated.
+        bound: No selection within the budgets keeps more, in the method's model. None when nothing is proven.
+        gap: (bound - objective) / |objective|. None when nothing is proven.
+        seconds: Wall time.
+        costs: True cost per cost name, re-evaluated on the full tables.
+        modelled_costs: Cost as the method's model sees it; this is what the budgets were held against.
+        budgets: Budget per cost name.
+    """
+
+    solver: str
+    method: str
+    status: Status
+    objective: float
+    bound: float | None
+    gap: float | None
+    seconds: float
+    costs: dict[str, float]
+    modelled_costs: dict[str, float]
+    budgets: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def solve(
+    space: SearchSpace,
+    budgets: Mapping[str, float],
+    *,
+    method: str = "mdp",
+    solver: str = "exact",
+    gap: float = DEFAULT_GAP,
+    time_limit: float = DEFAULT_TIME_LIMIT,
+    threads: int | None = None,
+    seed: int = 0,
+) -> tuple[Selection, Certificate]:
+    """Choose sizes and blocks of most importance within the budgets.
+
+    Args:
+        space: The search space.
+        budgets: Largest allowed value per cost name, in the unit of the cost.
+        method: "mdp", "mgp", "mdlm", "halp" or "uniform".
+        solver: Back end, see `mdp_fx.passes.solvers`.
+        gap: Relative gap between the proven bound and the objective that is good enough.
+        time_limit: Seconds after which the best selection so far is taken, its true gap in the certificate.
+        threads: Solver threads; None leaves it to the solver.
+        seed: Solver's random seed.
+
+    Returns:
+        The selection, re-evaluated and found within the budgets, and its certificate.
+
+    Raises:
+        InputError: Unknown method or cost, or a budget, gap or time limit that is no such number.
+        BudgetError: A budget cannot be met; the message states the smallest reachable value.
+        SolverError: Unknown solver, no selection found in time, or an answer that does not survive re-evaluation.
+    """
+    begin = time.monotonic()
+    _check_arguments(space, budgets, method, gap, time_limit)
+    if method == "uniform":
+        result = solve_uniform(space, budgets)
+        if result.selection is None:
+            raise _unreachable(space, budgets, result.smallest)
+        return _certify(_Run(space, space, dict(budgets), method, "uniform", gap, begin), result.selection, None)
+    back_end = get_solver(solver)
+    model = modelled_space(space, cast(Method, method))
+    run = _Run(space, model, dict(budgets), method, solver, gap, begin)
+    dense = model.dense()
+    if _within(evaluate(model, dense), budgets) and not violations(model, dense):
+        # Importance never falls with size and is never negative: nothing beats keeping everything.
+        return _certify(run, dense, importance(model, dense))
+    problem = compile_problem(model, budgets)
+    limits = Limits(gap, time_limit, threads, seed)
+    selection, bound = _solve_within(run, problem, back_end, limits)
+    return _certify(run, selection, bound)
+
+
+@dataclass(frozen=True)
+class _Run:
+    space: SearchSpace
+    model: SearchSpace
+    budgets: dict[str, float]
+    method: str
+    solver: str
+    gap: float
+    begin: float
+
+
+def _check_arguments(
+    space: SearchSpace, budgets: Mapping[str, float], method: str, gap: float, time_limit: float
+) -> None:
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}; methods are {', '.join(METHODS)}")
+    for name, budget in budgets.items():
+        if name not in space.costs:
+            raise InputError(f"budget for an unknown cost {name!r}; the search space has {', '.join(space.costs)}")
+        if not math.isfinite(budget) or budget < 0:
+            raise InputError(f"the {name} budget is {budget}; it must be a finite number, not negative")
+    if not (math.isfinite(gap) and gap >= 0) or not time_limit > 0:
+        raise InputError(f"gap {gap} and time limit {time_limit} must be a number >= 0 and a number of seconds > 0")
+
+
+def _within(costs: Mapping[str, float], budgets: Mapping[str, float]) -> bool:
+    return all(costs[name] <= budget * (1 + BUDGET_SLACK) for name, budget in budgets.items())
+
+
+def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits) -> tuple[Selection, float]:
+    """The back end's selection and bound, run again with a hair less budget where its tolerance overstepped."""
+    first = solve_uniform(run.model, run.budgets).selection
+    asked, bound = dict(run.budgets), math.inf
+    for _ in range(3):
+        outcome: Outcome = back_end(problem, asked, limits, first)
+        if outcome.selection is None:
+            if math.isinf(bound) and outcome.bound == -math.inf:
+                raise _infeasible(run, problem, limits)
+            raise SolverError(f"no selection found in {limits.time_limit:g} s; allow more time or coarser sizes")
+        # A tighter budget cannot raise the bound, so the first one stays valid.
+        bound = min(bound, outcome.bound) if math.isinf(bound) else bound
+        selection = normalise(run.model, outcome.selection)
+        costs = evaluate(run.model, selection)
+        if _within(costs, run.budgets):
+            claimed, kept = outcome.objective, importance(run.model, selection)
+            if math.isfinite(claimed) and abs(claimed - kept) > CLAIM_TOLERANCE * max(abs(kept), 1.0):
+                raise SolverError(f"{run.solver} claims an importance of {claimed:.9g}; re-evaluation gives {kept:.9g}")
+            return selection, bound
+        over = {name: costs[name] / budget - 1 for name, budget in run.budgets.items() if budget > 0}
+        if max(over.values(), default=math.inf) > CLAIM_TOLERANCE:
+            break
+        logger.debug("budgets overstepped by rounding: %s", over)
+        asked = {name: asked[name] * (1 - 2 * max(over.get(name, 0.0), 0.0)) for name in asked}
+    raise SolverError(f"{run.solver} returned a selection of cost {costs} for budgets {run.budgets}")
+
+
+def _infeasible(run: _Run, problem: Problem, limits: Limits) -> BudgetError:
+    from mdp_fx.passes.solvers.exact import smallest_cost
+
+    smallest = {}
+    for name in run.budgets:
+        outcome = smallest_cost(problem, name, limits)
+        if outcome.selection is None:
+            return BudgetError("the search space allows no selection at all; look at its exclusive blocks")
+        smallest[name] = evaluate(run.model, outcome.selection)[name]
+    return _unreachable(run.space, run.budgets, smallest)
+
+
+def _unreachable(space: SearchSpace, budgets: Mapping[str, float], smallest: Mapping[str, float]) -> BudgetError:
+    def amount(name: str, value: float) -> str:
+        dense, unit = evaluate(space, space.dense())[name], space.costs[name].unit
+        text = f"{value / 1000:.4g} ms" if unit == "us" else f"{value:,.0f} {unit}"
+        return f"{text} ({value / dense:.1%} of dense)" if dense else text
+
+    for name, budget in budgets.items():
+        if smallest[name] > budget * (1 + BUDGET_SLACK):
+            reach = amount(name, smallest[name])
+            return BudgetError(f"the {name} budget of {amount(name, budget)} cannot be met: the smallest is {reach}")
+    each = ", ".join(f"{name} {amount(name, smallest[name])}" for name in budgets)
+    return BudgetError(f"the budgets cannot be met together; the smallest of each alone: {each}")
+
+
+def _certify(run: _Run, selection: Selection, bound: float | None) -> tuple[Selection, Certificate]:
+    selection = normalise(run.space, selection)
+    wrong, modelled = violations(run.space, selection), evaluate(run.model, selection)
+    if wrong or not _within(modelled, run.budgets):
+        raise SolverError(f"{run.solver} returned an unusable selection: {'; '.join(wrong) or modelled}")
+    objective = importance(run.space, selection)
+    status: Status = "no bound"
+    gap = None
+    if bound is not None:
+        bound = max(bound, objective)
+        gap = (bound - objective) / max(abs(objective), 1e-12) if bound > objective else 0.0
+        status = "optimal" if gap <= PROVEN else "gap reached" if gap <= 1.001 * run.gap else "time limit"
+    certificate = Certificate(
+        solver=run.solver,
+        method=run.method,
+        status=status,
+        objective=objective,
+        bound=bound,
+        gap=gap,
+        seconds=time.monotonic() - run.begin,
+        costs=evaluate(run.space, selection),
+        modelled_costs=modelled,
+        budgets=run.budgets,
+    )
+    logger.info("%s (%s): %s, gap %s, %.2f s", run.solver, run.method, status, gap, certificate.seconds)
+    return selection, certificate

@@ -1,0 +1,163 @@
+"""Residual blocks: regions that may be dropped so that the other operand of an addition flows on."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Any
+
+import torch
+from torch import fx
+
+from mdp_fx.graph.purity import is_pure
+from mdp_fx.graph.trace import SHAPE
+
+ADDITIONS: tuple[Callable[..., Any] | str, ...] = (operator.add, torch.add, "add")
+
+
+@dataclass(frozen=True)
+class ResidualBlock:
+    """One operand of an addition, with all that feeds nothing else.
+
+    Attributes:
+        name: the common module path of its nodes, made unique by a suffix.
+        addition: name of the node that adds it.
+        kept: name of the node that flows on when the block is removed.
+        nodes: names of the nodes that go with it, in graph order.
+        parent: the smallest block around it, or None.
+        reason: why it cannot be removed, None where it can.
+    """
+
+    name: str
+    addition: str
+    kept: str
+    nodes: tuple[str, ...]
+    parent: str | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a network.
+
+    Attributes:
+        removable: blocks that may be removed.
+        exclusive: names of blocks that add to one another, of which at least one must stay.
+        kept: blocks that were looked at and must stay, with the reason.
+    """
+
+    removable: tuple[ResidualBlock, ...]
+    exclusive: tuple[tuple[str, ...], ...]
+    kept: tuple[ResidualBlock, ...]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    addition: fx.Node
+    kept: fx.Node
+    region: frozenset[fx.Node]
+    reason: str | None
+
+
+def find_residual_blocks(module: fx.GraphModule) -> Blocks:
+    """Finds residual blocks by the structure of the graph alone, nested ones too."""
+    order = {node: i for i, node in enumerate(module.graph.nodes)}
+    reads_input: set[fx.Node] = set()
+    for node in order:
+        if node.op == "placeholder" or any(source in reads_input for source in node.all_input_nodes):
+            reads_input.add(node)
+    candidates: list[_Candidate] = []
+    for node in order:
+        if not _is_addition(node):
+            continue
+        for branch, other in (node.args, node.args[::-1]):
+            assert isinstance(branch, fx.Node) and isinstance(other, fx.Node)
+            region = _feeds_only(branch, node)
+            if any(_has_parameters(module, part) for part in region):
+                candidates.append(_Candidate(node, other, region, _why_not(node, branch, other, region, reads_input)))
+    return _name_blocks(candidates, order)
+
+
+def _is_addition(node: fx.Node) -> bool:
+    return (
+        node.target in ADDITIONS
+        and len(node.args) == 2
+        and not node.kwargs
+        and all(isinstance(operand, fx.Node) for operand in node.args)
+        and node.args[0] is not node.args[1]
+    )
+
+
+def _feeds_only(branch: fx.Node, addition: fx.Node) -> frozenset[fx.Node]:
+    """`branch` and all before it whose every use ends in `addition` through `branch`."""
+    if set(branch.users) != {addition}:
+        return frozenset()
+    region: set[fx.Node] = set()
+    pending = [branch]
+    while pending:
+        node = pending.pop()
+        if node in region or node.op == "placeholder" or (node is not branch and not region.issuperset(node.users)):
+            continue
+        region.add(node)
+        pending.extend(node.all_input_nodes)
+    return frozenset(region)
+
+
+def _has_parameters(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return next(module.get_submodule(str(node.target)).parameters(), None) is not None
+    return node.op == "get_attr"
+
+
+def _why_not(
+    addition: fx.Node, branch: fx.Node, other: fx.Node, region: frozenset[fx.Node], reads_input: set[fx.Node]
+) -> str | None:
+    if other not in reads_input:
+        return "without it nothing that depends on the input would be left"
+    if branch not in reads_input:
+        return "it does not depend on the input"
+    if other.meta[SHAPE] != addition.meta[SHAPE]:
+        return "the other operand has another shape"
+    impure = next((node.name for node in region if not is_pure(node)), None)
+    return f"it writes in place at {impure}" if impure is not None else None
+
+
+def _name_blocks(candidates: list[_Candidate], order: dict[fx.Node, int]) -> Blocks:
+    candidates.sort(key=lambda candidate: (min(order[node] for node in candidate.region), -len(candidate.region)))
+    used: dict[str, int] = {}
+    names: list[str] = []
+    for candidate in candidates:
+        name = _common_path(candidate.region) or candidate.addition.name
+        used[name] = used.get(name, 0) + 1
+        names.append(name + (f"#{used[name]}" if used[name] > 1 else ""))
+    blocks: list[ResidualBlock] = []
+    for name, candidate in zip(names, candidates, strict=True):
+        around = [
+            (len(outer.region), outer_name)
+            for outer_name, outer in zip(names, candidates, strict=True)
+            if outer is not candidate and outer.reason is None and candidate.region < outer.region
+        ]
+        blocks.append(
+            ResidualBlock(
+                name,
+                candidate.addition.name,
+                candidate.kept.name,
+                tuple(node.name for node in sorted(candidate.region, key=order.__getitem__)),
+                min(around)[1] if around else None,
+                candidate.reason,
+            )
+        )
+    removable = tuple(block for block in blocks if block.reason is None)
+    together: dict[str, list[str]] = {}
+    for block in removable:
+        together.setdefault(block.addition, []).append(block.name)
+    exclusive = tuple(tuple(names) for names in together.values() if len(names) > 1)
+    return Blocks(removable, exclusive, tuple(block for block in blocks if block.reason is not None))
+
+
+def _common_path(region: frozenset[fx.Node]) -> str:
+    paths = [str(node.target).split(".") for node in region if node.op in ("call_module", "get_attr")]
+    shared = commonprefix(paths) if len(paths) > 1 else paths[0]
+    return ".".join(shared)

@@ -1,0 +1,73 @@
+"""Slices the kept units out of every parameter and buffer, and writes the sizes in the graph again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from mdp_fx.errors import RecipeError
+from mdp_fx.graph.axes import BoolArray, Dim, TensorType, kept_mask
+from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.passes.channel_groups import ChannelGroup
+from mdp_fx.passes.emission import emit_sizes
+
+
+def unit_masks(groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]) -> dict[Dim, BoolArray]:
+    """Turns kept indices by group name into masks by dimension.
+
+    Raises:
+        RecipeError: an unknown group, an index outside of a group, or a group with nothing kept.
+    """
+    by_name = {group.name: group for group in groups}
+    masks: dict[Dim, BoolArray] = {}
+    for name, indices in kept.items():
+        group = by_name.get(name)
+        if group is None:
+            msg = f"the network has no channel group {name!r}: the recipe belongs to another model"
+            raise RecipeError(msg)
+        mask = np.zeros(group.size, dtype=bool)
+        if len(indices) == 0 or min(indices) < 0 or max(indices) >= group.size:
+            msg = f"kept indices of group {name!r} must be some of 0..{group.size - 1}"
+            raise RecipeError(msg)
+        mask[list(indices)] = True
+        masks[group.dim] = mask
+    return masks
+
+
+def slice_channels(graph: PruneGraph, masks: Mapping[Dim, BoolArray]) -> fx.GraphModule:
+    """Returns a copy of the network that holds the kept units only; `graph` is left unchanged.
+
+    Args:
+        graph: the typed dense network.
+        masks: units that each dimension keeps; dimensions that are missing keep all.
+    """
+    memo: dict[int, object] = {}
+    for _, tensor, types in graph.stored():
+        sliced = slice_tensor(tensor, types, masks)
+        memo[id(tensor)] = (
+            nn.Parameter(sliced, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced
+        )
+    module: fx.GraphModule = copy.deepcopy(graph.module, memo)
+    emit_sizes(
+        module,
+        graph.emissions,
+        lambda dim: int(masks[dim].sum()) if dim in masks else dim.size,
+        graph.batch_source,
+    )
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def slice_tensor(tensor: torch.Tensor, types: TensorType, masks: Mapping[Dim, BoolArray]) -> torch.Tensor:
+    """A copy of the entries of `tensor` whose units are all kept."""
+    result = tensor.detach()
+    for i, axis in enumerate(types):
+        mask = kept_mask(axis, masks)
+        if not mask.all():
+            result = result.index_select(i, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
+    return result.clone() if result.data_ptr() == tensor.data_ptr() else result

@@ -1,0 +1,71 @@
+"""Solvers as interchangeable back ends: each takes a Problem and budgets and returns an Outcome.
+
+A solver's module is imported only when it is asked for, so that naming solvers costs nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from mdp_fx.errors import SolverError
+
+if TYPE_CHECKING:
+    from mdp_fx.passes.search_space import Selection
+    from mdp_fx.passes.solvers.problem import Problem
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a solver may stop, and what makes its run repeatable.
+
+    Attributes:
+        gap: Relative gap between bound and objective that is enough.
+        time_limit: Seconds.
+        threads: Threads; None leaves it to the solver.
+        seed: Random seed. Same seed and threads: same answer, unless the time limit strikes.
+    """
+
+    gap: float
+    time_limit: float
+    threads: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a solver claims; nobody uses it before it is re-evaluated.
+
+    Attributes:
+        selection: The best selection found; None when the problem is infeasible.
+        objective: Its importance.
+        bound: No selection within the budgets is worth more than this.
+    """
+
+    selection: Selection | None
+    objective: float
+    bound: float
+
+
+Solver = Callable[["Problem", Mapping[str, float], Limits, "Selection | None"], Outcome]
+
+# Name -> (module, function); the function takes problem, budgets, limits and a first selection to improve on, if any.
+SOLVERS: dict[str, tuple[str, str]] = {"exact": ("mdp_fx.passes.solvers.exact", "solve_exact")}
+
+
+def get_solver(name: str) -> Solver:
+    """The solver of that name.
+
+    Raises:
+        SolverError: No solver has that name.
+    """
+    if name not in SOLVERS:
+        near = difflib.get_close_matches(name, SOLVERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SolverError(f"unknown solver {name!r} (known: {', '.join(SOLVERS)}){hint}")
+    module, function = SOLVERS[name]
+    loaded: Any = importlib.import_module(module)
+    return cast(Solver, getattr(loaded, function))

@@ -1,0 +1,131 @@
+"""A linear mixed-integer Pyomo model handed to HiGHS, relaxed or restricted, and its answer written back.
+
+Pyomo's own HiGHS interfaces redirect the process's stdout while solving (another thread's progress bar is lost), take
+either no first solution or no thread count, and compile the model anew for every solve. So the model's standard form
+is compiled once by Pyomo and passed to highspy here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Any
+
+import highspy
+import numpy as np
+import numpy.typing as npt
+import pyomo.environ as pyo
+from pyomo.repn.plugins.standard_form import LinearStandardFormCompiler
+
+from mdp_fx.errors import SolverError
+from mdp_fx.passes.solvers import Limits
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """The linear relaxation: its optimum, and by how much setting each column to one worsens it (never negative)."""
+
+    bound: float
+    penalties: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The end of a mixed-integer solve; `objective` is None when no solution was found."""
+
+    objective: float | None
+    bound: float
+    proven_infeasible: bool
+
+
+class HighsModel:
+    """A Pyomo model with one objective, compiled."""
+
+    def __init__(self, model: Any, limits: Limits) -> None:
+        form = LinearStandardFormCompiler().write(model, mixed_form=True, set_sense=None)
+        self.columns: list[Any] = list(form.columns)
+        self.maximise = form.objectives[0].sense == pyo.maximize
+        self._lp = _to_lp(form, self.maximise)
+        self._integrality = [
+            highspy.HighsVarType.kInteger if v.is_integer() else highspy.HighsVarType.kContinuous for v in form.columns
+        ]
+        self._upper = np.array([v.ub for v in form.columns], dtype=np.float64)
+        self._limits = limits
+        self._deadline = time.monotonic() + limits.time_limit
+
+    def relax(self) -> Relaxation | None:
+        """Solve the linear relaxation; None when that does not end with an optimum (infeasible, out of time)."""
+        self._lp.integrality_ = []
+        self._lp.col_upper_ = self._upper
+        highs = self._run(None)
+        if highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            return None
+        duals = np.array(highs.getSolution().col_dual)
+        worse = -duals if self.maximise else duals
+        return Relaxation(highs.getInfo().objective_function_value, np.maximum(worse, 0.0))
+
+    def solve(self, dropped: npt.NDArray[np.bool_], start: Container[int] | None = None) -> Answer:
+        """Solve with the dropped columns held at zero; the variables get the solution's values.
+
+        Args:
+            dropped: Mask over `columns`.
+            start: Indices of the columns that are one in a first solution; integer columns that are not in it are zero.
+        """
+        self._lp.integrality_ = self._integrality
+        self._lp.col_upper_ = np.where(dropped, 0.0, self._upper)
+        highs = self._run(start)
+        status, ends, info = highs.getModelStatus(), highspy.HighsModelStatus, highs.getInfo()
+        if status not in (ends.kOptimal, ends.kTimeLimit, ends.kInfeasible):
+            raise SolverError(f"HiGHS ended with status {highs.modelStatusToString(status)!r}")
+        found = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+        if found:
+            for variable, value in zip(self.columns, highs.getSolution().col_value, strict=True):
+                variable.set_value(value, skip_validation=True)
+        return Answer(info.objective_function_value if found else None, info.mip_dual_bound, status == ends.kInfeasible)
+
+    def seconds_left(self) -> float:
+        """Time until the limit, never negative."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def _run(self, start: Container[int] | None) -> Any:
+        highs = highspy.Highs()
+        options = {
+            "output_flag": False,
+            "mip_rel_gap": self._limits.gap,
+            "mip_abs_gap": 0.0,
+            "time_limit": self.seconds_left(),
+            "random_seed": self._limits.seed,
+            **({} if self._limits.threads is None else {"threads": self._limits.threads}),
+        }
+        if self._limits.threads is not None:
+            # The scheduler of HiGHS is global: a thread count other than its first one is refused without a reset.
+            highspy.Highs.resetGlobalScheduler(True)
+        for name, value in options.items():
+            highs.setOptionValue(name, value)
+        highs.passModel(self._lp)
+        if start is not None:
+            whole = [i for i, kind in enumerate(self._integrality) if kind == highspy.HighsVarType.kInteger]
+            values = np.array([float(i in start) for i in whole])
+            highs.setSolution(len(whole), np.array(whole, dtype=np.int32), values)
+        highs.HandleKeyboardInterrupt = True
+        highs.run()
+        return highs
+
+
+def _to_lp(form: Any, maximise: bool) -> Any:
+    matrix = form.A.tocsc()
+    lp = highspy.HighsLp()
+    lp.num_row_, lp.num_col_ = matrix.shape
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+    lp.a_matrix_.start_ = matrix.indptr
+    lp.a_matrix_.index_ = matrix.indices
+    lp.a_matrix_.value_ = matrix.data
+    lp.col_cost_ = np.asarray(form.c.todense(), dtype=np.float64).ravel()
+    lp.offset_ = float(form.c_offset[0])
+    lp.col_lower_ = np.array([v.lb for v in form.columns], dtype=np.float64)
+    kinds, rhs = np.array([row.bound_type for row in form.rows]), np.asarray(form.rhs, dtype=np.float64)
+    lp.row_lower_ = np.where(kinds <= 0, rhs, -highspy.kHighsInf)
+    lp.row_upper_ = np.where(kinds >= 0, rhs, highspy.kHighsInf)
+    lp.sense_ = highspy.ObjSense.kMaximize if maximise else highspy.ObjSense.kMinimize
+    return lp

@@ -1,0 +1,415 @@
+"""The pipeline: prune, apply, inspect, profile, bench. Each stage can also be called alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from mdp_fx.analysis import Stage, Stopwatch, analyse, as_inputs, batch_of, choose, rewrite, silent
+from mdp_fx.budget_search import BudgetSearch, Outcome, SolverOptions
+from mdp_fx.budgets import Budget, parse_budget
+from mdp_fx.errors import RecipeError
+from mdp_fx.graph.axes import free_dims
+from mdp_fx.latency.measuring import compare
+from mdp_fx.latency.network import exact_sum, region_tables
+from mdp_fx.latency.tables import LatencyTable
+from mdp_fx.latency.targets import get_target
+from mdp_fx.model_source import check_finite
+from mdp_fx.passes.build_space import Analysis
+from mdp_fx.passes.channel_groups import find_frozen
+from mdp_fx.passes.importance import Loss, score
+from mdp_fx.passes.search_space import evaluate
+from mdp_fx.recipe import Recipe, fingerprint
+from mdp_fx.report.facts import (
+    BenchRow,
+    BlockRow,
+    Change,
+    FrozenRow,
+    GroupRow,
+    Inspection,
+    LatencyFacts,
+    Profile,
+    PruneReport,
+    RegionRow,
+)
+
+LOW_SHARE = 0.2
+"""A layer cut below this share of its channels is warned of."""
+
+MeasureProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` returns.
+
+    Attributes:
+        module: the slim network, in eval mode.
+        recipe: what was kept and removed; `apply` repeats it on the same dense network.
+        report: the facts of the run.
+    """
+
+    module: fx.GraphModule
+    recipe: Recipe
+    report: PruneReport
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    latency: str | float | Budget | None = None,
+    params: str | float | Budget | None = None,
+    macs: str | float | Budget | None = None,
+    target: str = "onnxruntime:cpu",
+    threads: int | None = None,
+    method: str = "mdp",
+    importance: str | None = None,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    step: int = 8,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    seed: int = 0,
+    gap: float = 1e-3,
+    time_limit: float = 20.0,
+    name: str | None = None,
+    stage: Stage = silent,
+    progress: MeasureProgress | None = None,
+) -> PruneResult:
+    """Prunes a network to a measured latency.
+
+    Args:
+        model: the trained dense network; left unchanged.
+        example_inputs: a tensor, or the positional arguments of its forward; axis 0 is the batch that latency counts for.
+        latency: "50%" of the dense latency, "12.5ms", or a share as a number; 50 % where no budget is given.
+        params: budget of parameters: "60%", "4M", or a share.
+        macs: budget of multiply-accumulates, likewise.
+        target: where latency counts: "onnxruntime:cpu" or "torch:cpu".
+        threads: CPU threads of the target, None for one per physical core.
+        method: "mdp", "mgp", "mdlm", "halp" or "uniform".
+        importance: "taylor" (default with data), "l2" (default without), "l1", "bn", "random".
+        data: batches of (inputs, targets), for taylor.
+        loss: of (outputs, targets), cross-entropy by default.
+        step: channel step.
+        keep: patterns of module names to leave alone.
+        only: patterns of module names to prune.
+        seed: of everything random.
+        gap: relative optimality gap the solver may stop at.
+        time_limit: seconds for each call of the solver.
+        name: of the model, for the report.
+        stage: called with the name of each stage as it starts.
+        progress: called with (done, total, text) while measuring.
+
+    Raises:
+        MdpFxError: one line that says what, where and what to do.
+    """
+    budgets = _budgets(latency, params, macs)
+    kind = importance or ("taylor" if data is not None else "l2")
+    inputs = as_inputs(example_inputs)
+    device = get_target(target, threads)
+    check_finite(model)
+    watch = Stopwatch(stage)
+    analysis = analyse(model, inputs, stage=watch)
+    choices = choose(analysis, step, keep, only)
+    watch("score importance")
+    scores = score(
+        analysis.graph,
+        analysis.groups,
+        kind,
+        model=model,
+        data=data,
+        loss=loss,
+        seed=seed,
+        progress=progress,
+    )
+    with LatencyTable() as table:
+        search = BudgetSearch(
+            analysis,
+            choices,
+            scores,
+            device,
+            table,
+            inputs,
+            step=step,
+            options=SolverOptions(method, gap, time_limit, seed),
+            stage=watch,
+            progress=progress,
+        )
+        outcome = search.run(budgets.get("latency"), {k: v for k, v in budgets.items() if k != "latency"})
+    watch("")
+    recipe = _recipe(model, analysis, outcome, kind, step, inputs, device.name)
+    report = _report(
+        name or type(model).__name__, analysis, outcome, kind, device.name, device.fingerprint(), device.threads,
+        batch_of(inputs), data is not None, watch.seconds,
+    )
+    return PruneResult(outcome.module, recipe, report)
+
+
+def _budgets(
+    latency: str | float | Budget | None, params: str | float | Budget | None, macs: str | float | Budget | None
+) -> dict[str, Budget]:
+    given = {"latency": latency, "params": params, "macs": macs}
+    if all(value is None for value in given.values()):
+        given["latency"] = "50%"
+    return {what: parse_budget(value, what) for what, value in given.items() if value is not None}
+
+
+def _recipe(
+    model: nn.Module, analysis: Analysis, outcome: Outcome, importance: str, step: int, inputs: tuple[Any, ...], target: str
+) -> Recipe:
+    budgets = dict(outcome.certificate.budgets)
+    predicted = dict(outcome.certificate.costs)
+    if outcome.asked_s is not None and outcome.predicted_s is not None:
+        budgets["latency"], predicted["latency"] = outcome.asked_s, outcome.predicted_s
+    return Recipe(
+        kept=outcome.kept,
+        removed_blocks=list(outcome.selection.removed_blocks),
+        group_sizes={group.name: group.size for group in analysis.groups},
+        method=outcome.certificate.method,
+        target=target,
+        budgets=budgets,
+        predicted=predicted,
+        certificate=outcome.certificate.to_json(),
+        importance=importance,
+        step=step,
+        input_shapes=[list(value.shape) for value in inputs if isinstance(value, torch.Tensor)],
+        fingerprint=fingerprint(model),
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of mdp-fx and the libraries that decide what it does."""
+    from importlib import metadata
+
+    found = {"mdp-fx": _package_version(), "torch": torch.__version__}
+    for package in ("onnx", "onnxruntime", "onnxruntime-gpu", "highspy", "pyomo", "torchvision", "timm"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _package_version() -> str:
+    import mdp_fx
+
+    return str(mdp_fx.__version__)
+
+
+def _report(
+    name: str,
+    analysis: Analysis,
+    outcome: Outcome,
+    importance: str,
+    target: str,
+    device: str,
+    threads: int,
+    batch: int,
+    has_data: bool,
+    seconds: Mapping[str, float],
+) -> PruneReport:
+    asked, calibration = outcome.asked_s, outcome.calibration
+    latency = LatencyFacts(
+        measured_ms=1e3 * outcome.slim.median_s,
+        dense_ms=1e3 * outcome.dense.median_s,
+        asked_ms=_ms(asked),
+        asked_share=asked / outcome.dense.median_s if asked is not None else None,
+        predicted_ms=_ms(outcome.predicted_s),
+        dense_sum_ms=_ms(outcome.dense_sum_s),
+        calibration=calibration.factor if calibration is not None else None,
+        calibration_offset_ms=_ms(calibration.offset_s) if calibration is not None else None,
+        rounds=outcome.rounds,
+        regions_measured=outcome.regions_measured,
+        regions_cached=outcome.regions_cached,
+    )
+    removed = set(outcome.selection.removed_blocks)
+    frozen = tuple(FrozenRow(row.where, row.size, row.reason) for row in find_frozen(analysis.graph))
+    groups = tuple(
+        GroupRow(group.name, group.size, len(outcome.kept[group.name]), group.modules) for group in analysis.groups
+    )
+    dense_macs = sum(region.macs(region.dense_sizes) for region in analysis.regions)
+    return PruneReport(
+        model=name,
+        method=outcome.certificate.method,
+        importance=importance,
+        target=target,
+        device=device,
+        threads=threads,
+        batch=batch,
+        latency=latency,
+        params=Change(_count(analysis.graph.module), _count(outcome.module)),
+        macs=Change(round(dense_macs), round(outcome.certificate.costs["macs"])),
+        blocks=_block_rows(analysis, removed),
+        groups=groups,
+        frozen=frozen,
+        solver=outcome.certificate.to_json(),
+        warnings=tuple(_warnings(analysis, outcome, groups, has_data, importance)),
+        seconds=dict(seconds),
+    )
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _block_rows(analysis: Analysis, removed: set[str]) -> tuple[BlockRow, ...]:
+    rows = [BlockRow(block.name, block.name in removed) for block in analysis.blocks.removable]
+    rows += [BlockRow(block.name, False, block.reason) for block in analysis.blocks.kept]
+    return tuple(rows)
+
+
+def _warnings(
+    analysis: Analysis, outcome: Outcome, groups: Sequence[GroupRow], has_data: bool, importance: str
+) -> Iterable[str]:
+    gone = {n for b in analysis.blocks.removable if b.name in outcome.selection.removed_blocks for n in b.nodes}
+    alive = {str(n.target) for n in analysis.graph.module.graph.nodes if n.name not in gone}
+    for row in groups:
+        if row.after < LOW_SHARE * row.before and any(member in alive for member in row.members):
+            yield f"{row.name} keeps {row.after} of {row.before} channels: accuracy may collapse there"
+    if not has_data:
+        yield (
+            f"accuracy is unknown: {importance} importance needs no data; pass --data for taylor, and fine-tune the result"
+        )
+    else:
+        yield "accuracy of the slim network is unknown until it is fine-tuned and evaluated"
+    frozen = [row for row in find_frozen(analysis.graph) if not row.reason.startswith("output of the network")]
+    if frozen:
+        yield f"{len(frozen)} axes are frozen and were not pruned; `mdp-fx inspect` says why"
+    if outcome.asked_s is not None and outcome.ratio > 1.03:
+        yield f"the measured latency is {100 * (outcome.ratio - 1):.0f} % above the budget after {outcome.rounds} rounds"
+    gap = outcome.certificate.gap
+    if outcome.certificate.status == "time limit" and gap is not None:
+        yield f"the solver stopped at its time limit with a gap of {100 * gap:.2g} %"
+
+
+def apply(model: nn.Module, recipe: Recipe, example_inputs: Any | None = None) -> fx.GraphModule:
+    """Applies a recipe to the dense network it was made for.
+
+    Args:
+        model: the dense network.
+        recipe: from `prune` or a file.
+        example_inputs: inputs to trace with; random ones of the recipe's shapes by default.
+
+    Raises:
+        RecipeError: the recipe belongs to other weights or another network.
+    """
+    if recipe.fingerprint != fingerprint(model):
+        msg = "the recipe belongs to another model: the weights it was made for have another fingerprint"
+        raise RecipeError(msg)
+    inputs = example_inputs if example_inputs is not None else tuple(torch.randn(s) for s in recipe.input_shapes)
+    return rewrite(analyse(model, inputs), recipe.kept, recipe.removed_blocks, training=model.training)
+
+
+def inspect(model: nn.Module, example_inputs: Any, *, name: str | None = None) -> Inspection:
+    """Says what of a network can be pruned, and why the rest cannot."""
+    analysis = analyse(model, example_inputs)
+    dense = sum(region.macs(region.dense_sizes) for region in analysis.regions)
+    open_macs = sum(
+        region.macs(region.dense_sizes)
+        for region in analysis.regions
+        if any(free_dims(axis) for axis in region.axes)
+    )
+    open_params = sum(
+        tensor.numel()
+        for _, tensor, types in analysis.graph.stored()
+        if isinstance(tensor, nn.Parameter) and any(free_dims(axis) for axis in types)
+    )
+    return Inspection(
+        model=name or type(model).__name__,
+        groups=tuple(GroupRow(g.name, g.size, g.size, g.modules) for g in analysis.groups),
+        blocks=_block_rows(analysis, set()),
+        frozen=tuple(FrozenRow(row.where, row.size, row.reason) for row in find_frozen(analysis.graph)),
+        prunable_params_share=open_params / max(1, _count(model)),
+        prunable_macs_share=open_macs / dense if dense else 0.0,
+    )
+
+
+def profile(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    target: str = "onnxruntime:cpu",
+    threads: int | None = None,
+    step: int = 8,
+    name: str | None = None,
+    stage: Stage = silent,
+    progress: MeasureProgress | None = None,
+) -> Profile:
+    """Measures the latency tables that pruning a network needs, and says where its time goes."""
+    inputs = as_inputs(example_inputs)
+    device = get_target(target, threads)
+    analysis = analyse(model, inputs, stage=stage)
+    stage("measure cost regions")
+    with LatencyTable() as table:
+        tables = region_tables(analysis, choose(analysis, step), device, table, step=step, progress=progress)
+        seconds = exact_sum(analysis.regions, lambda dim: dim.size, device, table)
+        where = str(table.path)
+    stage("time the dense network")
+    runner = device.prepare(rewrite(analysis, {}, ()), inputs)
+    dense_s = compare({"dense": runner})["dense"].median_s
+    runner.close()
+    total = sum(seconds.values())
+    return Profile(
+        model=name or type(model).__name__,
+        target=device.name,
+        device=device.fingerprint(),
+        dense_ms=1e3 * dense_s,
+        sum_ms=1e3 * total,
+        calibration=dense_s / total,
+        regions=tuple(
+            RegionRow(
+                region.name,
+                region.key.split(" ")[0],
+                1e3 * seconds[region.name],
+                seconds[region.name] / total,
+                round(region.macs(region.dense_sizes)),
+            )
+            for region in analysis.regions
+        ),
+        regions_measured=tables.measured,
+        regions_cached=tables.cached,
+        table=where,
+    )
+
+
+def bench(
+    models: Mapping[str, nn.Module],
+    example_inputs: Any,
+    *,
+    target: str = "onnxruntime:cpu",
+    threads: int | None = None,
+) -> tuple[BenchRow, ...]:
+    """Times networks in turn on a target; ratios are over the first one."""
+    inputs = as_inputs(example_inputs)
+    device = get_target(target, threads)
+    runners = {name: device.prepare(model.eval(), inputs) for name, model in models.items()}
+    timings = compare(runners)
+    for runner in runners.values():
+        runner.close()
+    first = next(iter(timings.values())).median_s
+    batch = batch_of(inputs)
+    return tuple(
+        BenchRow(
+            name,
+            1e3 * timing.median_s,
+            1e3 * timing.p90_s,
+            timing.runs,
+            batch / timing.median_s if timing.median_s else math.inf,
+            timing.median_s / first,
+        )
+        for name, timing in timings.items()
+    )
+
+
+__all__ = ["PruneResult", "apply", "bench", "evaluate", "inspect", "profile", "prune", "versions"]

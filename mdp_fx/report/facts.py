@@ -1,0 +1,176 @@
+"""What a pruning run found out, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LatencyFacts:
+    """Latency of the dense and the slim network on the target, milliseconds; medians of runs in turn.
+
+    Attributes:
+        asked_ms: the budget, None where latency was not limited.
+        asked_share: the budget over the dense latency, None where latency was not limited.
+        predicted_ms: predicted latency of the slim network, None where latency was not limited.
+        measured_ms: measured latency of the slim network.
+        dense_ms: measured latency of the dense network.
+        dense_sum_ms: sum over the dense network's cost regions, each measured alone.
+        calibration: factor from that sum to the whole network.
+        calibration_offset_ms: constant beside that factor, 0 unless a slim network was measured for it too.
+        rounds: how often the solver was asked.
+        regions_measured: table points measured in this run.
+        regions_cached: table points that were known before.
+    """
+
+    measured_ms: float
+    dense_ms: float
+    asked_ms: float | None = None
+    asked_share: float | None = None
+    predicted_ms: float | None = None
+    dense_sum_ms: float | None = None
+    calibration: float | None = None
+    calibration_offset_ms: float | None = None
+    rounds: int = 1
+    regions_measured: int = 0
+    regions_cached: int = 0
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """A residual block: removed, kept, or not removable for a reason."""
+
+    name: str
+    removed: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """A channel group before and after."""
+
+    name: str
+    before: int
+    after: int
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FrozenRow:
+    """An axis that cannot be pruned, and why."""
+
+    where: str
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """A count in the dense and the slim network."""
+
+    dense: int
+    slim: int
+
+    @property
+    def share(self) -> float:
+        """Slim over dense."""
+        return self.slim / self.dense if self.dense else 1.0
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """Everything `mdp-fx prune` tells."""
+
+    model: str
+    method: str
+    importance: str
+    target: str
+    device: str
+    threads: int
+    batch: int
+    latency: LatencyFacts
+    params: Change
+    macs: Change
+    blocks: tuple[BlockRow, ...]
+    groups: tuple[GroupRow, ...]
+    frozen: tuple[FrozenRow, ...]
+    solver: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything `mdp-fx inspect` tells.
+
+    Attributes:
+        model: name of the network.
+        groups: channel groups; `after` equals `before`.
+        blocks: residual blocks, with the reason where one cannot be removed.
+        frozen: axes that cannot be pruned.
+        prunable_params_share: share of the parameters that some group mentions.
+        prunable_macs_share: share of the multiply-accumulates in regions that some group mentions.
+    """
+
+    model: str
+    groups: tuple[GroupRow, ...]
+    blocks: tuple[BlockRow, ...]
+    frozen: tuple[FrozenRow, ...]
+    prunable_params_share: float
+    prunable_macs_share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """A cost region and its measured latency in the dense network, milliseconds."""
+
+    name: str
+    kind: str
+    ms: float
+    share: float
+    macs: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything `mdp-fx profile` tells."""
+
+    model: str
+    target: str
+    device: str
+    dense_ms: float
+    sum_ms: float
+    calibration: float
+    regions: tuple[RegionRow, ...]
+    regions_measured: int
+    regions_cached: int
+    table: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """Latency of one network, timed in turn with the others."""
+
+    name: str
+    median_ms: float
+    p90_ms: float
+    runs: int
+    per_second: float
+    ratio: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mdp_fx.errors import ModelError
+from mdp_fx.exporters.onnx_model import to_onnx_bytes, to_onnx_model
+
+
+def _net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+
+
+@pytest.mark.parametrize("example_batch", [1, 3])
+def test_dynamic_batch_runs_at_any_batch(example_batch: int) -> None:
+    net = _net()
+    data = to_onnx_bytes(net, (torch.randn(example_batch, 3, 8, 8),), dynamic_batch=True)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (value,) = session.get_inputs()
+    assert isinstance(value.shape[0], str)
+    for batch in (1, 4):
+        x = torch.randn(batch, 3, 8, 8)
+        with torch.inference_mode():
+            expected = net(x).numpy()
+        (result,) = session.run(None, {value.name: x.numpy()})
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_static_batch_by_default_and_weights_inside() -> None:
+    net = _net()
+    model = to_onnx_model(net, (torch.randn(2, 3, 8, 8),))
+    onnx.checker.check_model(model, full_check=True)
+    assert [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim] == [2, 3, 8, 8]
+    stored = sum(int(np.prod(initializer.dims)) for initializer in model.graph.initializer)
+    assert stored >= sum(value.numel() for name, value in net.named_parameters() if not name.startswith("1."))
+
+
+def test_unoptimized_keeps_every_parameter_under_its_name() -> None:
+    net = _net()
+    names = {
+        initializer.name
+        for initializer in to_onnx_model(net, (torch.randn(1, 3, 8, 8),), optimize=False).graph.initializer
+    }
+    assert set(dict(net.named_parameters())) <= names
+
+
+def test_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_onnx_bytes(_net(), (torch.randn(1, 3, 8, 8),), dynamic_batch=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_module_that_cannot_be_exported_is_one_line() -> None:
+    class Sorting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    with pytest.raises(ModelError, match="cannot export to ONNX: ") as caught:
+        to_onnx_bytes(Sorting(), (torch.randn(1, 4),))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,1 @@
+"""Tests of mdp_fx.latency."""

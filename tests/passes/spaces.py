@@ -1,0 +1,132 @@
+"""Small random search spaces and their exhaustive solution, for tests of solvers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mdp_fx.passes.search_space import (
+    Block,
+    CostAxis,
+    CostModel,
+    CostTerm,
+    Dimension,
+    ImportanceTerm,
+    SearchSpace,
+    Selection,
+    SizeTerm,
+    evaluate,
+    importance,
+    violations,
+)
+
+MINLP_DATA = Path(__file__).parents[2].parent / "shared" / "data" / "minlp"
+
+
+def axis(role: str, *dims: str, points: tuple[int, ...]) -> CostAxis:
+    """An axis that is the sum of the dimensions."""
+    assert role in ("in", "out")
+    return CostAxis("in" if role == "in" else "out", 0, tuple(SizeTerm(1, (d,)) for d in dims), points)
+
+
+def chain_space() -> SearchSpace:
+    """Two layers a -> b with one removable block around the second: small enough to check by hand."""
+    sizes = (1, 2)
+    return SearchSpace(
+        dimensions=(Dimension("a", sizes), Dimension("b", sizes)),
+        blocks=(Block("block"),),
+        exclusive=(),
+        importance=(ImportanceTerm("one", "a", None, (3.0, 4.0)), ImportanceTerm("two", "b", "block", (1.0, 5.0))),
+        costs={
+            "latency": CostModel(
+                "us",
+                1.0,
+                (
+                    CostTerm("one", None, (axis("out", "a", points=sizes),), np.array([2.0, 6.0])),
+                    CostTerm(
+                        "two",
+                        "block",
+                        (axis("out", "b", points=sizes), axis("in", "a", points=sizes)),
+                        np.array([[1.0, 2.0], [4.0, 8.0]]),
+                    ),
+                ),
+            )
+        },
+    )
+
+
+def random_space(seed: int) -> SearchSpace:
+    """A space of at most some hundred selections with every feature: nested and exclusive blocks, sums, products."""
+    rng = np.random.default_rng(seed)
+    dims = tuple(
+        Dimension(f"d{i}", tuple(sorted(rng.choice(np.arange(0 if rng.random() < 0.2 else 1, 9), k, replace=False))))
+        for i, k in enumerate(rng.integers(1, 4, rng.integers(2, 5)))
+    )
+    dims = tuple(Dimension(d.name, tuple(int(s) for s in d.sizes)) for d in dims)
+    blocks: list[Block] = []
+    for i in range(rng.integers(0, 4)):
+        blocks.append(Block(f"b{i}", str(rng.choice([b.name for b in blocks])) if blocks and rng.random() < 0.5 else None))
+    names = [b.name for b in blocks]
+    exclusive = [tuple(str(b) for b in rng.choice(names, 2, replace=False))] if len(names) > 1 and rng.random() < 0.5 else []
+
+    def block() -> str | None:
+        return str(rng.choice(names)) if names and rng.random() < 0.6 else None
+
+    def cost_axis(role: str) -> CostAxis:
+        terms = []
+        for _ in range(rng.choice([1, 1, 2, 3])):
+            mentioned = rng.choice(len(dims), rng.choice([1, 1, 2]), replace=bool(rng.random() < 0.2))
+            terms.append(SizeTerm(int(rng.integers(1, 3)), tuple(dims[i].name for i in mentioned)))
+        constant = int(rng.integers(0, 3))
+        low, high = (
+            constant + sum(t.size({d.name: d.sizes[end] for d in dims}) for t in terms) for end in (0, -1)
+        )
+        inner = rng.integers(low, high + 1, 3).tolist() if high > low else []
+        points = tuple(sorted({low, high, *inner}))
+        return CostAxis("in" if role == "in" else "out", constant, tuple(terms), points)
+
+    def term(i: int) -> CostTerm:
+        axes = tuple(cost_axis(role) for role in ("out", "in", "in")[: rng.choice([0, 1, 2, 2, 2, 3])])
+        shape = tuple(len(a.points) for a in axes)
+        # Rising with size, with noise: measured tables are not monotone.
+        table = np.asarray(np.indices(shape).sum(axis=0) * 5 + rng.integers(0, 12, shape), dtype=float)
+        return CostTerm(f"r{i}", block(), axes, table)
+
+    def model(unit: str, count: int) -> CostModel:
+        return CostModel("us" if unit == "us" else "params", float(rng.integers(0, 4)), tuple(map(term, range(count))))
+
+    return SearchSpace(
+        dimensions=dims,
+        blocks=tuple(blocks),
+        exclusive=tuple(exclusive),
+        importance=tuple(
+            ImportanceTerm(f"l{i}", d.name, block(), tuple(np.cumsum(rng.integers(0, 20, len(d.sizes))).astype(float)))
+            for i, d in enumerate(dims[j] for j in rng.integers(0, len(dims), len(dims) + 2))
+        ),
+        costs={"latency": model("us", int(rng.integers(1, 6))), "params": model("params", 2)},
+        fixed={dims[0].name: dims[0].sizes[0]} if rng.random() < 0.15 else {},
+    )
+
+
+def every_selection(space: SearchSpace) -> Iterator[Selection]:
+    """All members of a small space."""
+    options = {d.name: space.options(d.name) for d in space.dimensions}
+    names = [b.name for b in space.blocks]
+    for gone in itertools.chain.from_iterable(itertools.combinations(names, k) for k in range(len(names) + 1)):
+        for sizes in itertools.product(*options.values()):
+            selection = Selection(dict(zip(options, sizes, strict=True)), gone)
+            if not violations(space, selection):
+                yield selection
+
+
+def best_importance(space: SearchSpace, budgets: Mapping[str, float]) -> float | None:
+    """The optimum by exhaustion; None when the budgets cannot be met."""
+    worth = [
+        importance(space, s)
+        for s in every_selection(space)
+        if all(evaluate(space, s)[name] <= budget * (1 + 1e-9) for name, budget in budgets.items())
+    ]
+    return max(worth, default=None)

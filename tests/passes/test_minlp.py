@@ -1,0 +1,272 @@
+"""The decision against exhaustion, its certificate, and what it says about bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdp_fx.errors import BudgetError, InputError, SolverError
+from mdp_fx.passes import minlp
+from mdp_fx.passes.minlp import solve
+from mdp_fx.passes.search_space import (
+    CostModel,
+    CostTerm,
+    SearchSpace,
+    Selection,
+    evaluate,
+    importance,
+    normalise,
+    violations,
+)
+from mdp_fx.passes.solvers import Limits, Outcome, cliques, exact, problem
+from tests.passes.spaces import MINLP_DATA, axis, best_importance, chain_space, every_selection, random_space
+
+needs_minlp_data = pytest.mark.skipif(not MINLP_DATA.is_dir(), reason="../shared/data/minlp is not there")
+
+
+def reference_space(name: str) -> SearchSpace:
+    return SearchSpace.load(MINLP_DATA / f"{name}_titan_v.json")
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    share=st.floats(0.0, 1.0),
+    combinations=st.sampled_from([1, 64]),
+    cells=st.sampled_from([1, 16384]),
+    method=st.sampled_from(["mdp", "mdp", "mgp", "mdlm", "halp"]),
+    two_budgets=st.booleans(),
+)
+@settings(max_examples=80, deadline=None)
+def test_optimum_of_random_spaces(
+    seed: int, share: float, combinations: int, cells: int, method: str, two_budgets: bool
+) -> None:
+    space = random_space(seed)
+    # The oracle works on the space whose true costs are what the method models.
+    model = space if method == "mdp" else problem.modelled_space(space, method)  # type: ignore[arg-type]
+    costs = [evaluate(model, s) for s in every_selection(model)]
+    names = ["latency", "params"] if two_budgets else ["latency"]
+    lowest, highest = ({n: end(c[n] for c in costs) for n in names} for end in (min, max))
+    budgets = {n: lowest[n] + share * (highest[n] - lowest[n]) for n in names}
+    best = best_importance(model, budgets)
+    with (
+        patch.object(problem, "MAX_COMBINATIONS", combinations),
+        patch.object(cliques, "MAX_CELLS", cells),
+        patch.object(exact, "FIRST_REACH", 0.05),
+    ):
+        if best is None:
+            with pytest.raises(BudgetError, match="cannot be met together"):
+                solve(space, budgets, method=method, gap=0.0, threads=1)
+            return
+        selection, certificate = solve(space, budgets, method=method, gap=0.0, threads=1)
+    assert certificate.objective == pytest.approx(best, rel=1e-9)
+    assert certificate.objective == pytest.approx(importance(space, selection), rel=1e-12)
+    assert certificate.bound is not None
+    assert certificate.bound >= best * (1 - 1e-12)
+    assert certificate.status == "optimal"
+    assert violations(space, selection) == []
+    assert normalise(space, selection) == selection
+    for name in names:
+        assert certificate.modelled_costs[name] <= budgets[name] * (1 + 1e-9) + 1e-12
+    assert certificate.costs == evaluate(space, selection)
+
+
+@given(seed=st.integers(0, 2**32 - 1), gap=st.sampled_from([0.01, 0.1, 0.5]))
+@settings(max_examples=20, deadline=None)
+def test_bound_is_never_below_the_optimum(seed: int, gap: float) -> None:
+    space = random_space(seed)
+    costs = [evaluate(space, s)["latency"] for s in every_selection(space)]
+    budgets = {"latency": (min(costs) + max(costs)) / 2}
+    best = best_importance(space, budgets)
+    assert best is not None
+    _, certificate = solve(space, budgets, gap=gap, threads=1)
+    assert certificate.bound is not None
+    assert certificate.bound >= best * (1 - 1e-9)
+    assert certificate.objective >= best * (1 - gap) - 1e-9
+
+
+@needs_minlp_data
+@pytest.mark.parametrize(
+    ("name", "share", "objective"),
+    [
+        ("resnet50", 0.70, 6258308),
+        ("resnet50", 0.30, 4648466),
+        ("resnet50", 0.15, 3427480),
+        ("resnet101", 0.10, 3350920),
+        ("resnet101", 0.30, 5246287),
+    ],
+)
+def test_reference_objectives(name: str, share: float, objective: float) -> None:
+    space = reference_space(name)
+    budgets = {"latency": share * evaluate(space, space.dense())["latency"]}
+    selection, certificate = solve(space, budgets, gap=1e-5, threads=1)
+    # The references were proven to 1e-4, so a slightly better objective is right too.
+    assert objective * (1 - 1e-5) <= certificate.objective <= objective * (1 + 1e-4)
+    assert certificate.gap is not None
+    assert certificate.gap <= 1e-5
+    assert certificate.costs["latency"] <= budgets["latency"]
+    assert certificate.seconds < 60
+    assert selection.sizes["d0"] == space.options("d0")[-1]
+
+
+@needs_minlp_data
+def test_methods_order_at_equal_true_cost() -> None:
+    """At the true cost that a simpler model ends at, the fuller model keeps at least as much importance."""
+    space = reference_space("resnet50")
+    dense = evaluate(space, space.dense())["latency"]
+    budget = 0.3 * dense
+    kept, cost = {}, {}
+    for method in ("halp", "mgp", "mdlm", "mdp", "uniform"):
+        _, certificate = solve(space, {"latency": budget}, method=method, gap=1e-4, threads=1)
+        kept[method], cost[method] = certificate.objective, certificate.costs["latency"]
+        assert cost[method] <= budget
+    assert kept["halp"] < kept["mgp"] < kept["mdp"]
+    assert kept["halp"] < kept["mdlm"] < kept["mdp"]
+    assert kept["uniform"] < kept["mdlm"]
+    # The output-only model over-estimates what it costs, so it stops far short of the budget.
+    assert cost["halp"] < 0.9 * budget < cost["mdlm"]
+    for method in ("halp", "mgp", "uniform"):
+        _, certificate = solve(space, {"latency": cost[method]}, gap=1e-4, threads=1)
+        assert certificate.objective >= kept[method] * (1 - 1e-4)
+
+
+@needs_minlp_data
+def test_same_seed_and_threads_give_the_same_selection() -> None:
+    space = reference_space("resnet50")
+    budgets = {"latency": 0.5 * evaluate(space, space.dense())["latency"]}
+    assert solve(space, budgets, seed=3, threads=2)[0] == solve(space, budgets, seed=3, threads=2)[0]
+
+
+def test_chain_by_hand() -> None:
+    # Dense costs 1 + 6 + 8; with 9 the best is a=1, b=2 (cost 1 + 2 + 4, importance 3 + 5).
+    selection, certificate = solve(chain_space(), {"latency": 9.0})
+    assert selection == Selection({"a": 1, "b": 2}, ())
+    assert (certificate.objective, certificate.bound, certificate.gap) == (8.0, 8.0, 0.0)
+    assert certificate.costs == certificate.modelled_costs == {"latency": 7.0}
+    assert certificate.status == "optimal"
+    assert json.loads(json.dumps(certificate.to_json()))["budgets"] == {"latency": 9.0}
+
+
+def test_removed_block_leaves_its_dimensions_dense() -> None:
+    selection, certificate = solve(chain_space(), {"latency": 3.5})
+    assert selection == Selection({"a": 1, "b": 2}, ("block",))
+    assert certificate.objective == 3.0
+
+
+def test_halp_holds_blocks_and_inputs() -> None:
+    # By outputs alone block "two" costs 2 or 8, so with 9 only a=1, b=1 is left (1 + 2 + 2).
+    selection, certificate = solve(chain_space(), {"latency": 9.0}, method="halp")
+    assert selection == Selection({"a": 1, "b": 1}, ())
+    assert certificate.modelled_costs == {"latency": 5.0}
+    assert certificate.costs == {"latency": 4.0}
+    with pytest.raises(BudgetError, match=r"smallest is 0\.005 ms \(33\.3% of dense\)"):
+        solve(chain_space(), {"latency": 3.5}, method="halp")
+
+
+def test_dense_network_within_budget_is_kept() -> None:
+    for method in minlp.METHODS:
+        selection, certificate = solve(chain_space(), {"latency": 15.0}, method=method)
+        assert selection == chain_space().dense()
+        assert certificate.objective == 9.0
+
+
+def test_nothing_to_decide() -> None:
+    space = replace(chain_space(), fixed={"a": 2, "b": 2}, blocks=(), importance=())
+    terms = tuple(replace(t, block=None) for t in space.costs["latency"].terms)
+    space = replace(space, costs={"latency": CostModel("us", 1.0, terms)})
+    selection, certificate = solve(space, {"latency": 15.0})
+    assert selection.sizes == {"a": 2, "b": 2}
+    assert certificate.status == "optimal"
+    with pytest.raises(BudgetError, match=r"smallest is 0\.015 ms \(100\.0% of dense\)"):
+        solve(space, {"latency": 14.0})
+
+
+def test_no_budget_keeps_everything() -> None:
+    assert solve(chain_space(), {})[0] == chain_space().dense()
+
+
+@pytest.mark.parametrize("method", minlp.METHODS)
+def test_infeasible_budget_states_the_smallest(method: str) -> None:
+    with pytest.raises(BudgetError, match="the latency budget of 0.0001 ms .* cannot be met: the smallest is") as caught:
+        solve(chain_space(), {"latency": 0.1}, method=method)
+    smallest = {"mdp": "0.003 ms", "mgp": "0.003 ms", "mdlm": "0.004 ms", "halp": "0.005 ms", "uniform": "0.004 ms"}
+    assert smallest[method] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_budgets_that_exclude_each_other() -> None:
+    space = chain_space()
+    falling = CostTerm("other", None, (axis("out", "a", points=(1, 2)),), np.array([9.0, 0.0]))
+    space = replace(space, costs={**space.costs, "params": CostModel("params", 1.0, (falling,))})
+    with pytest.raises(BudgetError, match="cannot be met together; .*latency 0.003 ms .*params 1 params"):
+        solve(space, {"latency": 3.0, "params": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("budgets", "options", "message"),
+    [
+        ({"speed": 1.0}, {}, "budget for an unknown cost 'speed'; the search space has latency"),
+        ({"latency": math.nan}, {}, "the latency budget is nan"),
+        ({"latency": -1.0}, {}, "the latency budget is -1.0"),
+        ({"latency": 9.0}, {"method": "mpd"}, "unknown method 'mpd'; methods are halp, mgp, mdlm, mdp, uniform"),
+        ({"latency": 9.0}, {"gap": -1.0}, "gap -1.0"),
+        ({"latency": 9.0}, {"time_limit": 0.0}, "time limit 0.0"),
+    ],
+)
+def test_bad_arguments(budgets: dict[str, float], options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        solve(chain_space(), budgets, **options)  # type: ignore[arg-type]
+
+
+def test_unknown_solver() -> None:
+    with pytest.raises(SolverError, match="unknown solver 'exakt' .*did you mean 'exact'"):
+        solve(chain_space(), {"latency": 9.0}, solver="exakt")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Outcome(Selection({"a": 2, "b": 2}), 9.0, 9.0), "returned a selection of cost"),
+        (Outcome(Selection({"a": 1, "b": 1}), 9.0, 9.0), "claims an importance of 9; re-evaluation gives 4"),
+        (Outcome(Selection({"a": 1, "b": 3}), 4.0, 9.0), "unusable selection: dimension 'b' may not have size 3"),
+        (Outcome(None, -math.inf, 9.0), "no selection found in 60 s"),
+    ],
+)
+def test_a_wrong_answer_is_not_passed_on(answer: Outcome, message: str) -> None:
+    def liar(*_: object) -> Outcome:
+        return answer
+
+    with patch.object(minlp, "get_solver", lambda _: liar), pytest.raises(SolverError, match=message):
+        solve(chain_space(), {"latency": 9.0})
+
+
+def test_answer_over_budget_by_rounding_is_asked_again() -> None:
+    asked = []
+
+    def sloppy(_: object, budgets: dict[str, float], __: Limits, ___: object) -> Outcome:
+        asked.append(budgets["latency"])
+        return Outcome(Selection({"a": 1, "b": 2} if len(asked) == 1 else {"a": 1, "b": 1}), 8.0 if len(asked) == 1 else 4.0, 8.5)
+
+    budget = 7.0 * (1 - 1e-7)
+    with patch.object(minlp, "get_solver", lambda _: sloppy):
+        selection, certificate = solve(chain_space(), {"latency": budget})
+    assert selection.sizes == {"a": 1, "b": 1}
+    assert asked[0] == budget > asked[1]
+    assert certificate.bound == 8.5
+
+
+@needs_minlp_data
+def test_time_limit_returns_the_best_so_far_with_its_gap() -> None:
+    space = reference_space("resnet101")
+    budgets = {"latency": 0.3 * evaluate(space, space.dense())["latency"]}
+    _, certificate = solve(space, budgets, time_limit=1e-3, threads=1)
+    assert certificate.status == "time limit"
+    assert certificate.gap is not None
+    assert certificate.gap > 1e-3
+    assert certificate.costs["latency"] <= budgets["latency"]
