@@ -176,7 +176,12 @@ class BudgetSearch:
                 self._analysis, self._choices, self._importance, scaled, latency_constant=1e6 * calibration.offset_s
             )
             limits = _limits(space, others) | {"latency": 1e6 * asked * bias}
-            selection, certificate = self._solve(space, limits)
+            try:
+                selection, certificate = self._solve(space, limits)
+            except BudgetError:
+                if best is None:
+                    raise
+                break  # The corrected model says that no structure comes closer than the best so far.
             self._stage("measure the chosen regions")
             exact = sum(self._exact(selection).values())
             predicted = calibration.whole(exact)

@@ -91,12 +91,10 @@ def _describe_node(node: fx.Node) -> dict[str, Any]:
     def special(value: object) -> list[Any] | None:
         return ["node", value.name] if isinstance(value, fx.Node) else None
 
-    target = node.target
-    if node.op == "call_function":
-        target = safe_names.name_of_function(node.target)
-        if target is None:
-            raise ModelError(f"node {node.name} calls {_name(node.target)}, which cannot be saved")
-    record = {"op": node.op, "name": node.name, "target": target}
+    target = safe_names.name_of_function(node.target) if node.op == "call_function" else str(node.target)
+    if target is None:
+        raise ModelError(f"node {node.name} calls {_name(node.target)}, which cannot be saved")
+    record = {"op": node.op, "name": node.name, "target": target, "wrapped": bool(node.meta.get("is_wrapped"))}
     try:
         record["args"] = encode(node.args, special)
         record["kwargs"] = encode(dict(node.kwargs), special)
@@ -120,7 +118,10 @@ def _rebuild_node(graph: fx.Graph, record: Any, nodes: dict[str, fx.Node], root:
     called = _check_target(op, target, args)
     if op in ("get_attr", "call_module"):
         _check_path(root, target, op == "call_module")
-    return graph.create_node(op, called, args, kwargs, name)
+    node = graph.create_node(op, called, args, kwargs, name)
+    if record["wrapped"] and op == "call_function":
+        node.meta["is_wrapped"] = True  # torch.fx pickles a graph by tracing it again, and must not enter this function
+    return node
 
 
 def _check_target(op: Any, target: Any, args: Any) -> str | Callable[..., Any]:

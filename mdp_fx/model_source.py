@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import os
 import re
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mdp_fx import checkpoint
 from mdp_fx.errors import ModelError
@@ -72,7 +76,7 @@ def check_finite(module: nn.Module) -> None:
         ModelError: a parameter (named) has NaN or infinite entries, or a buffer NaN ones (masks may be infinite).
     """
     for name, parameter in module.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(parameter):
             raise ModelError(f"parameter {name} has no values yet; run the lazy module on an input and save it again")
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             kind = "NaN" if bool(torch.isnan(parameter).any()) else "infinite"
@@ -83,7 +87,7 @@ def check_finite(module: nn.Module) -> None:
 
 
 def _names_file(spec: str) -> bool:
-    if Path(spec).exists():
+    if os.path.exists(spec):
         return True
     prefix, colon, _ = spec.partition(":")
     return Path(spec).suffix in _SUFFIXES and not (colon and prefix in _LIBRARIES)
@@ -99,7 +103,7 @@ def _load_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
         return LoadedModel(slim.module, path.stem, slim.recipe)
     state = _state_dict(content)
     if state is None:
-        module = materialise(_unwrap(content), path)
+        module = _unwrap(content) if trust else materialise(_unwrap(content), path)
         if not isinstance(module, nn.Module):
             raise ModelError(f"{path} holds a {type(module).__name__}, neither a module nor a state dict")
         if arch is not None:
@@ -187,18 +191,13 @@ def _build(spec: str) -> LoadedModel:
         with _seeded():
             return LoadedModel(builder(name), name.replace("/", "_"), pretrained=False)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
-        if importlib.util.find_spec(prefix.partition(".")[0]) is None:
-            near = difflib.get_close_matches(prefix, _LIBRARIES, 1)
-            if near:
-                raise ModelError(f"unknown library {prefix!r}; did you mean {near[0]}:{name}?")
         with _seeded():
             return LoadedModel(_build_factory(prefix, name), name)
     hint = "MODEL is a .pt file, torchvision:NAME, timm:NAME or package.module:factory"
-    with _seeded():
-        for library, names in (("torchvision", _torchvision_names), ("timm", _timm_names)):
-            if not colon and spec in names():
-                hint = f"did you mean {library}:{spec}?"
-                break
+    for library, names in (("torchvision", _torchvision_names), ("timm", _timm_names)):
+        if not colon and spec in names():
+            hint = f"did you mean {library}:{spec}?"
+            break
     raise ModelError(f"there is no file {spec}; {hint}")
 
 
@@ -231,18 +230,14 @@ def _timm_names() -> list[str]:
 
 def _build_torchvision(name: str) -> nn.Module:
     _require("torchvision")
-    from torchvision.models import get_model
+    from torchvision.models import get_model, get_model_builder
 
     if name not in _torchvision_names():
         raise _unknown("torchvision", name, _torchvision_names())
-    # Detectors and segmentation networks load a pretrained backbone unless told not to.
-    for options in ({"weights": None, "weights_backbone": None}, {"weights": None}):
-        try:
-            return _module(lambda options=options: get_model(name, **options), f"torchvision:{name}")
-        except ModelError as error:
-            if "weights_backbone" not in str(error):
-                raise
-    raise AssertionError(name)
+    options: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(get_model_builder(name)).parameters:
+        options["weights_backbone"] = None  # detectors download a pretrained backbone otherwise
+    return _module(lambda: get_model(name, **options), f"torchvision:{name}")
 
 
 def _build_timm(name: str) -> nn.Module:
@@ -264,12 +259,20 @@ def _build_factory(module: str, name: str) -> nn.Module:
                 found = getattr(found, part)
             return found if isinstance(found, nn.Module) else found()
 
-    return _module(build, spec)
+    try:
+        return _module(build, spec)
+    except ModelError as error:
+        near = difflib.get_close_matches(module, _LIBRARIES, 1)
+        if near and isinstance(error.__cause__, ModuleNotFoundError):
+            raise ModelError(f"there is no module {module!r}; did you mean {near[0]}:{name}?") from error
+        raise
 
 
 def _module(build: Callable[[], Any], spec: str) -> nn.Module:
     try:
-        result = build()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torchvision's notes on future initialisation
+            result = build()
     except Exception as error:  # foreign code: whatever it raises, the model cannot be built
         raise ModelError(f"cannot build {spec}: {type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(result, nn.Module):

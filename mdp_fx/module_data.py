@@ -13,7 +13,6 @@ import re
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mdp_fx import safe_names
@@ -27,7 +26,8 @@ _REBUILT_RNN_ATTRIBUTES = frozenset({"_flat_weights", "_flat_weight_refs"})
 # What a subclass may redefine and still compute what its parent does.
 _HARMLESS_OVERRIDES = frozenset(
     "__init__ __module__ __qualname__ __doc__ __repr__ __annotations__ __constants__ __parameters__ __dict__ "
-    "__weakref__ __firstlineno__ __static_attributes__ __annotate__ __annotate_func__ extra_repr reset_parameters _reset_parameters".split()
+    "__weakref__ __firstlineno__ __static_attributes__ __annotate__ __annotate_func__ extra_repr reset_parameters "
+    "_reset_parameters".split()
 )
 _SAFE_NAME = re.compile(r"[\w-]+")
 
@@ -225,17 +225,18 @@ def _encode_reference(value: object) -> list[Any] | None:
     """Encodes what a module's attribute may refer to: functions, classes, enumerations and partial calls of them."""
     if isinstance(value, enum.Enum) and safe_names.enum_named(safe_names.path_of(type(value))) is type(value):
         return ["enum", [safe_names.path_of(type(value)), value.name]]
-    if isinstance(value, type) and safe_names.module_class_named(safe_names.path_of(value)) is value:
-        return ["class", safe_names.path_of(value)]
+    if isinstance(value, type):
+        path = safe_names.path_of(value)
+        return ["class", path] if safe_names.module_class_named(path) is value else None
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, value.keywords)
         return ["partial", [encode(part, _encode_reference) for part in parts]]
-    path = safe_names.name_of_function(value) if callable(value) else None
-    return None if path is None else ["function", path]
+    function = safe_names.name_of_function(value) if callable(value) else None
+    return ["function", function] if function is not None and safe_names.tensor_function_named(function) else None
 
 
 def _decode_function(path: Any) -> Any:
-    function = safe_names.function_named(path)
+    function = safe_names.tensor_function_named(path)
     if function is None:
         raise ModelError(f"function {str(path)[:80]} is not known or not allowed in a file")
     return function

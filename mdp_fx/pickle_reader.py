@@ -100,20 +100,21 @@ def materialise(value: Any, path: Path) -> Any:
     Raises:
         ModelError: it needs a class that is not allowed, or its modules are not put together as torch's are.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, tuple[Any, Any]] = {}
     try:
         result = _materialise(value, memo, path)
     except RecursionError as error:
         raise ModelError(f"{path} is damaged: its objects are nested too deeply") from error
-    for part in memo.values():
+    for _, part in memo.values():
         if isinstance(part, nn.Module):
             _check_module(part, path)
     return result
 
 
-def _materialise(value: Any, memo: dict[int, Any], path: Path) -> Any:
+def _materialise(value: Any, memo: dict[int, tuple[Any, Any]], path: Path) -> Any:
+    """Replaces stand-ins; `memo` maps ids to originals, which it keeps alive, and results."""
     if id(value) in memo:
-        return memo[id(value)]
+        return memo[id(value)][1]
     cls = value if isinstance(value, type) else type(value)
     if issubclass(cls, _Foreign):
         raise _foreign_error(path, [cls.path])
@@ -124,13 +125,12 @@ def _materialise(value: Any, memo: dict[int, Any], path: Path) -> Any:
         return _materialise(part, memo, path)
 
     result = value
-    memo[id(value)] = value
+    memo[id(value)] = (value, value)
     if isinstance(value, _Empty):
-        value.__class__ = value.real  # type: ignore[assignment]
-        result.__dict__.update({name: inner(part) for name, part in vars(value).items()})
+        object.__setattr__(value, "__class__", value.real)  # not through nn.Module.__setattr__
+        vars(value).update({name: inner(part) for name, part in vars(value).items()})
     elif isinstance(value, dict):
-        for key, part in value.items():
-            value[key] = inner(part)
+        value.update({key: inner(part) for key, part in value.items()})
     elif isinstance(value, list):
         value[:] = map(inner, value)
     elif type(value) in (tuple, set, frozenset):
@@ -138,7 +138,7 @@ def _materialise(value: Any, memo: dict[int, Any], path: Path) -> Any:
     elif isinstance(value, functools.partial):
         keywords = {name: inner(part) for name, part in value.keywords.items()}
         result = functools.partial(inner(value.func), *map(inner, value.args), **keywords)
-    memo[id(value)] = result
+    memo[id(value)] = (value, result)
     return result
 
 
@@ -207,7 +207,7 @@ def _stand_ins(names: set[str]) -> list[Any]:
     found: list[Any] = []
     for path in sorted(names):
         cls = safe_names.module_class_named(path) or safe_names.plain_class_named(path, _PLAIN_CLASSES)
-        known: Any = safe_names.enum_named(path) or safe_names.function_named(path)
+        known: Any = safe_names.enum_named(path) or safe_names.tensor_function_named(path)
         if cls is not None:
             known = type(cls.__name__, (_Empty, cls), {"real": cls})
         elif path == "functools.partial":
@@ -264,7 +264,7 @@ def _foreign_error(path: Path, names: list[str]) -> ModelError:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     if names[0].startswith("torch.fx."):
         return ModelError(f"{path} holds a torch.fx graph as Python code ({names[0]}); {_ADVICE}")
-    return ModelError(f"{path} needs {names[0]}{more}, which is not part of torch, torchvision or timm; {_ADVICE}")
+    return ModelError(f"{path} needs {names[0]}{more}, which is not a network class of torch, torchvision or timm; {_ADVICE}")
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
@@ -275,4 +275,5 @@ def _damaged(path: Path, error: Exception) -> ModelError:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
+    text = text.partition("WeightsUnpickler error: ")[2] or text  # without torch's advice around it
     return text.splitlines()[0][:160] if text else type(error).__name__

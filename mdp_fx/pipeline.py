@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import fx, nn
 from mdp_fx.analysis import Stage, Stopwatch, analyse, as_inputs, batch_of, choose, rewrite, silent
 from mdp_fx.budget_search import BudgetSearch, Outcome, SolverOptions
 from mdp_fx.budgets import Budget, parse_budget
+from mdp_fx.checkpoint import load_slim, save_slim
 from mdp_fx.errors import RecipeError
 from mdp_fx.graph.axes import free_dims
 from mdp_fx.latency.measuring import compare
@@ -23,8 +25,9 @@ from mdp_fx.model_source import check_finite
 from mdp_fx.passes.build_space import Analysis
 from mdp_fx.passes.channel_groups import find_frozen
 from mdp_fx.passes.importance import Loss, score
-from mdp_fx.passes.search_space import evaluate
 from mdp_fx.recipe import Recipe, fingerprint
+from mdp_fx.report.diff import Diff
+from mdp_fx.report.diff import diff as compare_networks
 from mdp_fx.report.facts import (
     BenchRow,
     BlockRow,
@@ -79,6 +82,7 @@ def prune(
     gap: float = 1e-3,
     time_limit: float = 20.0,
     name: str | None = None,
+    pretrained: bool = True,
     stage: Stage = silent,
     progress: MeasureProgress | None = None,
 ) -> PruneResult:
@@ -103,6 +107,7 @@ def prune(
         gap: relative optimality gap the solver may stop at.
         time_limit: seconds for each call of the solver.
         name: of the model, for the report.
+        pretrained: False adds a warning that the weights are random.
         stage: called with the name of each stage as it starts.
         progress: called with (done, total, text) while measuring.
 
@@ -146,7 +151,7 @@ def prune(
     recipe = _recipe(model, analysis, outcome, kind, step, inputs, device.name)
     report = _report(
         name or type(model).__name__, analysis, outcome, kind, device.name, device.fingerprint(), device.threads,
-        batch_of(inputs), data is not None, watch.seconds,
+        batch_of(inputs), data is not None, pretrained, watch.seconds,
     )
     return PruneResult(outcome.module, recipe, report)
 
@@ -213,6 +218,7 @@ def _report(
     threads: int,
     batch: int,
     has_data: bool,
+    pretrained: bool,
     seconds: Mapping[str, float],
 ) -> PruneReport:
     asked, calibration = outcome.asked_s, outcome.calibration
@@ -250,7 +256,7 @@ def _report(
         groups=groups,
         frozen=frozen,
         solver=outcome.certificate.to_json(),
-        warnings=tuple(_warnings(analysis, outcome, groups, has_data, importance)),
+        warnings=tuple(_warnings(analysis, outcome, groups, has_data, pretrained, importance)),
         seconds=dict(seconds),
     )
 
@@ -270,14 +276,16 @@ def _block_rows(analysis: Analysis, removed: set[str]) -> tuple[BlockRow, ...]:
 
 
 def _warnings(
-    analysis: Analysis, outcome: Outcome, groups: Sequence[GroupRow], has_data: bool, importance: str
+    analysis: Analysis, outcome: Outcome, groups: Sequence[GroupRow], has_data: bool, pretrained: bool, importance: str
 ) -> Iterable[str]:
     gone = {n for b in analysis.blocks.removable if b.name in outcome.selection.removed_blocks for n in b.nodes}
     alive = {str(n.target) for n in analysis.graph.module.graph.nodes if n.name not in gone}
     for row in groups:
         if row.after < LOW_SHARE * row.before and any(member in alive for member in row.members):
             yield f"{row.name} keeps {row.after} of {row.before} channels: accuracy may collapse there"
-    if not has_data:
+    if not pretrained:
+        yield "the weights are random: this says how fast the network gets, not how accurate it stays"
+    elif not has_data:
         yield (
             f"accuracy is unknown: {importance} importance needs no data; pass --data for taylor, and fine-tune the result"
         )
@@ -309,6 +317,48 @@ def apply(model: nn.Module, recipe: Recipe, example_inputs: Any | None = None) -
         raise RecipeError(msg)
     inputs = example_inputs if example_inputs is not None else tuple(torch.randn(s) for s in recipe.input_shapes)
     return rewrite(analyse(model, inputs), recipe.kept, recipe.removed_blocks, training=model.training)
+
+
+def save(result: PruneResult, path: str | os.PathLike[str]) -> None:
+    """Writes a pruning result as slim.pt; `load` reads it in any process.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    save_slim(path, result.module, result.recipe, result.report.to_json())
+
+
+def load(path: str | os.PathLike[str]) -> fx.GraphModule:
+    """The slim network in a slim.pt: trainable, on the CPU, in eval mode; the original class is not needed.
+
+    `load_slim` also returns its recipe and report.
+
+    Raises:
+        ModelError: it is no slim.pt of ours.
+    """
+    return load_slim(path).module
+
+
+def diff(
+    a: nn.Module,
+    b: nn.Module,
+    example_inputs: Any,
+    *,
+    target: str | None = None,
+    threads: int | None = None,
+    progress: MeasureProgress | None = None,
+) -> Diff:
+    """Compares two networks module by module; with a target also by predicted latency."""
+    inputs = as_inputs(example_inputs)
+    if target is None:
+        return compare_networks(a, b, inputs)
+    device = get_target(target, threads)
+    with LatencyTable() as table:
+        sides = [
+            exact_sum(analyse(network, inputs).regions, lambda dim: dim.size, device, table, progress)
+            for network in (a, b)
+        ]
+    return compare_networks(a, b, inputs, latency=(sides[0], sides[1]))
 
 
 def inspect(model: nn.Module, example_inputs: Any, *, name: str | None = None) -> Inspection:
@@ -411,5 +461,3 @@ def bench(
         for name, timing in timings.items()
     )
 
-
-__all__ = ["PruneResult", "apply", "bench", "evaluate", "inspect", "profile", "prune", "versions"]

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def _is_dict(value: object, check: Any) -> bool:
     return isinstance(value, dict) and all(_is_text(key) and check(part) for key, part in value.items())
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Any], bool]] = {
     "kept": lambda value: _is_dict(value, lambda units: _is_list(units, _is_int)),
     "removed_blocks": lambda value: _is_list(value, _is_text),
     "group_sizes": lambda value: _is_dict(value, _is_int),

@@ -66,6 +66,11 @@ def function_named(path: str) -> Callable[..., Any] | None:
     return table().get(path)
 
 
+def tensor_function_named(path: str) -> Callable[..., Any] | None:
+    """The same without Python's own functions, for places where a file calls functions on anything, not on nodes."""
+    return function_named(path) if path.startswith(("torch.", "torchvision.", "timm.")) else None
+
+
 def name_of_function(function: object) -> str | None:
     """The name under which `function_named` finds `function`, or None."""
     if isinstance(function, torch._ops.OpOverload):

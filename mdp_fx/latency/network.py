@@ -47,13 +47,17 @@ class Calibration:
         return self.offset_s + self.factor * total_s
 
     def through(self, dense: tuple[float, float], slim: tuple[float, float]) -> Calibration:
-        """The line through the (sum, measured) of two networks; proportional where they are too close to tell."""
-        if dense[0] - slim[0] < 0.1 * dense[0]:
-            return Calibration(slim[1] / slim[0])
-        factor = (dense[1] - slim[1]) / (dense[0] - slim[0])
-        if factor <= 0:
-            return Calibration(slim[1] / slim[0])
-        return Calibration(factor, slim[1] - factor * slim[0])
+        """The line through the (sum, measured) of two networks, seconds.
+
+        Where the two are too close to tell, or the line says that more than a quarter of the dense latency is not in its
+        regions, the noise is larger than what a line could explain: then it is proportional to the slim network.
+        """
+        if dense[0] - slim[0] > 0.1 * dense[0]:
+            factor = (dense[1] - slim[1]) / (dense[0] - slim[0])
+            offset = slim[1] - factor * slim[0]
+            if abs(offset) <= 0.25 * dense[1]:
+                return Calibration(factor, offset)
+        return Calibration(slim[1] / slim[0])
 
 
 def region_tables(

@@ -1,0 +1,101 @@
+"""The command line, one file per command. Importing it imports neither torch nor any solver."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from mdp_fx.errors import MdpFxError
+
+_COMMANDS = {
+    "prune": "Make a network faster: prune it to a latency budget on a target.",
+    "inspect": "Show what of a network can be pruned, and why the rest cannot.",
+    "profile": "Measure the latency tables of a network on a target.",
+    "bench": "Time networks against each other on a target.",
+    "diff": "Compare two networks module by module.",
+    "apply": "Apply a recipe to the dense network it was made for.",
+    "export": "Export a network to ONNX, checked against torch.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when the command is asked for, not for the list of commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"mdp_fx.cli.{cmd_name}_command").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+
+def _show_versions(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib import metadata
+
+    import mdp_fx
+
+    parts = [f"mdp-fx {mdp_fx.__version__}", f"Python {sys.version.split()[0]}"]
+    for package in ("torch", "onnxruntime-gpu", "onnxruntime", "onnx", "highspy", "pyomo"):
+        try:
+            parts.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    click.echo(", ".join(parts))
+    ctx.exit()
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with:  mdp-fx prune model.pt",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_versions, help="Show versions and exit."
+)
+def cli() -> None:
+    """Structured pruning of vision networks under a measured latency budget."""
+
+
+def main(args: Sequence[str] | None = None) -> Any:
+    """Runs the command line: user errors are one line and exit code 1, usage errors exit code 2."""
+    try:
+        return cli.main(args=list(args) if args is not None else None, prog_name="mdp-fx", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("mdp-fx: interrupted; measurements made so far are kept", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("mdp-fx: interrupted; measurements made so far are kept", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MdpFxError as error:
+        click.echo(f"mdp-fx: error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

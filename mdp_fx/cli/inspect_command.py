@@ -1,0 +1,37 @@
+"""`mdp-fx inspect`."""
+
+from __future__ import annotations
+
+import click
+
+from mdp_fx.cli import options
+
+
+@click.command("inspect")
+@click.argument("model")
+@options.input_options
+@options.model_options
+@options.output_format
+def command(
+    model: str,
+    shapes: tuple[tuple[int, ...], ...],
+    batch: int,
+    arch: str | None,
+    trust_pickle: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Show what of MODEL can be pruned: channel groups, residual blocks, and what is frozen with the reason."""
+    from mdp_fx.cli.console import print_json, stdout
+
+    loaded = options.load(model, arch, trust_pickle)
+    from mdp_fx.pipeline import inspect
+    from mdp_fx.report.tables import inspect_tables
+
+    found = inspect(loaded.module, options.make_inputs(shapes, batch, loaded.recipe), name=loaded.name)
+    if as_json:
+        print_json(found.to_json())
+        return
+    console = stdout()
+    for part in inspect_tables(found, verbose=verbose):
+        console.print(part)

@@ -1,0 +1,57 @@
+"""`mdp-fx profile`."""
+
+from __future__ import annotations
+
+import click
+
+from mdp_fx.cli import options
+
+
+@click.command("profile")
+@click.argument("model")
+@options.target_options
+@options.input_options
+@click.option("--step", type=click.IntRange(min=1), default=8, show_default=True, help="Channel step.")
+@options.model_options
+@options.output_format
+def command(
+    model: str,
+    target: str,
+    threads: int | None,
+    shapes: tuple[tuple[int, ...], ...],
+    batch: int,
+    step: int,
+    arch: str | None,
+    trust_pickle: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Measure the latency tables that pruning MODEL needs, and show where its time goes.
+
+    Every measurement is kept as it is made: a run that was stopped goes on where it was.
+    """
+    from mdp_fx.cli.console import Reporter, print_json, stdout
+    from mdp_fx.latency.targets import get_target
+
+    get_target(target, threads)
+    loaded = options.load(model, arch, trust_pickle)
+    from mdp_fx.pipeline import profile
+    from mdp_fx.report.tables import profile_tables
+
+    with Reporter(verbose).running() as reporter:
+        found = profile(
+            loaded.module,
+            options.make_inputs(shapes, batch, loaded.recipe),
+            target=target,
+            threads=threads,
+            step=step,
+            name=loaded.name,
+            stage=reporter.stage,
+            progress=reporter.measured,
+        )
+    if as_json:
+        print_json(found.to_json())
+        return
+    console = stdout()
+    for part in profile_tables(found, verbose=verbose):
+        console.print(part)

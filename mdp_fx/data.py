@@ -1,0 +1,100 @@
+"""Data as users name it: a loader of their own, or a folder of images."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from mdp_fx.errors import DataError
+
+
+def load_loader(spec: str, shape: tuple[int, ...], *, batch_size: int, seed: int) -> Iterable[Any]:
+    """Batches of (inputs, targets).
+
+    Args:
+        spec: "package.module:make_loader" (called without arguments, it returns an iterable of batches), or
+            "imagefolder:PATH" (a folder with one sub-folder of images per class, normalised as ImageNet is).
+        shape: (channels, height, width) that images are resized to.
+        batch_size: of an image folder.
+        seed: of the order in which an image folder is read.
+
+    Raises:
+        DataError: there is no such loader or folder.
+    """
+    kind, separator, rest = spec.partition(":")
+    if not separator or not rest:
+        msg = f"cannot read the data spec {spec!r}: write package.module:make_loader or imagefolder:PATH"
+        raise DataError(msg)
+    if kind == "imagefolder":
+        return _image_folder(Path(rest), shape, batch_size, seed)
+    loader = load_function(spec, "data")()
+    if not isinstance(loader, Iterable):
+        msg = f"{spec} returned a {type(loader).__name__}, not an iterable of (inputs, targets)"
+        raise DataError(msg)
+    return loader
+
+
+def load_function(spec: str, what: str) -> Callable[..., Any]:
+    """The function that "package.module:name" names; the working directory is importable.
+
+    Raises:
+        DataError: the module or the function is not there.
+    """
+    import difflib
+
+    module_name, separator, name = spec.partition(":")
+    if not separator:
+        msg = f"cannot read the {what} spec {spec!r}: write package.module:function"
+        raise DataError(msg)
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        msg = f"the {what} spec {spec!r} names a module that cannot be imported: {error}"
+        raise DataError(msg) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        near = difflib.get_close_matches(name, [n for n in vars(module) if callable(vars(module)[n])], n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        msg = f"the {what} spec {spec!r}: module {module_name} has no function {name!r}{hint}"
+        raise DataError(msg)
+    found: Callable[..., Any] = function
+    return found
+
+
+def _image_folder(path: Path, shape: tuple[int, ...], batch_size: int, seed: int) -> Iterable[Any]:
+    import torch
+    from torch.utils.data import DataLoader
+
+    try:
+        from torchvision import datasets, transforms
+    except ImportError as error:
+        msg = "imagefolder data needs torchvision: pip install mdp-fx[vision]"
+        raise DataError(msg) from error
+    if not path.is_dir():
+        msg = f"no image folder {path}: it must hold one sub-folder of images per class"
+        raise DataError(msg)
+    if len(shape) != 3 or shape[0] != 3:
+        msg = f"imagefolder data gives 3-channel images, the input has shape {'x'.join(map(str, shape))}"
+        raise DataError(msg)
+    height, width = shape[1:]
+    pipeline = transforms.Compose(
+        [
+            transforms.Resize(max(height, width)),
+            transforms.CenterCrop((height, width)),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    try:
+        dataset = datasets.ImageFolder(str(path), pipeline)
+    except FileNotFoundError as error:
+        msg = f"the image folder {path} has no classes with images: {str(error).splitlines()[0]}"
+        raise DataError(msg) from error
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=True, generator=generator)

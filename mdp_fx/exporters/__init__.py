@@ -1,0 +1,1 @@
+"""Back ends: a slim network in another format, checked against the one it came from."""

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from mdp_fx.errors import OutputError
+from mdp_fx.files import atomic_write, check_output
+
+
+def test_check_output_accepts_a_new_file_and_an_old_one_with_force(tmp_path: Path) -> None:
+    check_output(tmp_path / "new.pt")
+    (tmp_path / "old.pt").write_bytes(b"old")
+    check_output(tmp_path / "old.pt", force=True)
+    assert (tmp_path / "old.pt").read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["old.pt"]
+
+
+def test_check_output_names_what_is_wrong(tmp_path: Path) -> None:
+    old = tmp_path / "old.pt"
+    old.touch()
+    with pytest.raises(OutputError, match="exists; pass --force"):
+        check_output(old)
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output(tmp_path, force=True)
+    with pytest.raises(OutputError, match="does not exist"):
+        check_output(tmp_path / "missing" / "a.pt")
+
+
+def test_special_files_are_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="not a regular file"):
+        check_output(pipe, force=True)
+    with pytest.raises(OutputError, match="not a regular file"):
+        atomic_write(pipe, lambda file: file.write(b"x"))
+    assert pipe.is_fifo()
+
+
+def test_check_output_reports_a_folder_without_write_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write everywhere
+    with pytest.raises(OutputError, match="not writable"):
+        check_output(tmp_path / "a.pt")
+
+
+def test_atomic_write_replaces_the_content_and_follows_links(tmp_path: Path) -> None:
+    real = tmp_path / "real.bin"
+    real.write_bytes(b"old")
+    link = tmp_path / "link.bin"
+    link.symlink_to(real)
+    atomic_write(link, lambda file: file.write(b"new"))
+    assert real.read_bytes() == b"new"
+    assert link.is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match="disk full") as caught:
+        atomic_write(path, write)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(tmp_path / "a.bin", write)
+    assert list(tmp_path.iterdir()) == []
