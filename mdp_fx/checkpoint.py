@@ -70,7 +70,8 @@ def save_slim(path: str | os.PathLike[str], module: fx.GraphModule, recipe: Reci
     data = {
         "format": FORMAT,
         "version": VERSION,
-        "recipe": recipe.to_json(),
+        # Through JSON, which leaves no subclasses behind: torch.__version__ is one of str that weights_only refuses.
+        "recipe": json.loads(json.dumps(recipe.to_json())),
         "report": json.loads(json.dumps(report)),
         "versions": {"torch": str(torch.__version__)},
         "graph": graph,

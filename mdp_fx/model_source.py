@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import os
 import re
 import struct
 import warnings
@@ -87,8 +86,11 @@ def check_finite(module: nn.Module) -> None:
 
 
 def _names_file(spec: str) -> bool:
-    if os.path.exists(spec):
-        return True
+    try:
+        if Path(spec).exists():
+            return True
+    except OSError:  # such as a name that is too long for a file
+        return False
     prefix, colon, _ = spec.partition(":")
     return Path(spec).suffix in _SUFFIXES and not (colon and prefix in _LIBRARIES)
 

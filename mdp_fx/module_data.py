@@ -24,10 +24,10 @@ _INTERNALS = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _REBUILT_RNN_ATTRIBUTES = frozenset({"_flat_weights", "_flat_weight_refs"})
 # What a subclass may redefine and still compute what its parent does.
-_HARMLESS_OVERRIDES = frozenset(
+_HARMLESS_OVERRIDES = safe_names.words(
     "__init__ __module__ __qualname__ __doc__ __repr__ __annotations__ __constants__ __parameters__ __dict__ "
     "__weakref__ __firstlineno__ __static_attributes__ __annotate__ __annotate_func__ extra_repr reset_parameters "
-    "_reset_parameters".split()
+    "_reset_parameters"
 )
 _SAFE_NAME = re.compile(r"[\w-]+")
 

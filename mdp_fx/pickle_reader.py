@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import pickle
-import pickletools
 import re
 import sys
 import warnings
@@ -186,18 +185,12 @@ def _check_kind(path: Path) -> None:
 
 def _globals(path: Path) -> set[str]:
     """Names that the pickle in a file asks for and that torch does not know as safe."""
+    if not zipfile.is_zipfile(path):
+        return set()  # the format of torch < 1.6: torch reads state dicts in it safely, and no modules
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if zipfile.is_zipfile(path):
-                return set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        names = set()
-        with path.open("rb") as file:
-            for _ in range(4):  # the old format: magic number, version, system facts, then the object
-                names |= {
-                    str(word).replace(" ", ".") for op, word, _ in pickletools.genops(file) if op.name == "GLOBAL"
-                }
-        return {name for name in names if not name.startswith("torch._utils._rebuild")}
+            return set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except (ValueError, EOFError, IndexError, pickle.UnpicklingError, RuntimeError) as error:
         raise _damaged(path, error) from error
 
@@ -223,7 +216,11 @@ def _load(path: Path, stand_ins: list[Any]) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         foreign = [name for known, name in stand_ins if isinstance(known, type) and issubclass(known, _Foreign)]
-        raise (_foreign_error(path, foreign) if foreign else _damaged(path, error)) from error
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused and safe_names.module_class_named(refused[1]) and not zipfile.is_zipfile(path):
+            raise ModelError(f"{path} holds a module in the format of torch < 1.6; {_ADVICE}") from error
+        names = [refused[1]] if refused else foreign
+        raise (_foreign_error(path, names) if names else _damaged(path, error)) from error
     except Exception as error:  # a damaged or hostile file can make the unpickler fail in any way
         raise _damaged(path, error) from error
 
@@ -264,7 +261,9 @@ def _foreign_error(path: Path, names: list[str]) -> ModelError:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     if names[0].startswith("torch.fx."):
         return ModelError(f"{path} holds a torch.fx graph as Python code ({names[0]}); {_ADVICE}")
-    return ModelError(f"{path} needs {names[0]}{more}, which is not a network class of torch, torchvision or timm; {_ADVICE}")
+    return ModelError(
+        f"{path} needs {names[0]}{more}, which is not a network class of torch, torchvision or timm; {_ADVICE}"
+    )
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
@@ -275,5 +274,5 @@ def _damaged(path: Path, error: Exception) -> ModelError:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    text = text.partition("WeightsUnpickler error: ")[2] or text  # without torch's advice around it
+    text = text.partition("WeightsUnpickler error:")[2].strip() or text  # without torch's advice around it
     return text.splitlines()[0][:160] if text else type(error).__name__

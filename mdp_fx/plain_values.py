@@ -35,8 +35,10 @@ def encode(value: Any, special: Encoder) -> Any:
     encoded = special(value)
     if encoded is not None:
         return encoded
-    if value is None or type(value) in (bool, str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):

@@ -22,9 +22,15 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-TENSOR_ATTRIBUTES = frozenset(
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, for tables that are read rather than counted."""
+    return frozenset(text.split())
+
+
+TENSOR_ATTRIBUTES = words(
     "shape dtype device layout ndim T mT H mH real imag data requires_grad is_cuda itemsize nbytes "
-    "values indices min max".split()  # the last ones are fields of what torch.max and others return
+    "values indices min max"  # the last ones are fields of what torch.max and others return
 )
 """What a graph may read with `getattr`."""
 
@@ -37,23 +43,23 @@ _MODULE_PACKAGES = (
     "timm.models.",
 )
 _CODE_MODULES = (fx.GraphModule, torch.jit.ScriptModule)  # they hold source or byte code, not only numbers
-_OPERATORS = (
+_OPERATORS = words(
     "abs add and_ concat contains eq floordiv ge getitem gt iadd iand ifloordiv ilshift imatmul imod imul index inv "
     "invert ior ipow irshift isub itruediv ixor le lshift lt matmul mod mul ne neg not_ or_ pos pow rshift setitem "
     "sub truediv truth xor"
-).split()
-_BUILTINS = "abs bool float getattr int len max min round sum".split()
+)
+_BUILTINS = words("abs bool float getattr int len max min round sum")
 # Reads and writes files or raw memory, or hands the tensor to kernels that do not check their arguments.
 _UNSAFE_OPS = re.compile(
     r"_|from_file|from_numpy|from_dlpack|frombuffer|asarray|set_|resize|sparse_|fbgemm_|mkldnn_|miopen_|cudnn_|"
     r"quantized_|save|load|record_stream|nested_"
 )
-_UNSAFE_METHODS = frozenset(
+_UNSAFE_METHODS = words(
     "apply_ as_subclass backward const_data_ptr data_ptr map2_ map_ module_load numpy pin_memory record_stream "
     "register_hook register_post_accumulate_grad_hook reinforce share_memory_ storage storage_type "
-    "to_mkldnn untyped_storage".split()
+    "to_mkldnn untyped_storage"
 )
-_TENSORLESS_OPS = frozenset("arange empty eye full linspace ones scalar_tensor zeros".split())
+_TENSORLESS_OPS = words("arange empty eye full linspace ones scalar_tensor zeros")
 _WRAPPED_BY_TORCHVISION = ("_get_relative_position_bias", "_patch_merging_pad", "shifted_window_attention")
 
 

@@ -41,11 +41,12 @@ def test_values_survive(value: Any) -> None:
     assert type(back) is type(value)
 
 
-def test_subclasses_of_numbers_become_plain() -> None:
+def test_subclasses_of_numbers_and_strings_become_plain() -> None:
     class Flag(int):
         pass
 
     assert type(encode(Flag(1), nothing)) is int
+    assert type(encode(torch.__version__, nothing)) is str
 
 
 def test_special_values_come_first() -> None:

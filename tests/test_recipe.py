@@ -76,7 +76,7 @@ def test_a_missing_field_is_named() -> None:
 
 def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
-    with pytest.raises(RecipeError, match="cannot read recipe .*no such file"):
+    with pytest.raises(RecipeError, match=r"cannot read recipe .*no such file"):
         Recipe.load(path)
     for content in (b"{", b"\xff\xfe", b"[" * 100000, b"[]"):
         path.write_bytes(content)

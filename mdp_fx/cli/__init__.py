@@ -72,7 +72,12 @@ def _show_versions(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
     epilog="Start with:  mdp-fx prune model.pt",
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_versions, help="Show versions and exit."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show versions and exit.",
 )
 def cli() -> None:
     """Structured pruning of vision networks under a measured latency budget."""

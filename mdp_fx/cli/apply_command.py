@@ -10,25 +10,47 @@ from mdp_fx.cli import options
 
 
 @click.command("apply")
-@click.argument("model")
+@options.model_argument()
 @click.option("--recipe", type=click.Path(path_type=Path), required=True, help="Recipe from `mdp-fx prune --recipe`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Slim network to write.")
 @options.force_option
 @options.model_options
+@options.output_format
 def command(
-    model: str, recipe: Path, output: Path, force: bool, arch: str | None, trust_pickle: bool
+    model: str,
+    recipe: Path,
+    output: Path,
+    force: bool,
+    arch: str | None,
+    trust_pickle: bool,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Apply a recipe to MODEL, the dense network it was made for."""
-    from mdp_fx.files import check_output
+    from mdp_fx.cli.console import Reporter, print_json, show
 
-    check_output(output, force)
-    from mdp_fx.recipe import Recipe
+    options.check_outputs({"--output": output}, force)
+    with Reporter(verbose).running() as reporter:
+        reporter.stage("load the network")
+        from mdp_fx.recipe import Recipe
 
-    wanted = Recipe.load(recipe)
-    loaded = options.load(model, arch, trust_pickle)
-    from mdp_fx.checkpoint import save_slim
-    from mdp_fx.pipeline import apply
+        wanted = Recipe.load(recipe)
+        loaded = options.load(model, arch, trust_pickle)
+        from mdp_fx.checkpoint import save_slim
+        from mdp_fx.pipeline import apply
 
-    slim = apply(loaded.module, wanted)
-    save_slim(output, slim, wanted, {})
-    click.echo(f"wrote {output}")
+        reporter.stage("rewrite")
+        slim = apply(loaded.module, wanted)
+        params = {
+            "dense": sum(parameter.numel() for parameter in loaded.module.parameters()),
+            "slim": sum(parameter.numel() for parameter in slim.parameters()),
+        }
+        facts = {"model": loaded.name, "params": params}
+        reporter.stage("write")
+        save_slim(output, slim, wanted, facts)
+    if as_json:
+        print_json(facts | {"written": {"slim": str(output)}})
+        return
+    from mdp_fx.report.tables import apply_tables
+
+    show(*apply_tables(params, str(output)))

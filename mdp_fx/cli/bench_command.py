@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from mdp_fx.cli import options
 
 
 @click.command("bench")
-@click.argument("models", nargs=-1, required=True)
+@options.model_argument("models", nargs=-1, required=True)
 @options.target_options
 @options.input_options
 @options.model_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+@options.output_format
 def command(
     models: tuple[str, ...],
     target: str,
@@ -22,24 +24,38 @@ def command(
     arch: str | None,
     trust_pickle: bool,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     """Time MODELS in turn in the same run: median, 90th percentile, throughput, ratio over the first."""
-    from mdp_fx.cli.console import print_json, stdout
-    from mdp_fx.latency.targets import get_target
+    from mdp_fx.cli.console import Reporter, print_json, show
 
-    get_target(target, threads)
-    loaded = {spec: options.load(spec, arch, trust_pickle) for spec in models}
-    from mdp_fx.pipeline import bench
-    from mdp_fx.report.tables import bench_table
+    with Reporter(verbose).running() as reporter:
+        reporter.stage("load the networks")
+        from mdp_fx.latency.targets import get_target
 
-    recipe = next((model.recipe for model in loaded.values() if model.recipe is not None), None)
-    rows = bench(
-        {spec: model.module for spec, model in loaded.items()},
-        options.make_inputs(shapes, batch, recipe),
-        target=target,
-        threads=threads,
-    )
+        get_target(target, threads)
+        loaded = {
+            label: options.load(spec, arch, trust_pickle) for label, spec in zip(_labels(models), models, strict=True)
+        }
+        recipe = next((model.recipe for model in loaded.values() if model.recipe is not None), None)
+        inputs = options.make_inputs(shapes, batch, recipe)
+        for model in loaded.values():
+            options.check_forward(model, inputs)
+        from mdp_fx.pipeline import bench
+        from mdp_fx.report.tables import bench_tables
+
+        reporter.stage("time them in turn")
+        networks = {label: model.module for label, model in loaded.items()}
+        rows = bench(networks, inputs, target=target, threads=threads)
     if as_json:
         print_json({"target": target, "batch": batch, "networks": [row.to_json() for row in rows]})
         return
-    stdout().print(bench_table(rows, target, batch))
+    show(*bench_tables(rows, target, batch))
+
+
+def _labels(models: Sequence[str]) -> list[str]:
+    """Names of the rows: a network that is given twice, to see the noise, gets two."""
+    return [
+        model if model not in models[:i] else f"{model} ({models[: i + 1].count(model)})"
+        for i, model in enumerate(models)
+    ]

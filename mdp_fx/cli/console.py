@@ -5,25 +5,38 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
+import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PIPE_WIDTH = 100
+"""Columns where stdout is no terminal and COLUMNS does not say otherwise."""
+
+_REFRESH_S = 0.2
 
 
 class Reporter:
-    """Shows stages and measurements on stderr: a live bar on a terminal, plain lines with -v, nothing otherwise."""
+    """Shows stages and measurements on stderr: a live bar on a terminal, plain lines with -v, nothing otherwise.
+
+    The bar is drawn only between measurements, by nobody but the measuring thread: a thread that redraws it would take
+    processor time from what is being timed.
+    """
 
     def __init__(self, verbose: bool) -> None:
         self._console = Console(stderr=True)
         self._verbose = verbose
         self._bar: Progress | None = None
-        self._task: Any = None
+        self._task = TaskID(0)
         self._name = ""
         self._since = time.perf_counter()
+        self._drawn = 0.0
 
     def stage(self, name: str) -> None:
         """A stage begins; an empty name ends the last one."""
@@ -31,47 +44,76 @@ class Reporter:
         if self._verbose and self._name:
             self._console.print(f"{now - self._since:8.2f} s  {self._name}", highlight=False, markup=False)
         self._name, self._since = name, now
-        if self._bar is not None:
+        if self._bar is not None and name:
             self._bar.reset(self._task, total=None, description=name)
+            self._bar.refresh()
 
-    def measured(self, done: int, total: int, text: str) -> None:
+    def measured(self, done: int, total: int, _text: str) -> None:
         """One measurement of `total` is done."""
-        if self._bar is not None and total:
-            self._bar.update(self._task, completed=done, total=total)
+        if self._bar is None or not total:
+            return
+        self._bar.update(self._task, completed=done, total=total)
+        now = time.perf_counter()
+        if now - self._drawn > _REFRESH_S or done == total:
+            self._drawn = now
+            self._bar.refresh()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Reporter]:
-        """Shows progress while the body runs."""
-        if self._verbose:
-            logging.basicConfig(level=logging.WARNING, format="%(message)s")
-            logging.getLogger("mdp_fx").setLevel(logging.INFO)
-        if not self._console.is_terminal or self._verbose:
+        """Shows progress while the body runs; what foreign code prints meanwhile goes to stderr."""
+        with contextlib.redirect_stdout(sys.stderr), self._logging(), self._progress():
             yield self
             self.stage("")
+
+    @contextlib.contextmanager
+    def _logging(self) -> Iterator[None]:
+        logger, handler = logging.getLogger("mdp_fx"), logging.StreamHandler(sys.stderr)
+        level = logger.level
+        logger.setLevel(logging.INFO if self._verbose else logging.WARNING)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[None]:
+        if not self._console.is_terminal or self._verbose:
+            yield
             return
         with Progress(
-            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            auto_refresh=False,
+            redirect_stdout=False,
         ) as bar:
             self._bar = bar
             self._task = bar.add_task("load", total=None)
-            yield self
+            yield
             self._bar = None
 
 
-def stdout() -> Console:
-    """The console results are printed to; at least 80 columns where it is no terminal."""
+def show(*parts: RenderableType) -> None:
+    """Prints results to stdout: styled on a terminal, plain lines without trailing blanks elsewhere."""
     console = Console()
-    return console if console.is_terminal else Console(width=max(100, console.width))
+    if console.is_terminal:
+        for part in parts:
+            console.print(part, highlight=False)
+        return
+    console = Console(width=console.width if "COLUMNS" in os.environ else PIPE_WIDTH)
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part, highlight=False, crop=False)
+    click.echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
 
 
 def print_json(data: Any) -> None:
-    """Prints exactly one JSON document."""
+    """Prints exactly one JSON document; infinite and undefined numbers become null."""
     click.echo(json.dumps(_finite(data), indent=1, allow_nan=False))
 
 
@@ -80,4 +122,4 @@ def _finite(data: Any) -> Any:
         return {key: _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
-    return None if isinstance(data, float) and data != data or data in (float("inf"), float("-inf")) else data
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -11,13 +11,13 @@ from mdp_fx.cli import options
 
 
 @click.command("export")
-@click.argument("model")
+@options.model_argument()
 @click.option("--to", "form", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Format.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write.")
 @options.input_options
 @options.force_option
 @options.model_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@options.output_format
 def command(
     model: str,
     form: str,
@@ -28,21 +28,24 @@ def command(
     arch: str | None,
     trust_pickle: bool,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     """Export MODEL to ONNX with a dynamic batch, and check it against torch on ONNX Runtime."""
-    from mdp_fx.cli.console import print_json
-    from mdp_fx.files import check_output
+    from mdp_fx.cli.console import Reporter, print_json, show
 
-    check_output(output, force)
-    loaded = options.load(model, arch, trust_pickle)
-    from mdp_fx.exporters.onnx_export import export_onnx
+    options.check_outputs({"--output": output}, force)
+    with Reporter(verbose).running() as reporter:
+        reporter.stage("load the network")
+        loaded = options.load(model, arch, trust_pickle)
+        inputs = options.make_inputs(shapes, batch, loaded.recipe)
+        options.check_forward(loaded, inputs)
+        from mdp_fx.exporters.onnx_export import export_onnx
 
-    parity = export_onnx(loaded.module.eval(), options.make_inputs(shapes, batch, loaded.recipe), output, force)
+        reporter.stage("export and check")
+        parity = export_onnx(loaded.module, inputs, output, force)
     if as_json:
-        print_json({"format": form, "path": str(output)} | asdict(parity))
+        print_json({"format": form, "written": {form: str(output)}} | asdict(parity))
         return
-    batch_text = "dynamic batch" if parity.dynamic_batch else f"fixed batch of {batch}"
-    click.echo(
-        f"wrote {output}: {batch_text}, agrees with torch on ONNX Runtime "
-        f"(max abs error {parity.max_abs_error:.1e}, relative {parity.max_rel_error:.1e})"
-    )
+    from mdp_fx.report.tables import export_tables
+
+    show(*export_tables(str(output), parity))

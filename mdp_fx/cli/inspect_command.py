@@ -8,7 +8,7 @@ from mdp_fx.cli import options
 
 
 @click.command("inspect")
-@click.argument("model")
+@options.model_argument()
 @options.input_options
 @options.model_options
 @options.output_format
@@ -22,16 +22,17 @@ def command(
     verbose: bool,
 ) -> None:
     """Show what of MODEL can be pruned: channel groups, residual blocks, and what is frozen with the reason."""
-    from mdp_fx.cli.console import print_json, stdout
+    from mdp_fx.cli.console import Reporter, print_json, show
 
-    loaded = options.load(model, arch, trust_pickle)
-    from mdp_fx.pipeline import inspect
-    from mdp_fx.report.tables import inspect_tables
+    with Reporter(verbose).running() as reporter:
+        reporter.stage("load the network")
+        loaded = options.load(model, arch, trust_pickle)
+        from mdp_fx.pipeline import inspect
+        from mdp_fx.report.tables import inspect_tables
 
-    found = inspect(loaded.module, options.make_inputs(shapes, batch, loaded.recipe), name=loaded.name)
+        reporter.stage("inspect")
+        found = inspect(loaded.module, options.make_inputs(shapes, batch, loaded.recipe), name=loaded.name)
     if as_json:
         print_json(found.to_json())
         return
-    console = stdout()
-    for part in inspect_tables(found, verbose=verbose):
-        console.print(part)
+    show(*inspect_tables(found, verbose=verbose))

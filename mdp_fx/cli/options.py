@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from mdp_fx.model_source import LoadedModel
+    from mdp_fx.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SHAPE = re.compile(r"[1-9][0-9]*(x[1-9][0-9]*)*")
+DEFAULT_SHAPE = (3, 224, 224)
 
-class Shape(click.ParamType):
-    """An input shape without the batch: 3x224x224."""
 
-    name = "CxHxW"
+def _shapes(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """Input shapes without the batch: "3x224x224" is (3, 224, 224)."""
+    for text in texts:
+        if not _SHAPE.fullmatch(text):
+            raise click.BadParameter(f"{text!r} is not a shape such as 3x224x224")
+    return tuple(tuple(int(part) for part in text.split("x")) for text in texts)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", value):
-            self.fail(f"{value!r} is not a shape such as 3x224x224", param, ctx)
-        return tuple(int(part) for part in value.split("x"))
+
+def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of models are too many to list; files are what a shell can complete."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def model_argument(name: str = "model", **settings: Any) -> Callable[[F], F]:
+    """A network on the command line, with completion of file names."""
+    return click.argument(name, shell_complete=_complete_model, **settings)
 
 
 def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -41,8 +52,12 @@ def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 def model_options(function: F) -> F:
     """How to read MODEL."""
     return stack(
-        click.option("--arch", metavar="MODEL", help="Architecture of a state dict: torchvision:NAME, timm:NAME, module:factory."),
-        click.option("--trust-pickle", is_flag=True, help="Load a pickle that names foreign classes: it can run any code."),
+        click.option(
+            "--arch",
+            metavar="MODEL",
+            help="Network of a state dict: torchvision:NAME, timm:NAME, package.module:factory.",
+        ),
+        click.option("--trust-pickle", is_flag=True, help="Load pickles with foreign classes: they can run any code."),
     )(function)
 
 
@@ -50,17 +65,45 @@ def input_options(function: F) -> F:
     """What to feed it."""
     return stack(
         click.option(
-            "--input", "shapes", type=Shape(), multiple=True, help="Shape of one input, repeatable.  [default: 3x224x224]"
+            "--input",
+            "shapes",
+            metavar="CxHxW",
+            callback=_shapes,
+            multiple=True,
+            help="Shape of one input, repeatable.  [default: a slim.pt's own, else 3x224x224]",
         ),
-        click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size."),
+        click.option(
+            "--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default="1", help="Batch size."
+        ),
     )(function)
 
 
 def target_options(function: F) -> F:
     """Where latency counts."""
     return stack(
-        click.option("--target", default="onnxruntime:cpu", show_default=True, help="Where latency counts."),
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]"),
+        click.option(
+            "--target", metavar="NAME", default="onnxruntime:cpu", show_default=True, help="Where latency counts."
+        ),
+        threads_option,
+    )(function)
+
+
+def threads_option(function: F) -> F:
+    """Processor threads of the target."""
+    return click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one per core]"
+    )(function)
+
+
+def step_option(function: F) -> F:
+    """Channel step."""
+    return click.option(
+        "--step",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=8,
+        show_default="8",
+        help="Channels are kept in multiples of N.",
     )(function)
 
 
@@ -77,20 +120,68 @@ def force_option(function: F) -> F:
     return click.option("--force", is_flag=True, help="Overwrite output files.")(function)
 
 
+def check_outputs(paths: dict[str, Path | None], force: bool) -> None:
+    """Checks, before the work starts, that every file can be written and that no two are the same.
+
+    Args:
+        paths: by option name; None where the option was not given.
+        force: allow them to exist.
+
+    Raises:
+        OutputError: one cannot be written, exists, or is named twice.
+    """
+    from mdp_fx.errors import OutputError
+    from mdp_fx.files import check_output
+
+    seen: dict[Path, str] = {}
+    for option, path in paths.items():
+        if path is None:
+            continue
+        other = seen.setdefault(path.resolve(), option)
+        if other != option:
+            msg = f"{other} and {option} both name {path}; give them different files"
+            raise OutputError(msg)
+        check_output(path, force)
+
+
 def load(spec: str, arch: str | None, trust_pickle: bool) -> LoadedModel:
     """Loads MODEL, or raises a MdpFxError."""
-    from mdp_fx.model_source import check_finite, load_model
+    from mdp_fx.model_source import load_model
 
-    loaded = load_model(spec, arch=arch, trust_pickle=trust_pickle)
-    check_finite(loaded.module)
-    return loaded
+    return load_model(spec, arch=arch, trust_pickle=trust_pickle)
 
 
-def make_inputs(shapes: tuple[tuple[int, ...], ...], batch: int, recipe: Any = None) -> tuple[Any, ...]:
-    """Random example inputs; a slim network's own shapes where none are given."""
-    import torch
-
+def input_shapes(shapes: tuple[tuple[int, ...], ...], recipe: Recipe | None = None) -> tuple[tuple[int, ...], ...]:
+    """The shapes asked for; where none are, a slim network's own, or the default. All without the batch."""
     if not shapes and recipe is not None and recipe.input_shapes:
         shapes = tuple(tuple(shape[1:]) for shape in recipe.input_shapes)
+    return shapes or (DEFAULT_SHAPE,)
+
+
+def make_inputs(shapes: tuple[tuple[int, ...], ...], batch: int, recipe: Recipe | None = None) -> tuple[Any, ...]:
+    """Random example inputs of the shapes that `input_shapes` gives."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(batch, *shape, generator=generator) for shape in shapes or ((3, 224, 224),))
+    return tuple(torch.randn(batch, *shape, generator=generator) for shape in input_shapes(shapes, recipe))
+
+
+def check_forward(loaded: LoadedModel, inputs: tuple[Any, ...]) -> None:
+    """Runs a network once, in eval mode, for commands that do not trace it.
+
+    Raises:
+        InputError: it rejects the inputs.
+    """
+    import torch
+
+    from mdp_fx.errors import InputError
+
+    loaded.module.eval()
+    try:
+        with torch.no_grad():
+            loaded.module(*inputs)
+    except Exception as error:  # the network's own code: whatever it raises, it rejects the inputs
+        shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        msg = f"{loaded.name} rejects an input of shape {shapes}: {first}; set the shape with --input CxHxW"
+        raise InputError(msg) from error

@@ -8,10 +8,10 @@ from mdp_fx.cli import options
 
 
 @click.command("profile")
-@click.argument("model")
+@options.model_argument()
 @options.target_options
 @options.input_options
-@click.option("--step", type=click.IntRange(min=1), default=8, show_default=True, help="Channel step.")
+@options.step_option
 @options.model_options
 @options.output_format
 def command(
@@ -30,15 +30,17 @@ def command(
 
     Every measurement is kept as it is made: a run that was stopped goes on where it was.
     """
-    from mdp_fx.cli.console import Reporter, print_json, stdout
-    from mdp_fx.latency.targets import get_target
-
-    get_target(target, threads)
-    loaded = options.load(model, arch, trust_pickle)
-    from mdp_fx.pipeline import profile
-    from mdp_fx.report.tables import profile_tables
+    from mdp_fx.cli.console import Reporter, print_json, show
 
     with Reporter(verbose).running() as reporter:
+        reporter.stage("load the network")
+        from mdp_fx.latency.targets import get_target
+
+        get_target(target, threads)
+        loaded = options.load(model, arch, trust_pickle)
+        from mdp_fx.pipeline import profile
+        from mdp_fx.report.tables import profile_tables
+
         found = profile(
             loaded.module,
             options.make_inputs(shapes, batch, loaded.recipe),
@@ -52,6 +54,4 @@ def command(
     if as_json:
         print_json(found.to_json())
         return
-    console = stdout()
-    for part in profile_tables(found, verbose=verbose):
-        console.print(part)
+    show(*profile_tables(found, verbose=verbose))

@@ -12,7 +12,7 @@ from mdp_fx.cli import options
 
 
 @click.command("prune")
-@click.argument("model")
+@options.model_argument()
 @click.option("--latency", metavar="BUDGET", help="50% of the dense latency, or 12.5ms.  [default: 50%]")
 @click.option("--params", metavar="BUDGET", help="Parameters: 60%, or 4M.")
 @click.option("--macs", metavar="BUDGET", help="Multiply-accumulates: 60%, or 300M.")
@@ -32,12 +32,19 @@ from mdp_fx.cli import options
     show_default=True,
     help="How to choose.",
 )
-@click.option("--step", type=click.IntRange(min=1), default=8, show_default=True, help="Channel step.")
+@options.step_option
 @click.option("--keep", metavar="PATTERN", multiple=True, help="Modules to leave alone, repeatable.")
 @click.option("--only", metavar="PATTERN", multiple=True, help="Modules to prune, repeatable.")
 @click.option("--gap", metavar="PERCENT", default="0.1%", show_default=True, help="Optimality gap to stop at.")
-@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="Seconds per solve.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=20.0,
+    show_default="20",
+    help="Limit of each call of the solver.",
+)
+@click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Seed of everything random.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Slim network.  [default: <model>-slim.pt]")
 @click.option("--onnx", type=click.Path(path_type=Path), help="Also export it to ONNX.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Also write the recipe as JSON.")
@@ -78,33 +85,32 @@ def command(
     package.module:factory. The slim network is written as <model>-slim.pt; load it with mdp_fx.load.
     """
     from mdp_fx.budgets import parse_budget
-    from mdp_fx.cli.console import Reporter, print_json, stdout
-    from mdp_fx.files import check_output
+    from mdp_fx.cli.console import Reporter, print_json, show
 
     given = {"latency": latency, "params": params, "macs": macs}
     budgets: dict[str, Any] = {what: parse_budget(text, what) for what, text in given.items() if text is not None}
     proven = _percent(gap)
     slim_path = output or Path(f"{_stem(model)}-slim.pt")
-    for path in (slim_path, onnx, recipe):
-        if path is not None:
-            check_output(path, force)
-    from mdp_fx.latency.targets import get_target
+    options.check_outputs({"--output": slim_path, "--onnx": onnx, "--recipe": recipe}, force)
 
-    get_target(target, threads)
-    from mdp_fx.data import load_function, load_loader
-
-    loader = load_loader(data, shapes[0] if shapes else (3, 224, 224), batch_size=32, seed=seed) if data else None
-    loaded = options.load(model, arch, trust_pickle)
-    if loaded.recipe is not None:
-        click.echo("note: the model is a slim network already; it is pruned further", err=True)
-
-    from mdp_fx.checkpoint import check_savable, save_slim
-    from mdp_fx.exporters.onnx_export import export_onnx
-    from mdp_fx.pipeline import prune
-    from mdp_fx.report.tables import prune_tables
-
-    inputs = options.make_inputs(shapes, batch, loaded.recipe)
     with Reporter(verbose).running() as reporter:
+        reporter.stage("load the network")
+        from mdp_fx.data import load_function, load_loader
+        from mdp_fx.latency.targets import get_target
+
+        get_target(target, threads)
+        criterion = load_function(loss, "loss") if loss not in (None, "cross-entropy") else None
+        loaded = options.load(model, arch, trust_pickle)
+        if loaded.recipe is not None:
+            click.echo(f"mdp-fx: {model} is a slim network already; it is pruned further", err=True)
+        inputs = options.make_inputs(shapes, batch, loaded.recipe)
+        batches = load_loader(data, tuple(inputs[0].shape[1:]), batch_size=32, seed=seed) if data is not None else None
+
+        from mdp_fx.checkpoint import check_savable, save_slim
+        from mdp_fx.exporters.onnx_export import export_onnx
+        from mdp_fx.pipeline import prune
+        from mdp_fx.report.tables import prune_tables
+
         result = prune(
             loaded.module,
             inputs,
@@ -113,8 +119,8 @@ def command(
             threads=threads,
             method=method,
             importance=importance,
-            data=loader,
-            loss=load_function(loss, "loss") if loss else None,
+            data=batches,
+            loss=criterion,
             step=step,
             keep=keep,
             only=only,
@@ -132,18 +138,13 @@ def command(
         save_slim(slim_path, result.module, result.recipe, result.report.to_json())
         if recipe is not None:
             result.recipe.save(recipe)
-    written = {"slim": str(slim_path)}
-    if onnx is not None:
-        written["onnx"] = str(onnx)
-    if recipe is not None:
-        written["recipe"] = str(recipe)
+    paths = {"slim": slim_path, "onnx": onnx, "recipe": recipe}
+    written = {kind: str(path) for kind, path in paths.items() if path is not None}
     if as_json:
         facts = result.report.to_json()
         print_json(facts | {"written": written, "onnx_parity": asdict(parity) if parity is not None else None})
         return
-    console = stdout()
-    for part in prune_tables(result.report, written, parity, verbose=verbose):
-        console.print(part)
+    show(*prune_tables(result.report, written, parity, verbose=verbose))
 
 
 def _percent(text: str) -> float:
@@ -157,7 +158,7 @@ def _percent(text: str) -> float:
 
 
 def _stem(model: str) -> str:
-    if model.endswith((".pt", ".pth", ".safetensors")):
-        path = Path(model)
-        return str(path.with_suffix("")).removesuffix("-slim")
-    return model.rpartition(":")[2]
+    """What the slim network is called by default, in the working folder: after the file, or what is after the colon."""
+    if ":" not in model or Path(model).exists():
+        return Path(model).stem
+    return model.rpartition(":")[2].replace("/", "_")

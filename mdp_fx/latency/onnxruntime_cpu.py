@@ -154,6 +154,8 @@ class OnnxRuntimeCpu(Target):
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = _SILENT
+        # Networks are timed in turn: the idle ones' threads must not spin on the cores that the running one needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)

@@ -14,7 +14,7 @@ import numpy as np
 _FINE_CLOCK_S = 1e-5  # where processor time ticks in milliseconds (Windows) it cannot tell
 _KEPT_SHARE = 0.95
 _FEWEST_GOOD = 3
-_PATIENCE = 8  # times the usual limit, while other processes leave too few undisturbed runs
+_PATIENCE = 3  # times the usual limit, while other processes leave too few undisturbed runs
 
 
 @dataclass(frozen=True)

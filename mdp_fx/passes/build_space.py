@@ -26,7 +26,7 @@ from mdp_fx.passes.search_space import (
     SizeTerm,
 )
 
-GRID_POINTS = {1: 8, 2: 6, 3: 4}
+GRID_POINTS = {1: 6, 2: 5, 3: 4}
 """Sizes measured on each axis of a region, by the number of its axes that vary."""
 
 MAX_OPTIONS = 12

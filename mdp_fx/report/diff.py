@@ -42,6 +42,16 @@ class DiffRow:
         """Whether the two differ in shape or presence."""
         return self.before != self.after
 
+    @property
+    def removed(self) -> bool:
+        """Whether the second network does not have it."""
+        return self.after is None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether its weight has more than one axis, as those of convolutions and linear layers."""
+        return len(self.before or self.after or ()) > 1
+
 
 @dataclass(frozen=True)
 class Diff:
@@ -63,7 +73,9 @@ class Diff:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
-        return asdict(self) | {"rows": [asdict(row) | {"changed": row.changed} for row in self.rows]}
+        return asdict(self) | {
+            "rows": [asdict(row) | {"changed": row.changed, "removed": row.removed} for row in self.rows]
+        }
 
 
 @dataclass(frozen=True)
@@ -115,11 +127,14 @@ def _params(module: nn.Module) -> int:
 
 
 def _row(
-    name: str, before: _Entry | None, after: _Entry | None, latency: tuple[Mapping[str, float], Mapping[str, float]] | None
+    name: str,
+    before: _Entry | None,
+    after: _Entry | None,
+    latency: tuple[Mapping[str, float], Mapping[str, float]] | None,
 ) -> DiffRow:
     either = before or after
     assert either is not None
-    times = [None if latency is None or name not in side else 1e3 * side[name] for side in latency or (None, None)]
+    times = [1e3 * side[name] if name in side else None for side in latency or ({}, {})]
     return DiffRow(
         name,
         either.op,
@@ -136,45 +151,45 @@ def _row(
 
 def _entries(network: nn.Module, inputs: tuple[Any, ...]) -> dict[str, _Entry]:
     """Modules that hold parameters, with multiply-accumulates counted in one forward."""
-    macs: dict[str, int] = {}
-    hooks = []
-    holders: dict[str, tuple[nn.Module, torch.Tensor]] = {}
-    for name, module in network.named_modules():
-        own = list(module.parameters(recurse=False))
-        if not own:
-            continue
-        holders[name or "(root)"] = (module, max(own, key=lambda p: p.ndim))
+    macs: dict[nn.Module, int] = {}
 
-        def count(owner: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-            weight = holders[name or "(root)"][1]
-            if weight.ndim < 2 or not isinstance(output, torch.Tensor):
-                return
-            channels = output.shape[1] if weight.ndim > 2 else output.shape[-1]
-            macs[name] = macs.get(name, 0) + weight.numel() * (output.numel() // max(1, channels))
+    def count(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        weight = _largest(module)
+        # Every entry of a transposed convolution's weight meets every input position, of others every output position.
+        met = args[0] if getattr(module, "transposed", False) else output
+        macs[module] = macs.get(module, 0) + weight.numel() * (met.numel() // max(1, weight.shape[0]))
 
-        hooks.append(module.register_forward_hook(count))
-    training = network.training
+    holders = {name or "(root)": part for name, part in network.named_modules() if [*part.parameters(recurse=False)]}
+    multiplying = [part for part in holders.values() if hasattr(part, "out_channels") or hasattr(part, "out_features")]
+    hooks = [part.register_forward_hook(count) for part in multiplying]
+    modes = [(part, part.training) for part in network.modules()]
     try:
         network.eval()
         with torch.no_grad():
             network(*inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # the network's own code: whatever it raises, it rejects the inputs
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         msg = f"the network rejects the example inputs: {first}; set their shape with --input CxHxW"
         raise InputError(msg) from error
     finally:
-        network.train(training)
+        for part, training in modes:
+            part.training = training
         for hook in hooks:
             hook.remove()
     return {
         name: _Entry(
             type(module).__name__,
-            tuple(weight.shape),
+            tuple(_largest(module).shape),
             sum(parameter.numel() for parameter in module.parameters(recurse=False)),
-            macs.get(name, 0),
+            macs.get(module, 0),
         )
-        for name, (module, weight) in holders.items()
+        for name, module in holders.items()
     }
+
+
+def _largest(module: nn.Module) -> torch.Tensor:
+    """Its weight: of its own parameters the one with most axes."""
+    return max(module.parameters(recurse=False), key=lambda parameter: parameter.ndim)
 
 
 def _outermost_removed(first: Mapping[str, _Entry], second: Mapping[str, _Entry]) -> tuple[str, ...]:

@@ -1,0 +1,29 @@
+"""What the benchmarks share: where results go, and what machine they were made on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from mdp_fx.files import atomic_write
+from mdp_fx.latency.cpu import cpu_model
+from mdp_fx.pipeline import versions
+
+RESULTS = Path(__file__).parent / "results"
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the library versions."""
+    return {"cpu": cpu_model(), "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions()}
+
+
+def save(name: str, data: dict[str, Any]) -> None:
+    """Writes bench/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"machine": machine()} | data, indent=1) + "\n"
+    atomic_write(RESULTS / f"{name}.json", lambda file: file.write(text.encode()))
+    print(f"wrote {RESULTS / f'{name}.json'}")
