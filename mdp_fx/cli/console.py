@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import math
@@ -101,15 +102,23 @@ class Reporter:
 def show(*parts: RenderableType) -> None:
     """Prints results to stdout: styled on a terminal, plain lines without trailing blanks elsewhere."""
     console = Console()
-    if console.is_terminal:
-        for part in parts:
-            console.print(part, highlight=False)
+    if not console.is_terminal:
+        click.echo(render(*parts), nl=False)
         return
-    console = Console(width=console.width if "COLUMNS" in os.environ else PIPE_WIDTH)
+    for part in parts:
+        console.print(part, highlight=False)
+
+
+def render(*parts: RenderableType) -> str:
+    """Results as plain lines."""
+    wanted = os.environ.get("COLUMNS", "")
+    console = Console(
+        file=io.StringIO(), width=int(wanted) if wanted.isdigit() else PIPE_WIDTH, force_terminal=False, no_color=True
+    )
     with console.capture() as captured:
         for part in parts:
             console.print(part, highlight=False, crop=False)
-    click.echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
+    return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")) + "\n"
 
 
 def print_json(data: Any) -> None:

@@ -212,6 +212,18 @@ def export_tables(path: str, parity: Parity) -> Iterator[RenderableType]:
     yield Notes((("wrote", path, "green"), ("checked", f"{_parity(parity)}, ONNX Runtime against torch", "")))
 
 
+def demo_tables(facts: Mapping[str, float], seconds: float) -> Iterator[RenderableType]:
+    """Accuracy and latency of the demo's networks, before and after."""
+    table = _table("", "accuracy", "latency")
+    table.add_row("dense", _share(facts["dense"]), _millis(facts["dense_ms"]))
+    table.add_row("pruned", _share(facts["pruned"]), _millis(facts["slim_ms"]))
+    table.add_row("fine-tuned", _share(facts["tuned"]), _millis(facts["slim_ms"]))
+    yield Text("")
+    yield Text("On the test digits", style="bold")
+    yield table
+    yield Text(f"{seconds:.0f} s in all", style="dim")
+
+
 def inspect_tables(found: Inspection, *, verbose: bool) -> Iterator[RenderableType]:
     """What can be pruned, part by part."""
     yield Text(
