@@ -78,7 +78,8 @@ def run(name: str, share: float) -> dict[str, Any]:
     result = prune(model, x, latency=share, threads=THREADS)
     seconds = time.perf_counter() - begin
     facts = result.report.latency
-    assert facts.asked_ms is not None and facts.predicted_ms is not None
+    assert facts.asked_ms is not None
+    assert facts.predicted_ms is not None
     again = bench({"dense": model, "slim": result.module}, x, threads=THREADS)
     return {
         "network": name,
@@ -134,7 +135,10 @@ def main() -> None:
                 print(json.dumps(rows[-1]), flush=True)
     judged = [row for row in rows if row["network"] in JUDGED]
     summary = {
-        "measured_over_asked": [min(r["measured_over_asked"] for r in judged), max(r["measured_over_asked"] for r in judged)]
+        "measured_over_asked": [
+            min(r["measured_over_asked"] for r in judged),
+            max(r["measured_over_asked"] for r in judged),
+        ]
         if judged
         else None,
         "predicted_over_measured": [

@@ -1,8 +1,8 @@
 """mdp-fx: structured pruning of vision networks under a measured latency budget.
 
-    result = mdp_fx.prune(model, example_inputs, latency="50%", target="onnxruntime:cpu")
-    mdp_fx.save(result, "slim.pt")
-    slim = mdp_fx.load("slim.pt")
+result = mdp_fx.prune(model, example_inputs, latency="50%", target="onnxruntime:cpu")
+mdp_fx.save(result, "slim.pt")
+slim = mdp_fx.load("slim.pt")
 """
 
 from __future__ import annotations

@@ -29,8 +29,6 @@ _log = logging.getLogger(__name__)
 MOST_ROUNDS = 3
 AIM = 0.99
 """Share of the asked latency that is aimed at: a measured latency scatters to both sides."""
-_TIMING = {"min_time_s": 0.5, "max_time_s": 8.0, "error": 0.008}
-"""Effort of timing whole networks."""
 UNDER, OVER = 0.965, 1.01
 """Measured over asked latency with which a round is good enough."""
 
@@ -160,13 +158,13 @@ class BudgetSearch:
             self._analysis, self._choices, self._target, self._table, step=self._step, progress=self._progress
         )
         self._stage("time the dense network")
-        dense_s = compare({"dense": dense_runner}, **_TIMING)["dense"].low_s
+        dense_s = _compare({"dense": dense_runner})["dense"].low_s
         dense_sum = sum(self._exact(Selection({}, ())).values())
         calibration = Calibration(dense_s / dense_sum)
         if latency.amount is not None and latency.amount > dense_s:
             msg = (
-                f"the latency budget of {1e3 * latency.amount:.4g} ms is above the dense network's {1e3 * dense_s:.4g} ms "
-                f"on {self._target.name}: nothing needs pruning"
+                f"the latency budget of {1e3 * latency.amount:.4g} ms is above the {1e3 * dense_s:.4g} ms of the dense "
+                f"network on {self._target.name}: nothing needs pruning"
             )
             raise BudgetError(msg)
         best: Outcome | None = None
@@ -249,7 +247,7 @@ class BudgetSearch:
         self._stage("time dense and slim in turn")
         runner = self._target.prepare(module, self._inputs)
         try:
-            timings = compare({"dense": dense_runner, "slim": runner}, **_TIMING)
+            timings = _compare({"dense": dense_runner, "slim": runner})
         finally:
             runner.close()
         return timings["dense"], timings["slim"]
@@ -269,6 +267,10 @@ class BudgetSearch:
         return exact_sum(alive, size_of, self._target, self._table)
 
 
+def _compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:
+    return compare(runners, min_time_s=0.5, max_time_s=8.0, error=0.008)
+
+
 def _limits(space: SearchSpace, others: Mapping[str, Budget]) -> dict[str, float]:
     dense = evaluate(space, space.dense())
     return {name: budget.resolve(dense[name]) for name, budget in others.items()}
@@ -276,9 +278,7 @@ def _limits(space: SearchSpace, others: Mapping[str, Budget]) -> dict[str, float
 
 def selection_changes(selection: Selection, analysis: Analysis) -> bool:
     """Whether a selection prunes anything at all."""
-    return bool(selection.removed_blocks) or any(
-        selection.sizes[group.name] != group.size for group in analysis.groups
-    )
+    return bool(selection.removed_blocks) or any(selection.sizes[group.name] != group.size for group in analysis.groups)
 
 
 def _better(new: Outcome, old: Outcome) -> bool:

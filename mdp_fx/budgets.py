@@ -28,7 +28,7 @@ def parse_budget(text: str | float | Budget, what: str = "latency") -> Budget:
     """Reads a budget.
 
     Args:
-        text: "50%", "12.5ms" (latency), "4M" or "4000000" (parameters, MACs), or a number: a share of the dense network.
+        text: "50%", "12.5ms" (latency), "4M" or "4000000" (parameters, MACs), or a share of the dense network.
         what: "latency", "params" or "macs".
 
     Raises:
@@ -55,6 +55,7 @@ def parse_budget(text: str | float | Budget, what: str = "latency") -> Budget:
 
 def _share(share: float, what: str, example: str) -> Budget:
     if not 0 < share <= 1:
-        msg = f"a {what} budget of {100 * share:g} % is not between 0 and 100 % of the dense network: write it as {example}"
+        given = f"a {what} budget of {100 * share:g} %"
+        msg = f"{given} is not between 0 and 100 % of the dense network: write it as {example}"
         raise BudgetError(msg)
     return Budget(share=share)

@@ -90,7 +90,7 @@ def prune(
 
     Args:
         model: the trained dense network; left unchanged.
-        example_inputs: a tensor, or the positional arguments of its forward; axis 0 is the batch that latency counts for.
+        example_inputs: a tensor, or the positional arguments of its forward; axis 0 is the batch that counts.
         latency: "50%" of the dense latency, "12.5ms", or a share as a number; 50 % where no budget is given.
         params: budget of parameters: "60%", "4M", or a share.
         macs: budget of multiply-accumulates, likewise.
@@ -150,8 +150,17 @@ def prune(
     watch("")
     recipe = _recipe(model, analysis, outcome, kind, step, inputs, device.name)
     report = _report(
-        name or type(model).__name__, analysis, outcome, kind, device.name, device.fingerprint(), device.threads,
-        batch_of(inputs), data is not None, pretrained, watch.seconds,
+        name or type(model).__name__,
+        analysis,
+        outcome,
+        kind,
+        device.name,
+        device.fingerprint(),
+        device.threads,
+        batch_of(inputs),
+        data is not None,
+        pretrained,
+        watch.seconds,
     )
     return PruneResult(outcome.module, recipe, report)
 
@@ -166,7 +175,13 @@ def _budgets(
 
 
 def _recipe(
-    model: nn.Module, analysis: Analysis, outcome: Outcome, importance: str, step: int, inputs: tuple[Any, ...], target: str
+    model: nn.Module,
+    analysis: Analysis,
+    outcome: Outcome,
+    importance: str,
+    step: int,
+    inputs: tuple[Any, ...],
+    target: str,
 ) -> Recipe:
     budgets = dict(outcome.certificate.budgets)
     predicted = dict(outcome.certificate.costs)
@@ -286,16 +301,15 @@ def _warnings(
     if not pretrained:
         yield "the weights are random: this says how fast the network gets, not how accurate it stays"
     elif not has_data:
-        yield (
-            f"accuracy is unknown: {importance} importance needs no data; pass --data for taylor, and fine-tune the result"
-        )
+        yield (f"accuracy is unknown: {importance} importance uses no data; pass --data for taylor, and fine-tune")
     else:
         yield "accuracy of the slim network is unknown until it is fine-tuned and evaluated"
     frozen = [row for row in find_frozen(analysis.graph) if not row.reason.startswith("output of the network")]
     if frozen:
         yield f"{len(frozen)} axes are frozen and were not pruned; `mdp-fx inspect` says why"
     if outcome.asked_s is not None and outcome.ratio > 1.03:
-        yield f"the measured latency is {100 * (outcome.ratio - 1):.0f} % above the budget after {outcome.rounds} rounds"
+        over = 100 * (outcome.ratio - 1)
+        yield f"the measured latency is {over:.0f} % above the budget after {outcome.rounds} rounds"
     gap = outcome.certificate.gap
     if outcome.certificate.status == "time limit" and gap is not None:
         yield f"the solver stopped at its time limit with a gap of {100 * gap:.2g} %"
@@ -366,9 +380,7 @@ def inspect(model: nn.Module, example_inputs: Any, *, name: str | None = None) -
     analysis = analyse(model, example_inputs)
     dense = sum(region.macs(region.dense_sizes) for region in analysis.regions)
     open_macs = sum(
-        region.macs(region.dense_sizes)
-        for region in analysis.regions
-        if any(free_dims(axis) for axis in region.axes)
+        region.macs(region.dense_sizes) for region in analysis.regions if any(free_dims(axis) for axis in region.axes)
     )
     open_params = sum(
         tensor.numel()
@@ -460,4 +472,3 @@ def bench(
         )
         for name, timing in timings.items()
     )
-

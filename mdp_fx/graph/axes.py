@@ -3,12 +3,12 @@
 Every axis of every tensor has a type, written as a sum of products::
 
     Axis    sum of spans            cat([a, b]) is (A) + (B)
-    Span    product of factors      row-major: (H, D) has H*D entries; (C, 49) is a flattened C x 7 x 7; (k, R) is k copies of R
+    Span    product of factors      row-major: (H, D) has H*D entries, (C, 49) is a flattened C x 7 x 7
     Factor  Dim | int | Axis        a nested sum is needed where it does not lead its product
     Dim     a prunable dimension of n units; `exp` says what it turned out to be
 
-Types are stored as written and normalised when read, so a type that was recorded early is never stale. `unify` makes two
-types equal: what is left free after all nodes have been visited are the channel groups of the network.
+Types are stored as written and normalised when read, so a type that was recorded early is never stale. `unify` makes
+two types equal: what is left free after all nodes have been visited are the channel groups of the network.
 """
 
 from __future__ import annotations

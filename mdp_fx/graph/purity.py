@@ -33,7 +33,7 @@ def is_pure(node: fx.Node) -> bool:
 
 
 def remove_dead_nodes(graph: fx.Graph) -> bool:
-    """Removes pure nodes that nobody reads; torch.fx's own elimination also drops in-place methods, which count here."""
+    """Removes pure nodes that nobody reads; torch.fx's own elimination would drop in-place methods too."""
     removed = False
     for node in reversed(graph.nodes):
         if is_pure(node) and not node.users:

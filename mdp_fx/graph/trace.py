@@ -56,7 +56,7 @@ class ValueProxy(fx.Proxy):
         self.__dict__["value"] = value
 
     # Lets `isinstance(x, torch.Tensor)` in a model's forward answer as it does outside of tracing.
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(self.__dict__["value"])
 
@@ -74,7 +74,7 @@ class ValueProxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         value = self.__dict__["value"]
-        return iter(value) if isinstance(value, dict) else iter([self[i] for i in range(len(value))])
+        return iter(value) if isinstance(value, dict) else iter([self[i] for i in range(len(value))])  # type: ignore[index]
 
     def __contains__(self, key: object) -> bool:
         return key in self.__dict__["value"]
@@ -178,7 +178,7 @@ class ValueTracer(fx.Tracer):
         self._running = True
         try:
             if kind == "get_attr":
-                return _attribute(self.root, target)
+                return attribute(self.root, target)
             if kind == "call_module":
                 return self.root.get_submodule(target)(*values, **named)
             if kind == "call_method":
@@ -188,7 +188,8 @@ class ValueTracer(fx.Tracer):
             self._running = False
 
 
-def _attribute(root: nn.Module, target: str) -> Any:
+def attribute(root: nn.Module, target: str) -> Any:
+    """The attribute that a dotted path names."""
     value: Any = root
     for part in target.split("."):
         value = getattr(value, part)
@@ -259,8 +260,9 @@ def _trace(shadow: nn.Module, example_inputs: tuple[Any, ...]) -> fx.GraphModule
     bound = signature.bind(*example_inputs)
     inputs: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-        inputs[star.get(signature.parameters[name].kind, "") + name] = value
+        kind = signature.parameters[name].kind
+        star = "*" * (kind is kind.VAR_POSITIONAL) + "**" * (kind is kind.VAR_KEYWORD)
+        inputs[star + name] = value
     tracer = ValueTracer(inputs)
     for module in shadow.modules():
         if not tracer.is_leaf_module(module, ""):

@@ -1,4 +1,4 @@
-"""The verifier: graph lint, types against recorded shapes, and the zeroed dense network that every slim one must equal."""
+"""The verifier: graph lint, types against recorded shapes, and the zeroed dense network that a slim one must equal."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ class Calibration:
     def through(self, dense: tuple[float, float], slim: tuple[float, float]) -> Calibration:
         """The line through the (sum, measured) of two networks, seconds.
 
-        Where the two are too close to tell, or the line says that more than a quarter of the dense latency is not in its
-        regions, the noise is larger than what a line could explain: then it is proportional to the slim network.
+        Where the two are too close to tell, or the line says that more than a quarter of the dense latency lies outside
+        of its regions, the noise is larger than what a line could explain: then it is proportional to the slim network.
         """
         if dense[0] - slim[0] > 0.1 * dense[0]:
             factor = (dense[1] - slim[1]) / (dense[0] - slim[0])

@@ -118,9 +118,7 @@ def build_space(
         latency: per region name its points and the microseconds there, calibrated; empty without a target.
         latency_constant: microseconds that no choice changes.
     """
-    inside = {
-        node: name for node, name in innermost_blocks(analysis.blocks).items() if name in choices.blocks
-    }
+    inside = {node: name for node, name in innermost_blocks(analysis.blocks).items() if name in choices.blocks}
     offered = {dimension.name: dimension for dimension in choices.dimensions}
     order = unit_order(importance, analysis.groups)
     terms = []

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -14,10 +14,11 @@ from torch import fx, nn
 from mdp_fx.graph.axes import Axis, Dim, Factor, Span, batch_dims, concat, free_dims, fresh, kept_size
 from mdp_fx.graph.ops.registry import Inference, Types, tensor_types
 from mdp_fx.graph.prune_graph import PruneGraph, infer
-from mdp_fx.graph.trace import SHAPE
+from mdp_fx.graph.trace import SHAPE, attribute
 from mdp_fx.passes.emission import emit_sizes
 from mdp_fx.passes.residual_blocks import ADDITIONS, Blocks
 
+Role = Literal["in", "out"]
 Build = Callable[[tuple[int, ...]], tuple[nn.Module, tuple[torch.Tensor, ...]]]
 
 MAX_TABLE_AXES = 3
@@ -50,7 +51,7 @@ class CostRegion:
     key: str
     nodes: tuple[str, ...]
     axes: tuple[Axis, ...]
-    roles: tuple[str, ...]
+    roles: tuple[Role, ...]
     dense_sizes: tuple[int, ...]
     block: str | None
     build: Build
@@ -129,7 +130,10 @@ def _is_entrywise(graph: PruneGraph, node: fx.Node, tail: fx.Node) -> bool:
         return len(node.all_input_nodes) == 1 and not _resamples(graph, node)
     if node.target in ADDITIONS:
         return all(source.meta[SHAPE] == tail.meta[SHAPE] for source in node.all_input_nodes)
-    return len(node.all_input_nodes) == 1 and getattr(node.target, "__name__", str(node.target)) not in ("softmax", "roll")
+    return len(node.all_input_nodes) == 1 and getattr(node.target, "__name__", str(node.target)) not in (
+        "softmax",
+        "roll",
+    )
 
 
 def _resamples(graph: PruneGraph, node: fx.Node) -> bool:
@@ -160,7 +164,7 @@ def _make_region(graph: PruneGraph, nodes: list[fx.Node], batch: int, block: str
     # A dimension beyond what a table can hold is measured at its dense size.
     dims = tuple(chosen)[:MAX_TABLE_AXES]
     sizing = _Sizing(tuple((dim,) for dim in dims))
-    roles = tuple("out" if dim in out_dims else "in" for dim in dims)
+    roles: tuple[Role, ...] = tuple("out" if dim in out_dims else "in" for dim in dims)
     sizes_of = tuple(chosen[dim] for dim in dims)
     if len(chosen) > 1 and out_dims.issuperset(chosen) and not any(_weights(graph, node) for node in nodes):
         # What joins many tensors moves memory: its time follows the total, however that is made up.
@@ -227,9 +231,7 @@ def _isolate(graph: PruneGraph, nodes: list[fx.Node]) -> _Isolated | None:
 def _match_axes(graph: PruneGraph, nodes: list[fx.Node], isolated: _Isolated) -> dict[Dim, Axis]:
     """For each dimension of the region alone, the axis of the whole network that it stands for."""
     found: dict[Dim, Axis] = {}
-    pairs: list[tuple[Types, Types]] = [
-        (isolated.state.types[node.name], graph.types[node.name]) for node in nodes
-    ]
+    pairs: list[tuple[Types, Types]] = [(isolated.state.types[node.name], graph.types[node.name]) for node in nodes]
     outer = dict.fromkeys(s for node in nodes for s in node.all_input_nodes if s not in nodes and s.op != "get_attr")
     pairs += [(local, graph.types[source.name]) for local, source in zip(isolated.inputs, outer, strict=True)]
     pairs += [(local, graph.tensors[key]) for key, local in isolated.state.tensors.items() if key in graph.tensors]
@@ -287,10 +289,23 @@ def _key(isolated: _Isolated, dims: tuple[Dim, ...], batch: int) -> str:
     def spell(axis: Axis) -> str:
         return repr(kept_size(axis, lambda dim: dim.size)) if not free_dims(axis) else _spell(axis, names)
 
+    def spell_tensor(tensor: torch.Tensor) -> str:
+        types = isolated.state.tensors.get(id(tensor))
+        return "x".join(map(spell, types)) if types is not None else str(tuple(tensor.shape))
+
+    def written(value: Any) -> str:
+        if isinstance(value, Axis):
+            return spell(value)
+        if isinstance(value, fx.Node):
+            return rename[value.name]
+        if isinstance(value, dict):
+            return str({name: written(part) for name, part in value.items()})
+        return str([written(part) for part in value]) if isinstance(value, list | tuple) else repr(value)
+
+    rename = {node.name: f"n{i}" for i, node in enumerate(isolated.module.graph.nodes)}
     text = [f"batch {batch}"]
     for types in isolated.inputs:
         text.append("x".join("B" if batch_dims(axis) else spell(axis) for axis in types))
-    rename = {node.name: f"n{i}" for i, node in enumerate(isolated.module.graph.nodes)}
     for node in isolated.module.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
@@ -301,18 +316,21 @@ def _key(isolated: _Isolated, dims: tuple[Dim, ...], batch: int) -> str:
             plain = {
                 name: value
                 for name, value in sorted(vars(module).items())
-                if not name.startswith("_") and name not in sized and isinstance(value, int | float | str | tuple | None)
+                if not name.startswith("_")
+                and name not in sized
+                and isinstance(value, int | float | str | tuple | None)
             }
             text.append(f"{type(module).__name__}{plain}{{{','.join(spell(axis) for axis in sized.values())}}}")
             for _, tensor in [*module.named_parameters(), *module.named_buffers()]:
-                types = isolated.state.tensors.get(id(tensor))
-                text.append(str(tensor.dtype) + ("x".join(map(spell, types)) if types else str(tuple(tensor.shape))))
+                text.append(f"{tensor.dtype} {spell_tensor(tensor)}")
+        elif node.op == "get_attr":
+            text.append(spell_tensor(attribute(isolated.module, str(node.target))))
         else:
             target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-            literals = fx.node.map_arg((node.args, node.kwargs), lambda n: rename[n.name]) if emission is None else ""
-            text.append(f"{node.op} {target if node.op != 'get_attr' else ''} {literals}")
+            args, kwargs = (node.args, node.kwargs) if emission is None or emission.node is None else emission.node[2:]
+            text.append(f"{node.op} {target} {written(args)} {written(kwargs)}")
     full = "; ".join(text)
-    first = next((n for n in isolated.module.graph.nodes if n.op not in ("placeholder", "get_attr")))
+    first = next(n for n in isolated.module.graph.nodes if n.op not in ("placeholder", "get_attr"))
     kind = type(isolated.module.get_submodule(str(first.target))).__name__ if first.op == "call_module" else first.name
     return f"{kind} {text[1] if len(text) > 1 else ''} {hashlib.sha256(full.encode()).hexdigest()[:16]}"
 
@@ -375,7 +393,7 @@ def _macs(isolated: _Isolated, sizes: Mapping[Dim, int], batch: int) -> float:
                 tensor
                 for source in node.all_input_nodes
                 if source.op == "get_attr"
-                for tensor in [getattr_path(isolated.module, str(source.target))]
+                for tensor in [attribute(isolated.module, str(source.target))]
             )
         types = isolated.state.types[node.name]
         for weight in weights:
@@ -393,12 +411,3 @@ def _macs(isolated: _Isolated, sizes: Mapping[Dim, int], batch: int) -> float:
                     positions *= kept_size(axis, size_of)
             total += entries * positions
     return total
-
-
-def getattr_path(module: nn.Module, path: str) -> Any:
-    """The attribute that a dotted path names."""
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-

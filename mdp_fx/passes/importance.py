@@ -108,7 +108,7 @@ def _scale_after(graph: PruneGraph, node: fx.Node, out: Axis) -> tuple[torch.Ten
 def score(
     graph: PruneGraph,
     groups: Sequence[ChannelGroup],
-    kind: Kind,
+    kind: str,
     *,
     model: nn.Module | None = None,
     data: Iterable[Any] | None = None,
@@ -159,7 +159,7 @@ def score(
                 continue
             mentioned = units >= 0
             summed = np.bincount(units[mentioned], weights=values[mentioned], minlength=dim.size)
-            totals[names[dim]] = totals.get(names[dim], 0.0) + summed
+            totals[names[dim]] = totals.get(names[dim], np.zeros(dim.size)) + summed
         result.extend(LayerImportance(layer.node, group, total) for group, total in totals.items())
     return tuple(result)
 
@@ -249,7 +249,13 @@ def _squared_products(layer: Layer, group: Sequence[torch.Tensor], gradients: Ma
 def cross_entropy(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the first tensor of a network's output; labels must lie inside of its classes."""
     logits = next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
-    if targets.dtype == torch.int64 and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
-        msg = f"labels {int(targets.min())}..{int(targets.max())} lie outside of the network's {logits.shape[1]} classes"
+    if (
+        targets.dtype == torch.int64
+        and targets.numel()
+        and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]
+    ):
+        msg = (
+            f"labels {int(targets.min())}..{int(targets.max())} lie outside of the network's {logits.shape[1]} classes"
+        )
         raise DataError(msg)
     return F.cross_entropy(logits, targets)

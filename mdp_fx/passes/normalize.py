@@ -30,8 +30,8 @@ _ALIASING = frozenset(
 def write_out_of_place(module: fx.GraphModule) -> bool:
     """Spells in-place operations out of place, so that a removed or sliced node cannot change what others read.
 
-    Later readers of the operand read the result instead. An operation on a tensor that shares its memory with one that is
-    read later cannot be spelled so: it stays, and is marked as one that writes.
+    Later readers of the operand read the result instead. An operation on a tensor whose memory is read later under
+    another name cannot be spelled so: it stays, and is marked as one that writes.
 
     Returns:
         Whether anything changed.
@@ -49,7 +49,9 @@ def write_out_of_place(module: fx.GraphModule) -> bool:
         if spelling.inplace is not None:
             spelling.inplace.inplace = False
         node.target, node.args, node.kwargs = spelling.target, spelling.args, spelling.kwargs
-        operand.replace_all_uses_with(node, delete_user_cb=lambda user, at=node: order[user] > order[at])
+        later = [user for user in operand.users if order[user] > order[node]]
+        for user in later:
+            user.replace_input_with(operand, node)
         changed = True
     return changed
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -73,7 +72,8 @@ def find_residual_blocks(module: fx.GraphModule) -> Blocks:
         if not _is_addition(node):
             continue
         for branch, other in (node.args, node.args[::-1]):
-            assert isinstance(branch, fx.Node) and isinstance(other, fx.Node)
+            assert isinstance(branch, fx.Node)
+            assert isinstance(other, fx.Node)
             region = _feeds_only(branch, node)
             if any(_has_parameters(module, part) for part in region):
                 candidates.append(_Candidate(node, other, region, _why_not(node, branch, other, region, reads_input)))
@@ -159,5 +159,7 @@ def _name_blocks(candidates: list[_Candidate], order: dict[fx.Node, int]) -> Blo
 
 def _common_path(region: frozenset[fx.Node]) -> str:
     paths = [str(node.target).split(".") for node in region if node.op in ("call_module", "get_attr")]
-    shared = commonprefix(paths) if len(paths) > 1 else paths[0]
-    return ".".join(shared)
+    depth = 0
+    while all(len(path) > depth and path[depth] == paths[0][depth] for path in paths):
+        depth += 1
+    return ".".join(paths[0][:depth])

@@ -15,16 +15,18 @@ from mdp_fx.graph.ops.registry import Op, Types, rule
 
 _ACTIVATIONS = (
     "relu relu6 sigmoid silu hardswish hardsigmoid hardtanh gelu tanh elu selu celu leaky_relu softplus softsign "
-    "mish logsigmoid dropout alpha_dropout dropout1d dropout2d dropout3d feature_alpha_dropout tanhshrink softshrink hardshrink threshold"
+    "mish logsigmoid dropout alpha_dropout dropout1d dropout2d dropout3d feature_alpha_dropout tanhshrink softshrink "
+    "hardshrink threshold"
 )
 _FUNCTIONS = (
-    "relu sigmoid tanh clamp clip abs neg exp log log1p expm1 sqrt rsqrt square reciprocal sin cos erf sign floor ceil round "
-    "clone dropout hardshrink selu celu nan_to_num positive logit"
+    "relu sigmoid tanh clamp clip abs neg exp log log1p expm1 sqrt rsqrt square reciprocal sin cos erf sign floor ceil "
+    "round clone dropout hardshrink selu celu nan_to_num positive logit"
 )
 _METHODS = _FUNCTIONS + " contiguous detach to float half double bfloat16 type type_as cpu cuda requires_grad_"
 _MODULES = (
-    "ReLU ReLU6 Sigmoid SiLU Hardswish Hardsigmoid Hardtanh GELU Tanh ELU SELU CELU LeakyReLU Softplus Softsign Mish LogSigmoid "
-    "Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout Tanhshrink Softshrink Hardshrink Threshold RReLU"
+    "ReLU ReLU6 Sigmoid SiLU Hardswish Hardsigmoid Hardtanh GELU Tanh ELU SELU CELU LeakyReLU Softplus Softsign Mish "
+    "LogSigmoid Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout Tanhshrink Softshrink "
+    "Hardshrink Threshold RReLU"
 )
 _OTHER_PACKAGES = (
     "torchvision.ops.stochastic_depth.StochasticDepth",

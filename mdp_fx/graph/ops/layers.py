@@ -100,9 +100,7 @@ def attention(op: Op) -> Types:
     if mask is not None:
         op.freeze(mask, "attention mask")
     if op.value("scale") is None:
-        op.emit_call(
-            F.scaled_dot_product_attention, *op.node.args, **op.node.kwargs, scale=float(q[-1].size) ** -0.5
-        )
+        op.emit_call(F.scaled_dot_product_attention, *op.node.args, **op.node.kwargs, scale=float(q[-1].size) ** -0.5)
     return (*outer, q[-2], v[-1])
 
 

@@ -1,7 +1,7 @@
 """The registry of typing rules, and what a rule sees of the node it types.
 
-A rule is one function for one idea (convolution, concatenation, ...). It returns the types of the node's value and, where
-the node carries sizes as literals, says through `Op.emit` how to write them again from types; the rewriter knows no op.
+A rule is one function for one idea (convolution, concatenation, ...). It returns the types of the node's value. Where the
+node carries sizes as literals it says through `Op.emit` how to write them again from types; the rewriter knows no op.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def rule(*targets: type[nn.Module] | Callable[..., Any] | str, args: str = "inpu
     """Registers a rule.
 
     Args:
-        *targets: module classes, functions, ".name" for a tensor method, or "package.module.Class" for a module class of
-            an optional package.
+        *targets: module classes, functions, ".name" for a tensor method, or "package.module.Class" for a class of an
+            optional package.
         args: the names of the arguments in positional order. For modules those that are not passed to forward are
             attributes of the module.
 
@@ -133,7 +133,7 @@ class Op:
         """The node as named in reasons: the module that was called, or the function and its node."""
         if self._module is not None:
             return str(self.node.target)
-        called = self.node.target if isinstance(self.node.target, str) else self.node.target.__name__  # type: ignore[union-attr]
+        called = self.node.target if isinstance(self.node.target, str) else self.node.target.__name__
         return f"{called} (node {self.node.name})"
 
     @property
@@ -226,7 +226,7 @@ def _unknown(op: Op, state: Inference) -> Types:
 
 
 def freeze_operands(op: Op, why: str) -> Types:
-    """Freezes all that a node reads. Its value is constant but for the batch, where axis 0 of an operand is the batch."""
+    """Freezes all that a node reads. Its value is constant but for the batch, if that is axis 0 of an operand."""
     batch: Axis | None = None
     for operand in op.node.all_input_nodes:
         for tensor in tensor_types(op.types_of(operand)):

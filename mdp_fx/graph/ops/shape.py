@@ -245,14 +245,19 @@ def expand(op: Op) -> Types:
 
 
 _POOLS = "max_pool{0}d avg_pool{0}d lp_pool{0}d adaptive_avg_pool{0}d adaptive_max_pool{0}d"
-_POOL_MODULES = "MaxPool{0}d AvgPool{0}d LPPool{0}d AdaptiveAvgPool{0}d AdaptiveMaxPool{0}d Upsample UpsamplingNearest2d UpsamplingBilinear2d"
+_POOL_MODULES = (
+    "MaxPool{0}d AvgPool{0}d LPPool{0}d AdaptiveAvgPool{0}d AdaptiveMaxPool{0}d Upsample UpsamplingNearest2d "
+    "UpsamplingBilinear2d"
+)
 
 
 def _pool_targets() -> list[Any]:
     functions = [getattr(F, name.format(rank), None) for rank in (1, 2, 3) for name in _POOLS.split()]
     functions += [getattr(torch, name.format(rank), None) for rank in (1, 2, 3) for name in _POOLS.split()]
     modules = [getattr(nn, name.format(rank), None) for rank in (1, 2, 3) for name in _POOL_MODULES.split()]
-    return list(dict.fromkeys(target for target in [*functions, *modules, F.interpolate, F.upsample] if target is not None))
+    return list(
+        dict.fromkeys(target for target in [*functions, *modules, F.interpolate, F.upsample] if target is not None)
+    )
 
 
 @rule(*_pool_targets(), args="input")
@@ -285,7 +290,9 @@ def reduce(op: Op) -> Types:
     return tuple(axis for i, axis in enumerate(x) if i not in places)
 
 
-@rule(torch.softmax, ".softmax", F.softmax, nn.Softmax, torch.log_softmax, F.log_softmax, nn.LogSoftmax, args="input dim")
+@rule(
+    torch.softmax, ".softmax", F.softmax, nn.Softmax, torch.log_softmax, F.log_softmax, nn.LogSoftmax, args="input dim"
+)
 def softmax(op: Op) -> Types:
     """The sum over units would change with them."""
     x, dim = op.tensor("input"), op.value("dim")

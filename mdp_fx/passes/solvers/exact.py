@@ -92,7 +92,9 @@ class ExactModel:
             self.fractional.update(id(v) for v in variables.values())
         return np.array(list(variables.values()), dtype=object)
 
-    def _row(self, terms: Iterable[tuple[float, Any]], *, lower: float | None = None, upper: float | None = None) -> None:
+    def _row(
+        self, terms: Iterable[tuple[float, Any]], *, lower: float | None = None, upper: float | None = None
+    ) -> None:
         self._rows.add((lower, linear(terms), upper))
 
     def _equal(self, variables: Iterable[Any], *others: tuple[float, Any]) -> None:
@@ -109,10 +111,18 @@ class ExactModel:
         key = (axes, block)
         if key not in self._weights:
             ties, support = (factor.ties, factor.support) if factor else ((), None)
-            self._weights[key] = self._transport(axes, block, ties, support) if len(axes) != 1 else self._single(axes[0], block)
+            self._weights[key] = (
+                self._transport(axes, block, ties, support) if len(axes) != 1 else self._single(axes[0], block)
+            )
         return self._weights[key]
 
-    def _transport(self, axes: tuple[Axis, ...], block: str | None, ties: tuple[tuple[Axis, ...], ...], support: npt.NDArray[np.bool_] | None) -> Vars:
+    def _transport(
+        self,
+        axes: tuple[Axis, ...],
+        block: str | None,
+        ties: tuple[tuple[Axis, ...], ...],
+        support: npt.NDArray[np.bool_] | None,
+    ) -> Vars:
         if not axes:
             return np.array(self._alive[block], dtype=object)
         shape = tuple(self.problem.positions(axis) for axis in axes)
@@ -193,7 +203,9 @@ class ExactModel:
         for factor in self.problem.factors:
             cells = self.weights(factor.axes, factor.block, factor)
             for name, table in factor.tables.items():
-                costs[name] += ((c, v) for c, v in zip(table.ravel().tolist(), cells.ravel(), strict=True) if v is not None)
+                costs[name] += (
+                    (c, v) for c, v in zip(table.ravel().tolist(), cells.ravel(), strict=True) if v is not None
+                )
         return costs
 
 
