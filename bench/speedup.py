@@ -105,18 +105,16 @@ def run(name: str, share: float) -> dict[str, Any]:
     }
 
 
-def command_line() -> dict[str, Any]:
+def command_line(folder: str) -> dict[str, Any]:
     """`mdp-fx prune torchvision:resnet50` from a cold and a warm table: wall seconds and peak memory."""
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"MDP_FX_CACHE": folder}
-        command = [sys.executable, "-m", "mdp_fx", "prune", "torchvision:resnet50", "--threads", str(THREADS)]
-        command += ["--json", "--force", "-o", f"{folder}/slim.pt"]
-        for state in ("cold", "warm"):
-            begin = time.perf_counter()
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            found[f"{state}_seconds"] = time.perf_counter() - begin
-            found[f"{state}_regions_measured"] = json.loads(done.stdout)["latency"]["regions_measured"]
+    command = [sys.executable, "-m", "mdp_fx", "prune", "torchvision:resnet50", "--threads", str(THREADS)]
+    command += ["--json", "--force", "-o", f"{folder}/slim.pt"]
+    for state in ("cold", "warm"):
+        begin = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[f"{state}_seconds"] = time.perf_counter() - begin
+        found[f"{state}_regions_measured"] = json.loads(done.stdout)["latency"]["regions_measured"]
         found["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     return found
 
@@ -125,10 +123,10 @@ def main() -> None:
     """Runs everything and writes bench/results/speedup.json."""
     names = sys.argv[1:] or list(NETWORKS)
     rows: list[dict[str, Any]] = []
-    timed = command_line() if "resnet50" in names else {}
-    print(timed, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MDP_FX_CACHE"] = folder
+        timed = command_line(folder) if "resnet50" in names else {}
+        print(timed, flush=True)
         for name in names:
             for share in BUDGETS:
                 rows.append(run(name, share))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -215,8 +216,10 @@ def _resolve(
         table = np.moveaxis(np.tensordot(weights, table, axes=(1, i)), 0, i)
     # An axis that occurs twice (a depthwise layer's input and output) leaves the table's diagonal.
     varying = tuple(sorted({axis for axis in axes if not isinstance(axis, int)}, key=axis_key))
+    letters = string.ascii_letters
     labels = [len(varying) + i if isinstance(axis, int) else varying.index(axis) for i, axis in enumerate(axes)]
-    return varying, np.einsum(table, labels, list(range(len(varying))))
+    summed = np.einsum(f"{''.join(letters[i] for i in labels)}->{letters[: len(varying)]}", table)
+    return varying, summed
 
 
 def _axis(axis: CostAxis, options: Mapping[str, tuple[int, ...]], held: Mapping[str, int]) -> Axis | int:

@@ -10,7 +10,7 @@ from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate
 
 @dataclass(frozen=True)
 class UniformResult:
-    """The selection of the largest ratio within the budgets, None if there is none, and the smallest costs on the way."""
+    """The selection of the largest ratio within the budgets, None if there is none, and the smallest costs."""
 
     selection: Selection | None
     smallest: dict[str, float]
