@@ -121,7 +121,8 @@ def score(
 
     "taylor" is HALP's (arXiv 2110.10811, eq. 4): per filter the squared sum of gradient times weight over the scale and
     shift that follow it, or over the filter where none follows; the mean over batches. "l2", "l1" and "bn" are filter
-    norms and absolute scales, divided by their mean over the layer so that layers compare.
+    norms and absolute scales, divided by their sum over the layer: every layer is worth the same, so that a channel of a
+    narrow layer is worth more than one of a wide layer.
 
     Args:
         graph: the typed network.
@@ -166,15 +167,15 @@ def score(
 
 def _without_data(layer: Layer, kind: str, generator: np.random.Generator) -> FloatArray:
     if kind == "random":
-        return generator.random(layer.out.size)
-    if kind == "bn" and layer.scale:
+        values = torch.from_numpy(generator.random(layer.out.size))
+    elif kind == "bn" and layer.scale:
         values = layer.scale[0].detach().abs()
     else:
         filters = layer.weight.detach().movedim(layer.axis, 0).flatten(1)
         values = filters.abs().sum(1) if kind == "l1" else filters.norm(dim=1)
     array: FloatArray = values.double().cpu().numpy()
-    mean = float(array.mean())
-    return array / mean if mean > 0 else np.ones_like(array)
+    total = float(array.sum())
+    return array / total if total > 0 else np.full_like(array, 1 / array.size)
 
 
 def _taylor(

@@ -1,7 +1,7 @@
 """The registry of typing rules, and what a rule sees of the node it types.
 
 A rule is one function for one idea (convolution, concatenation, ...). It returns the types of the node's value; where
-the node carries sizes as literals it says through `Op.emit` how to write them again from types. The rewriter knows no op.
+the node carries sizes as literals it says through `Op.emit` how to write them from types. The rewriter knows no op.
 """
 
 from __future__ import annotations
