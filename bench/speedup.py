@@ -112,7 +112,7 @@ def command_line(folder: str) -> dict[str, Any]:
     command += ["--json", "--force", "-o", f"{folder}/slim.pt"]
     for state in ("cold", "warm"):
         begin = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[f"{state}_seconds"] = time.perf_counter() - begin
         found[f"{state}_regions_measured"] = json.loads(done.stdout)["latency"]["regions_measured"]
         found["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

@@ -38,7 +38,7 @@ class Digits:
 
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """The training set once, in random order."""
-        for chosen in torch.randperm(len(self.train_images), generator=generator).split(BATCH):
+        for chosen in torch.split(torch.randperm(len(self.train_images), generator=generator), BATCH):
             if len(chosen) > 1:  # batch norm needs two samples
                 yield self.train_images[chosen], self.train_labels[chosen]
 
@@ -89,7 +89,7 @@ def train(network: nn.Module, digits: Digits, epochs: int, rate: float, seed: in
     for _ in range(epochs):
         for images, labels in digits.batches(generator):
             optimizer.zero_grad()
-            functional.cross_entropy(network(images), labels).backward()
+            torch.autograd.backward(functional.cross_entropy(network(images), labels))
             optimizer.step()
             schedule.step()
     network.eval()
@@ -134,6 +134,7 @@ def run(folder: Path, *, epochs: int = 8, tuning_epochs: int = 3, step: int = 16
             network,
             inputs,
             latency="50%",
+            threads=1,
             importance="taylor",
             data=list(digits.batches(torch.Generator().manual_seed(0))),
             step=step,
@@ -150,7 +151,7 @@ def run(folder: Path, *, epochs: int = 8, tuning_epochs: int = 3, step: int = 16
         mdp_fx.save(result, written["slim.pt"])
         parity = mdp_fx.export_onnx(result.module, (inputs,), written["slim.onnx"], force=True)
         result.recipe.save(written["recipe.json"])
-        diff = mdp_fx.diff(network, result.module, inputs, target=result.report.target)
+        diff = mdp_fx.diff(network, result.module, inputs, target=result.report.target, threads=1)
         text = render(*diff_tables(diff, "model.pt", "slim.pt", verbose=True))
         document = json.dumps(diff.to_json(), indent=1) + "\n"
         atomic_write(folder / "diff.txt", lambda file: file.write(text.encode()))

@@ -121,7 +121,7 @@ def score(
 
     "taylor" is HALP's (arXiv 2110.10811, eq. 4): per filter the squared sum of gradient times weight over the scale and
     shift that follow it, or over the filter where none follows; the mean over batches. "l2", "l1" and "bn" are filter
-    norms and absolute scales, divided by their sum over the layer: every layer is worth the same, so that a channel of a
+    norms and absolute scales, divided by their sum over the layer: every layer is worth the same, and a channel of a
     narrow layer is worth more than one of a wide layer.
 
     Args:

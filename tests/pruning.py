@@ -1,0 +1,135 @@
+"""Random pruning of a network, and its comparison with the zeroed dense one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from mdp_fx.analysis import analyse, rewrite
+from mdp_fx.graph.verify import WithoutBlocks, check_types, zeroed_copy
+from mdp_fx.passes.build_space import Analysis
+from mdp_fx.passes.channel_groups import ChannelGroup
+from mdp_fx.passes.residual_blocks import Blocks
+from mdp_fx.passes.slice_channels import unit_masks
+
+Norm = nn.modules.batchnorm._BatchNorm
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives norms and zero-initialised weights random values: untouched they would let 0 = 0 pass."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(tensor: Tensor, low: float, high: float) -> None:
+        tensor.data.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+
+    for module in model.modules():
+        if isinstance(module, Norm):
+            if module.running_mean is not None and module.running_var is not None:
+                fill(module.running_mean, -0.3, 0.3)
+                fill(module.running_var, 0.6, 1.5)
+            if module.affine:
+                fill(module.weight, 0.6, 1.4)
+                fill(module.bias, -0.3, 0.3)
+    for parameter in model.parameters():
+        if not parameter.count_nonzero():
+            fill(parameter, -0.3, 0.3)
+    return model
+
+
+def random_kept(groups: Sequence[ChannelGroup], rng: np.random.Generator, share: float = 0.5) -> dict[str, list[int]]:
+    """Random units of every group, about `share` of them and at least one."""
+    return {
+        group.name: sorted(
+            int(unit) for unit in rng.choice(group.size, max(1, round(share * group.size)), replace=False)
+        )
+        for group in groups
+    }
+
+
+def random_removed(blocks: Blocks, rng: np.random.Generator, share: float = 0.5) -> list[str]:
+    """Random removable blocks, never all operands of one addition."""
+    removed = [block.name for block in blocks.removable if rng.random() < share]
+    for together in blocks.exclusive:
+        if set(together) <= set(removed):
+            removed.remove(str(rng.choice(together)))
+    return removed
+
+
+def flows(blocks: Blocks, removed: Iterable[str]) -> dict[str, str]:
+    """Which operand each addition passes on when blocks are removed."""
+    names = set(removed)
+    return {block.addition: block.kept for block in blocks.removable if block.name in names}
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in a nested value."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def reference(analysis: Analysis, kept: Mapping[str, Sequence[int]], removed: Iterable[str]) -> WithoutBlocks:
+    """The dense network with all that was dropped set to zero, built without the rewriter."""
+    zeroed = zeroed_copy(analysis.graph, unit_masks(analysis.groups, kept))
+    return WithoutBlocks(zeroed, flows(analysis.blocks, removed))
+
+
+def joined(parts: Sequence[Any]) -> list[Tensor]:
+    """Outputs of several batches as those of one."""
+    return [torch.cat(values) for values in zip(*map(tensors, parts), strict=True)]
+
+
+def error(expected: Any, actual: Any) -> float:
+    """Largest absolute difference, over the largest value where that is above one."""
+    pairs = list(zip(tensors(expected), tensors(actual), strict=True))
+    assert pairs
+    worst = 0.0
+    for one, other in pairs:
+        assert one.shape == other.shape
+        assert torch.isfinite(one).all()
+        scale = max(1.0, float(one.abs().max()))
+        worst = max(worst, float((one - other).abs().max()) / scale)
+    return worst
+
+
+def prune_randomly(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    seed: int,
+    share: float = 0.5,
+    *,
+    block_share: float = 0.5,
+) -> tuple[Analysis, fx.GraphModule, WithoutBlocks, list[str]]:
+    """Analyses a network, prunes it at random, and builds the reference: (analysis, slim, reference, removed)."""
+    rng = np.random.default_rng(seed)
+    analysis = analyse(model, inputs)
+    check_types(analysis.graph)
+    kept = random_kept(analysis.groups, rng, share)
+    removed = random_removed(analysis.blocks, rng, block_share)
+    return analysis, rewrite(analysis, kept, removed), reference(analysis, kept, removed), removed
+
+
+def parity_error(model: nn.Module, inputs: tuple[Tensor, ...], seed: int, share: float = 0.5) -> float:
+    """Prunes a network at random and returns the float64 difference to its reference, on another batch than the traced one.
+
+    The original's own output must equal the trace's, and a pruned network's must be something else and not zero.
+    """
+    model = copy.deepcopy(model).double().eval()
+    wide = tuple(value.double() for value in inputs)
+    analysis, slim, zeroed, removed = prune_randomly(model, wide, seed, share)
+    # The trace bakes its batch in, the slim network must not: the reference reads twice as many rows in two parts.
+    parts = [wide, tuple(value.flip(0) + 0.5 for value in wide)]
+    whole = tuple(torch.cat(values) for values in zip(*parts, strict=True))
+    with torch.no_grad():
+        for part in parts:
+            assert error(model(*part), analysis.graph.module(*part)) <= 1e-12, "the trace is another network"
+        expected = joined([zeroed.run(*part) for part in parts])
+        dense, actual = model(*whole), slim(*whole)
+    assert all(bool(value.count_nonzero()) for value in tensors(actual))
+    if removed or any(group.size > 1 for group in analysis.groups):
+        assert error(dense, actual) > 1e-9, "pruning changed nothing"
+    return error(expected, actual)
