@@ -15,7 +15,7 @@ from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError
 from mdp_fx.graph.axes import Dim
 from mdp_fx.latency.measuring import Progress, compare
-from mdp_fx.latency.network import Calibration, exact_sum, region_tables
+from mdp_fx.latency.network import Calibration, KnownNetworks, exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
@@ -161,6 +161,10 @@ class BudgetSearch:
         dense_s = _compare({"dense": dense_runner})["dense"].low_s
         dense_sum = sum(self._exact(Selection({}, ())).values())
         calibration = Calibration(dense_s / dense_sum)
+        networks = KnownNetworks(self._analysis.regions, self._target, self._table)
+        known = networks.nearest(latency.resolve(dense_s))
+        if known is not None:
+            calibration = calibration.through((dense_sum, dense_s), known)
         if latency.amount is not None and latency.amount > dense_s:
             msg = (
                 f"the latency budget of {1e3 * latency.amount:.4g} ms is above the {1e3 * dense_s:.4g} ms of the dense "
@@ -213,6 +217,7 @@ class BudgetSearch:
                 1e3 * slim.median_s,
                 1e3 * dense.median_s,
             )
+            networks.remember(exact, slim)
             best = outcome if best is None or _better(outcome, best) else best
             if UNDER <= outcome.ratio <= OVER or not selection_changes(selection, self._analysis):
                 break
@@ -268,7 +273,7 @@ class BudgetSearch:
 
 
 def _compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:
-    return compare(runners, min_time_s=0.5, max_time_s=8.0, error=0.008)
+    return compare(runners, min_time_s=0.5, max_time_s=5.0, error=0.01)
 
 
 def _limits(space: SearchSpace, others: Mapping[str, Budget]) -> dict[str, float]:

@@ -27,6 +27,9 @@ from mdp_fx.graph.ops.registry import has_rule
 SHAPE = "shape"
 """Key in `node.meta`: the shape of the node's value, a torch.Size, or a pytree of them."""
 
+ALIASES = "aliases"
+"""Key in `node.meta`: names of the operands whose memory the node's value shares, found when the node ran."""
+
 LEAF_PACKAGES = ("torch.nn", "torch.ao.nn")
 
 
@@ -114,6 +117,12 @@ def _holds_tensor(value: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
 
 
+def _storages(value: Any) -> set[int]:
+    """Addresses of the memory that the tensors in a value use."""
+    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return {leaf.untyped_storage().data_ptr() for leaf in leaves if leaf.numel()}
+
+
 def _shapes(value: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.shape if isinstance(leaf, torch.Tensor) else None, value)
 
@@ -126,6 +135,7 @@ class ValueTracer(fx.Tracer):
         self.proxy_buffer_attributes = True
         self._inputs = inputs
         self._running = False
+        self._storages: dict[fx.Node, set[int]] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if has_rule(type(m)):
@@ -168,6 +178,11 @@ class ValueTracer(fx.Tracer):
             return value
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         node.meta[SHAPE] = _shapes(value)
+        # The operands are alive now, so equal addresses mean shared memory.
+        self._storages[node] = mine = _storages(value)
+        node.meta[ALIASES] = tuple(
+            source.name for source in node.all_input_nodes if not mine.isdisjoint(self._storages[source])
+        )
         return ValueProxy(node, self, value) if _holds_tensor(value) else value
 
     def _run(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -236,7 +251,9 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, open_batch: bool
     for inputs, batch in attempts:
         try:
             with torch.no_grad():
-                return Traced(_trace(_shadow(model), inputs), inputs, batch)
+                # A forward may write to its inputs: it gets copies.
+                copies = pytree.tree_map(lambda leaf: leaf.clone() if _is_tensor(leaf) else leaf, inputs)
+                return Traced(_trace(_shadow(model), copies), inputs, batch)
         except Exception as error:  # noqa: BLE001 - a user's forward may raise anything; `_explain` reports it
             failure = error
     raise _explanation(model, example_inputs, failure) from failure
@@ -295,7 +312,7 @@ def _explanation(model: nn.Module, example_inputs: tuple[Any, ...], failure: Exc
     )
     try:
         with torch.no_grad():
-            copy.deepcopy(model).eval()(*example_inputs)
+            copy.deepcopy(model).eval()(*copy.deepcopy(example_inputs))
     except Exception as error:  # noqa: BLE001 - as above
         return InputError(
             f"the network rejects an input of shape {shapes}: {_first_line(error)}; set the shape with --input CxHxW"

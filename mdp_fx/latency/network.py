@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,8 +14,37 @@ from mdp_fx.latency.interpolation import FloatArray, grid
 from mdp_fx.latency.measuring import Progress, measure_regions
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Target
+from mdp_fx.latency.timing import Timing
 from mdp_fx.passes.build_space import Analysis, Choices, Points, table_points
 from mdp_fx.passes.cost_regions import CostRegion
+
+
+class KnownNetworks:
+    """Slim networks of one dense network that were measured before, by the sum of their regions.
+
+    Args:
+        regions: of the dense network.
+        target: where they were measured.
+        table: where they are kept.
+    """
+
+    def __init__(self, regions: Sequence[CostRegion], target: Target, table: LatencyTable) -> None:
+        keys = "\n".join(region.key for region in regions)
+        self._key = f"network of {len(regions)} regions {hashlib.sha256(keys.encode()).hexdigest()[:16]}"
+        self._fingerprint = target.fingerprint()
+        self._table = table
+
+    def remember(self, total_s: float, timing: Timing) -> None:
+        """Keeps the latency of a network whose regions take `total_s` seconds."""
+        self._table.put(self._fingerprint, self._key, (round(total_s * 1e9),), timing)
+
+    def nearest(self, wanted_s: float) -> tuple[float, float] | None:
+        """(sum, measured) seconds of the network measured closest to `wanted_s`; None where there is none."""
+        known = self._table.points(self._fingerprint, self._key)
+        if not known:
+            return None
+        (total_ns,), timing = min(known.items(), key=lambda item: abs(item[1].low_s - wanted_s))
+        return total_ns * 1e-9, timing.low_s
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from mdp_fx.graph.purity import IN_PLACE_OPERATORS, WRITES, is_pure
-from mdp_fx.graph.trace import is_eval_flag
+from mdp_fx.graph.trace import ALIASES, is_eval_flag
 
 _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
@@ -21,10 +23,8 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
 
-_ALIASING = frozenset(
-    "getitem view reshape flatten unflatten transpose permute chunk split narrow select squeeze unsqueeze expand "
-    "expand_as swapaxes unbind t contiguous detach getattr to".split()
-)
+# In-place methods whose out-of-place spelling still shares the operand's memory.
+_VIEWS = frozenset("unsqueeze squeeze transpose t swapaxes swapdims detach".split())
 
 
 def write_out_of_place(module: fx.GraphModule) -> bool:
@@ -36,24 +36,41 @@ def write_out_of_place(module: fx.GraphModule) -> bool:
     Returns:
         Whether anything changed.
     """
-    changed = False
     order = {node: i for i, node in enumerate(module.graph.nodes)}
+    by_name = {node.name: node for node in order}
+    written_out: dict[int, nn.Module] = {}
+    changed = False
     for node in order:
         spelling = _out_of_place(module, node)
         if spelling is None:
             continue
         operand = node.args[0] if node.args else None
-        if not isinstance(operand, fx.Node) or _shares_memory(operand, node, order):
-            node.meta[WRITES] = True
+        if not isinstance(operand, fx.Node) or _shares_memory(operand, node, order, by_name):
+            _keep_in_place(module, node, spelling)
             continue
         if spelling.inplace is not None:
-            spelling.inplace.inplace = False
-        node.target, node.args, node.kwargs = spelling.target, spelling.args, spelling.kwargs
+            # It may be called again: all its calls must be looked at before it changes.
+            written_out[id(spelling.inplace)] = spelling.inplace
         later = [user for user in operand.users if order[user] > order[node]]
+        node.target, node.args, node.kwargs = spelling.target, spelling.args, spelling.kwargs
+        if spelling.target not in _VIEWS:
+            node.meta[ALIASES] = ()
         for user in later:
             user.replace_input_with(operand, node)
         changed = True
+    for owner in written_out.values():
+        owner.inplace = False
     return changed
+
+
+def _keep_in_place(module: fx.GraphModule, node: fx.Node, spelling: _Spelling) -> None:
+    node.meta[WRITES] = True
+    owners = [module.get_submodule(str(n.target)) for n in module.graph.find_nodes(op="call_module")]
+    if sum(owner is spelling.inplace for owner in owners) > 1:
+        # Other calls of the same module may be spelled out of place: this one gets a module of its own.
+        target = f"{node.target}_in_place_{node.name}"
+        module.add_submodule(target, copy.copy(spelling.inplace))
+        node.target = target
 
 
 class _Spelling:
@@ -99,23 +116,29 @@ def _asks_in_place(node: fx.Node) -> bool:
     return bool(bound.arguments.get("inplace"))
 
 
-def _shares_memory(operand: fx.Node, node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Whether the operand's memory is read later through another node, or belongs to the caller or the weights."""
-    root = operand
-    while _aliases(root) and isinstance(root.args[0], fx.Node):
-        root = root.args[0]
-    if root.op in ("get_attr",):
-        return True
-    views = {root}
+def _shares_memory(
+    operand: fx.Node, node: fx.Node, order: Mapping[fx.Node, int], by_name: Mapping[str, fx.Node]
+) -> bool:
+    """Whether the operand's memory is read later through an earlier node, or belongs to the weights.
+
+    Later nodes do not matter: those that read the operand will read the result instead.
+    """
+    shared = {operand}
+    pending = [operand]
+    while pending:
+        for name in pending.pop().meta.get(ALIASES, ()):
+            source = by_name[name]
+            if source not in shared:
+                shared.add(source)
+                pending.append(source)
     for other in order:
-        if _aliases(other) and other.args[0] in views:
-            views.add(other)
-    return any(order[user] > order[node] for view in views - {operand} for user in view.users if user not in views)
-
-
-def _aliases(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and name in _ALIASING and bool(node.args)
+        if other is node:
+            break
+        if any(by_name[name] in shared for name in other.meta.get(ALIASES, ())):
+            shared.add(other)
+    if any(view.op == "get_attr" for view in shared):
+        return True
+    return any(order[user] > order[node] for view in shared - {operand} for user in view.users)
 
 
 def make_dropout_modules(module: fx.GraphModule) -> bool:
