@@ -27,3 +27,9 @@ def save(name: str, data: dict[str, Any]) -> None:
     text = json.dumps({"machine": machine()} | data, indent=1) + "\n"
     atomic_write(RESULTS / f"{name}.json", lambda file: file.write(text.encode()))
     print(f"wrote {RESULTS / f'{name}.json'}")
+
+
+def load(name: str) -> dict[str, Any]:
+    """What bench/results/NAME.json holds; empty where there is none."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}

@@ -24,7 +24,7 @@ import torch
 import torchvision
 from torch import nn
 
-from bench.common import save
+from bench.common import load, save
 from bench.resnet_cifar import resnet56
 from mdp_fx.analysis import analyse, rewrite
 from mdp_fx.graph.verify import WithoutBlocks, zeroed_copy
@@ -119,37 +119,41 @@ def command_line(folder: str) -> dict[str, Any]:
     return found
 
 
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Extremes over the judged networks, and the worst parity over all."""
+    judged = [row for row in rows if row["network"] in JUDGED]
+    found: dict[str, Any] = {
+        name: [min(row[name] for row in judged), max(row[name] for row in judged)]
+        for name in ("measured_over_asked", "predicted_over_measured", "remeasured_over_asked")
+        if judged
+    }
+    for name in ("parity_float64", "parity_float32"):
+        found[f"worst_{name}"] = max(row[name] for row in rows)
+    return found
+
+
 def main() -> None:
-    """Runs everything and writes bench/results/speedup.json."""
+    """Runs the named networks, all by default, and puts their rows into bench/results/speedup.json."""
     names = sys.argv[1:] or list(NETWORKS)
-    rows: list[dict[str, Any]] = []
+    before = load("speedup")
+    rows: dict[tuple[str, float], dict[str, Any]] = {
+        (row["network"], row["asked_share"]): row for row in before.get("rows", ()) if row["network"] not in names
+    }
+    timed = before.get("prune_resnet50", {})
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MDP_FX_CACHE"] = folder
-        timed = command_line(folder) if "resnet50" in names else {}
-        print(timed, flush=True)
         for name in names:
+            if name == "resnet50":
+                timed = command_line(folder)
+                print(timed, flush=True)
             for share in BUDGETS:
-                rows.append(run(name, share))
-                print(json.dumps(rows[-1]), flush=True)
-    judged = [row for row in rows if row["network"] in JUDGED]
-    summary = {
-        "measured_over_asked": [
-            min(r["measured_over_asked"] for r in judged),
-            max(r["measured_over_asked"] for r in judged),
-        ]
-        if judged
-        else None,
-        "predicted_over_measured": [
-            min(r["predicted_over_measured"] for r in judged),
-            max(r["predicted_over_measured"] for r in judged),
-        ]
-        if judged
-        else None,
-        "worst_parity_float64": max(r["parity_float64"] for r in rows),
-        "worst_parity_float32": max(r["parity_float32"] for r in rows),
-    }
-    print(json.dumps(summary, indent=1))
-    save("speedup", {"threads": THREADS, "prune_resnet50": timed, "summary": summary, "rows": rows})
+                rows[name, share] = run(name, share)
+                print(json.dumps(rows[name, share]), flush=True)
+            ordered = [rows[key] for key in sorted(rows, key=lambda key: (NETWORKS.index(key[0]), -key[1]))]
+            save(
+                "speedup",
+                {"threads": THREADS, "prune_resnet50": timed, "summary": summary(ordered), "rows": ordered},
+            )
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def prune_randomly(
 
 
 def parity_error(model: nn.Module, inputs: tuple[Tensor, ...], seed: int, share: float = 0.5) -> float:
-    """Prunes a network at random and returns the float64 difference to its reference, on another batch than the traced one.
+    """Prunes a network at random: the float64 difference to its reference, on another batch than the traced one.
 
     The original's own output must equal the trace's, and a pruned network's must be something else and not zero.
     """

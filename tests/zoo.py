@@ -397,7 +397,7 @@ ZOO: tuple[Specimen, ...] = (
         ("add_1", "inner", "left", "left#2", "right"),
         (("left", "right"),),
     ),
-    Specimen("pre_activation", PreActivation, _one, (12, 16), ("add", "add_1")),
+    Specimen("pre_activation", PreActivation, _one, (12, 16), ("add", "third")),
     Specimen("dense_concat", DenseConcat, _one, (6, 6, 8)),
     Specimen("depthwise", Depthwise, _one, (3, 8, 10)),
     Specimen("grouped", Grouped, _one, (3, 4, 5, 6)),

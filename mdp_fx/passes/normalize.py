@@ -38,7 +38,7 @@ def write_out_of_place(module: fx.GraphModule) -> bool:
     """
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     by_name = {node.name: node for node in order}
-    written_out: dict[int, nn.Module] = {}
+    written_out: dict[int, Any] = {}
     changed = False
     for node in order:
         spelling = _out_of_place(module, node)

@@ -1,0 +1,58 @@
+"""Every command and program in the README runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from mdp_fx.cli import main
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_own_folder")
+def test_shell_commands_run(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+    assert len(commands) >= 6
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0] == "mdp-fx"
+        main(words[1:])
+        assert capsys.readouterr().out, command
+
+
+@pytest.mark.usefixtures("_own_folder")
+def test_python_runs() -> None:
+    (program,) = blocks("python")
+    exec(compile(program, "README.md", "exec"), {"__name__": "readme"})
+    assert Path("slim.onnx").exists()
+    assert "torch" in sys.modules
+
+
+def test_the_make_targets_exist() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert f"\n{target}:" in makefile
+
+
+def test_links_lead_somewhere() -> None:
+    root = Path(__file__).parent.parent
+    links = re.findall(r"\]\(([^)h][^)]*)\)", README)
+    assert links
+    for link in links:
+        assert (root / link).exists(), link
