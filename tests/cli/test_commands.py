@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,7 +160,7 @@ def test_profile_measures_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes_are_one_line_with_exit_code_1(
     capsys: pytest.CaptureFixture[str], args: list[str], parts: list[str]
 ) -> None:
-    before = set(os.listdir())
+    before = {path.name for path in Path().iterdir()}
     code, out, err = run(capsys, *args)
     assert code == 1, (out, err)
     assert out == ""
@@ -169,7 +168,7 @@ def test_mistakes_are_one_line_with_exit_code_1(
     assert err.startswith("mdp-fx: error: ")
     for part in parts:
         assert part in err
-    assert set(os.listdir()) - before <= {"cache"}
+    assert {path.name for path in Path().iterdir()} - before <= {"cache"}
 
 
 def test_an_infeasible_latency_states_the_smallest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,9 +68,11 @@ def random_space(seed: int) -> SearchSpace:
     dims = tuple(Dimension(d.name, tuple(int(s) for s in d.sizes)) for d in dims)
     blocks: list[Block] = []
     for i in range(rng.integers(0, 4)):
-        blocks.append(Block(f"b{i}", str(rng.choice([b.name for b in blocks])) if blocks and rng.random() < 0.5 else None))
+        inner = blocks and rng.random() < 0.5
+        blocks.append(Block(f"b{i}", str(rng.choice([b.name for b in blocks])) if inner else None))
     names = [b.name for b in blocks]
-    exclusive = [tuple(str(b) for b in rng.choice(names, 2, replace=False))] if len(names) > 1 and rng.random() < 0.5 else []
+    together = len(names) > 1 and rng.random() < 0.5
+    exclusive = [tuple(str(b) for b in rng.choice(names, 2, replace=False))] if together else []
 
     def block() -> str | None:
         return str(rng.choice(names)) if names and rng.random() < 0.6 else None
@@ -81,9 +83,7 @@ def random_space(seed: int) -> SearchSpace:
             mentioned = rng.choice(len(dims), rng.choice([1, 1, 2]), replace=bool(rng.random() < 0.2))
             terms.append(SizeTerm(int(rng.integers(1, 3)), tuple(dims[i].name for i in mentioned)))
         constant = int(rng.integers(0, 3))
-        low, high = (
-            constant + sum(t.size({d.name: d.sizes[end] for d in dims}) for t in terms) for end in (0, -1)
-        )
+        low, high = (constant + sum(t.size({d.name: d.sizes[end] for d in dims}) for t in terms) for end in (0, -1))
         inner = rng.integers(low, high + 1, 3).tolist() if high > low else []
         points = tuple(sorted({low, high, *inner}))
         return CostAxis("in" if role == "in" else "out", constant, tuple(terms), points)
