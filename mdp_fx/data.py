@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mdp_fx.errors import DataError
+
+IMAGE_FOLDER = "imagefolder"
 
 
 def load_loader(spec: str, shape: tuple[int, ...], *, batch_size: int, seed: int) -> Iterable[Any]:
@@ -28,9 +31,18 @@ def load_loader(spec: str, shape: tuple[int, ...], *, batch_size: int, seed: int
     if not separator or not rest:
         msg = f"cannot read the data spec {spec!r}: write package.module:make_loader or imagefolder:PATH"
         raise DataError(msg)
-    if kind == "imagefolder":
+    if kind == IMAGE_FOLDER:
         return _image_folder(Path(rest), shape, batch_size, seed)
-    loader = load_function(spec, "data")()
+    if difflib.get_close_matches(kind, [IMAGE_FOLDER], cutoff=0.8):
+        msg = f"there is no data kind {kind!r}; did you mean {IMAGE_FOLDER}:{rest}?"
+        raise DataError(msg)
+    make_loader = load_function(spec, "data")
+    try:
+        loader = make_loader()
+    except Exception as error:  # the user's own code: whatever it raises, there is no data
+        text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        msg = f"{spec} failed with {type(error).__name__}: {text}"
+        raise DataError(msg) from error
     if not isinstance(loader, Iterable):
         msg = f"{spec} returned a {type(loader).__name__}, not an iterable of (inputs, targets)"
         raise DataError(msg)
@@ -43,10 +55,8 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     Raises:
         DataError: the module or the function is not there.
     """
-    import difflib
-
     module_name, separator, name = spec.partition(":")
-    if not separator:
+    if not (separator and module_name and name):
         msg = f"cannot read the {what} spec {spec!r}: write package.module:function"
         raise DataError(msg)
     here = str(Path.cwd())

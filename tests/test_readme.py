@@ -7,9 +7,10 @@ import shlex
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from mdp_fx.cli import main
+from mdp_fx.cli import cli, main
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -42,6 +43,19 @@ def test_python_runs() -> None:
     exec(compile(program, "README.md", "exec"), {"__name__": "readme"})
     assert Path("slim.onnx").exists()
     assert "torch" in sys.modules
+
+
+def test_every_option_in_the_readme_exists() -> None:
+    context = click.Context(cli)
+    commands = [command for name in cli.list_commands(context) if (command := cli.get_command(context, name))]
+    known = {option for command in [cli, *commands] for param in command.params for option in param.opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    assert len(named) >= 15
+    assert named <= known
+
+
+def test_the_results_have_their_place() -> None:
+    assert README.index("<!-- results:begin -->") < README.index("<!-- results:end -->")
 
 
 def test_the_make_targets_exist() -> None:

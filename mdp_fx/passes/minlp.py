@@ -41,8 +41,8 @@ BUDGET_SLACK = 1e-9
 # How far a solver's claimed objective may be from the re-evaluated one, relative (HiGHS's integrality tolerance).
 CLAIM_TOLERANCE = 1e-5
 
-# A gap below this is a rounding error.
-PROVEN = 1e-7
+# A gap below this is a rounding error of the solver (HiGHS's tolerance).
+PROVEN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
             raise SolverError(f"no selection found in {limits.time_limit:g} s; allow more time or coarser sizes")
         # A tighter budget cannot raise the bound, so the first one stays valid.
         bound = min(bound, outcome.bound) if math.isinf(bound) else bound
+        if wrong := violations(run.model, outcome.selection):
+            raise SolverError(f"{run.solver} returned an unusable selection: {'; '.join(wrong)}")
         selection = normalise(run.model, outcome.selection)
         costs = evaluate(run.model, selection)
         if _within(costs, run.budgets):

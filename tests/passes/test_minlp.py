@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mdp_fx.errors import BudgetError, InputError, SolverError
@@ -35,15 +35,17 @@ def reference_space(name: str) -> SearchSpace:
     return SearchSpace.load(MINLP_DATA / f"{name}_titan_v.json")
 
 
+@example(seed=8409, share=0.0, combinations=1, cells=1, method="mdp", two_budgets=False)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    share=st.floats(0.0, 1.0),
+    # A budget that is nearer to an attainable cost than the solver's tolerance has no clear optimum.
+    share=st.integers(0, 100).map(lambda percent: percent / 100),
     combinations=st.sampled_from([1, 64]),
     cells=st.sampled_from([1, 16384]),
     method=st.sampled_from(["mdp", "mdp", "mgp", "mdlm", "halp"]),
     two_budgets=st.booleans(),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)
 def test_optimum_of_random_spaces(
     seed: int, share: float, combinations: int, cells: int, method: str, two_budgets: bool
 ) -> None:
@@ -160,8 +162,8 @@ def test_removed_block_leaves_its_dimensions_dense() -> None:
 
 
 def test_halp_holds_blocks_and_inputs() -> None:
-    # By outputs alone block "two" costs 2 or 8, so with 9 only a=1, b=1 is left (1 + 2 + 2).
-    selection, certificate = solve(chain_space(), {"latency": 9.0}, method="halp")
+    # By outputs alone block "two" costs 2 or 8, so with 8 only a=1, b=1 is left (1 + 2 + 2).
+    selection, certificate = solve(chain_space(), {"latency": 8.0}, method="halp")
     assert selection == Selection({"a": 1, "b": 1}, ())
     assert certificate.modelled_costs == {"latency": 5.0}
     assert certificate.costs == {"latency": 4.0}
@@ -177,9 +179,10 @@ def test_dense_network_within_budget_is_kept() -> None:
 
 
 def test_nothing_to_decide() -> None:
-    space = replace(chain_space(), fixed={"a": 2, "b": 2}, blocks=(), importance=())
-    terms = tuple(replace(t, block=None) for t in space.costs["latency"].terms)
-    space = replace(space, costs={"latency": CostModel("us", 1.0, terms)})
+    chain = chain_space()
+    terms = tuple(replace(t, block=None) for t in chain.costs["latency"].terms)
+    costs = {"latency": CostModel("us", 1.0, terms)}
+    space = SearchSpace(chain.dimensions, (), (), (), costs, fixed={"a": 2, "b": 2})
     selection, certificate = solve(space, {"latency": 15.0})
     assert selection.sizes == {"a": 2, "b": 2}
     assert certificate.status == "optimal"

@@ -53,6 +53,8 @@ class ExactModel:
         self._alive: dict[str | None, Any] = {None: self._one}
         for block, parent in problem.parents.items():
             self._alive[block] = self._new(f"alive[{block}]", 1, binary=True)[0]
+            # A block that nothing depends on is in no row of the compiled model: it stays.
+            self._alive[block].set_value(1.0)
             if parent is not None:
                 self._row([(1, self._alive[block]), (-1, self._alive[parent])], upper=0)
         for names, parent in problem.exclusive:
@@ -191,7 +193,8 @@ class ExactModel:
                 yield -coefficient * math.prod(chosen[d] for d in dims), cell
 
     def _importance(self) -> Any:
-        terms = [(value, self._alive[block]) for block, value in self.problem.importance_held.items()]
+        terms = [(0.0, self._one)]
+        terms += ((value, self._alive[block]) for block, value in self.problem.importance_held.items())
         for (dim, block), values in self.problem.importance.items():
             terms += zip(values.tolist(), self.weights((DimAxis(dim),), block), strict=True)
         return linear(terms)
@@ -224,7 +227,9 @@ def solve_exact(problem: Problem, budgets: Mapping[str, float], limits: Limits, 
     """
     exact = ExactModel(form_cliques(problem))
     for cost, budget in budgets.items():
-        scale = BUDGET_SCALE / budget if budget > 0 else 1.0
+        # A budget of nearly nothing must not blow up the row.
+        largest = max((abs(c) for c, _ in exact.costs[cost]), default=0.0)
+        scale = BUDGET_SCALE / (max(budget, 1e-3 * largest) or 1.0)
         row = linear((scale * c, v) for c, v in exact.costs[cost])
         exact.model.add_component(f"budget[{cost}]", pyo.Constraint(expr=(None, row, scale * budget)))
     exact.model.objective = pyo.Objective(expr=exact.importance, sense=pyo.maximize)
@@ -247,7 +252,8 @@ def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Out
         top, penalties, reach = math.inf, np.zeros(len(droppable)), math.inf
     else:
         top, penalties = relaxed.bound, relaxed.penalties
-        reach = max(FIRST_REACH, limits.gap) * abs(top)
+        # The penalties count where the bound is zero: a reach of nothing would never grow.
+        reach = max(FIRST_REACH, limits.gap) * max(abs(top), float(penalties.max(initial=0.0)))
     bound = top
     while True:
         dropped = droppable & (penalties > reach)

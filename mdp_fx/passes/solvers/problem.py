@@ -249,7 +249,9 @@ def _positions(
     if isinstance(axis, int):
         return (axis,)
     if isinstance(axis, DimAxis):
-        return [source.size({**held, axis.dim: size}) for size in options[axis.dim]]
+        # Free dimensions beside this one only occur in products with a dimension held at zero: any size does.
+        others = {dim: sizes[-1] for dim, sizes in options.items()} | dict(held)
+        return [source.size({**others, axis.dim: size}) for size in options[axis.dim]]
     return axis.positions
 
 

@@ -1,0 +1,158 @@
+"""The command line as a whole: speed, versions, completion, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+
+import click
+import pytest
+
+import mdp_fx
+from mdp_fx import cli
+from mdp_fx.errors import BudgetError
+from tests.cli.networks import SHAPE, TINY
+from tests.cli.running import Run
+
+COMMANDS = ("prune", "inspect", "profile", "bench", "diff", "apply", "export")
+HEAVY = ("torch", "numpy", "pyomo", "onnx", "onnxruntime", "torchvision", "timm")
+
+
+def imported_after(*args: str) -> set[str]:
+    """Modules that `mdp-fx ARGS` imports in a fresh process."""
+    code = (
+        "import sys\n"
+        "from mdp_fx.cli import main\n"
+        "try:\n"
+        f"    main({list(args)!r})\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code, stop.code\n"
+        "print(' '.join(sorted(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("args", [("--help",), ("prune", "--help"), ("--version",)])
+def test_help_and_version_import_nothing_heavy(args: tuple[str, ...]) -> None:
+    modules = imported_after(*args)
+    assert "mdp_fx.cli" in modules
+    assert not modules & {*HEAVY, "rich"}
+
+
+def test_help_lists_every_command(run: Run) -> None:
+    done = run("--help")
+    assert done.code == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in done.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_json_and_verbose(run: Run, name: str) -> None:
+    done = run(name, "--help")
+    assert done.code == 0
+    assert "--json" in done.out
+    assert "--verbose" in done.out
+
+
+def test_version_names_torch_and_the_runtime(run: Run) -> None:
+    done = run("--version")
+    assert done.code == 0
+    assert done.out.startswith(f"mdp-fx {mdp_fx.__version__}, Python {sys.version.split()[0]}")
+    assert f"torch {metadata.version('torch')}" in done.out
+    assert "onnxruntime" in done.out
+
+
+def test_module_runs_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "mdp_fx", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: mdp-fx ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setenv("_MDP_FX_COMPLETE", f"{shell}_source")
+    done = run()
+    assert done.code == 0
+    assert "_MDP_FX_COMPLETE" in done.out
+    assert "mdp-fx" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "index", "expected"),
+    [
+        ("mdp-fx pr", "1", "plain,prune"),
+        ("mdp-fx prune mo", "2", "file,mo"),
+        ("mdp-fx prune --rec", "2", "plain,--recipe"),
+    ],
+)
+def test_completion_answers(words: str, index: str, expected: str, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setenv("_MDP_FX_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", index)
+    assert expected in run().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("prun",), "Did you mean 'prune'"),
+        (("prune",), "Missing argument 'MODEL'"),
+        (("prune", "m.pt", "--input", "3x"), "'3x' is not a shape such as 3x224x224"),
+        (("prune", "m.pt", "--input", "0x4"), "is not a shape"),
+        (("prune", "m.pt", "--batch", "0"), "--batch"),
+        (("prune", "m.pt", "--step", "0"), "--step"),
+        (("prune", "m.pt", "--method", "best"), "'best' is not one of"),
+        (("prune", "m.pt", "--importance", "l3"), "'l3' is not one of"),
+        (("prune", "m.pt", "--gap", "little"), "is not a percentage such as 0.1%"),
+        (("prune", "m.pt", "--gap", "200%"), "is not between 0% and 100%"),
+        (("prune", "m.pt", "--latncy", "50%"), "No such option"),
+        (("export", "m.pt", "--to", "tflite", "-o", "m"), "'tflite' is not 'onnx'"),
+        (("apply", "m.pt", "-o", "m"), "Missing option '--recipe'"),
+        (("bench",), "Missing argument"),
+    ],
+)
+def test_usage_errors_exit_2(run: Run, args: tuple[str, ...], says: str) -> None:
+    done = run(*args)
+    assert done.code == 2
+    assert done.out == ""
+    assert says in done.err
+
+
+def test_user_errors_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise BudgetError("first\n  second")
+
+    monkeypatch.setattr("mdp_fx.pipeline.inspect", fail)
+    done = run("inspect", TINY, *SHAPE)
+    assert (done.code, done.out, done.err) == (1, "", "mdp-fx: error: first second\n")
+
+
+def test_interruption_says_that_measurements_are_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mdp_fx.pipeline.profile", interrupt)
+    done = run("profile", TINY, *SHAPE)
+    assert done.code == 130
+    assert done.out == ""
+    assert done.err.strip() == "mdp-fx: interrupted; measurements made so far are kept"
+
+
+def test_unexpected_errors_are_tracebacks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("mdp_fx.pipeline.inspect", fail)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        run("inspect", TINY, *SHAPE)
+
+
+def test_every_command_is_a_click_command() -> None:
+    context = click.Context(cli.cli)
+    assert tuple(cli.cli.list_commands(context)) == COMMANDS
+    for name in COMMANDS:
+        command = cli.cli.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+    assert cli.cli.get_command(context, "nothing") is None

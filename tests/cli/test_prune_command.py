@@ -1,0 +1,185 @@
+"""`mdp-fx prune`: what reaches the pipeline, what is written, what is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mdp_fx
+from mdp_fx.errors import MdpFxError, OutputError
+from mdp_fx.recipe import Recipe
+from tests.cli.networks import SHAPE, TINY, TORCH
+from tests.cli.running import Run
+from tests.cli.tiny import make_network
+
+# No latency budget: nothing but the two networks is timed.
+QUICK = (*SHAPE, *TORCH, "--params", "60%")
+
+
+class ReachedError(MdpFxError):
+    """Raised in place of the work, with what it was asked to do."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the pipeline is asked; it does nothing."""
+    seen: dict[str, Any] = {}
+
+    def prune(model: torch.nn.Module, inputs: Any, **options: Any) -> None:
+        seen.update(options, model=model, inputs=inputs)
+        raise ReachedError("reached")
+
+    monkeypatch.setattr("mdp_fx.pipeline.prune", prune)
+    return seen
+
+
+def test_defaults(run: Run, asked: dict[str, Any]) -> None:
+    assert run("prune", "torchvision:resnet18").err == "mdp-fx: error: reached\n"
+    (image,) = asked["inputs"]
+    assert image.shape == (1, 3, 224, 224)
+    assert "latency" not in asked  # the pipeline's own default: 50 %
+    assert asked["target"] == "onnxruntime:cpu"
+    assert (asked["method"], asked["step"], asked["seed"]) == ("mdp", 8, 0)
+    assert asked["importance"] is asked["data"] is asked["loss"] is asked["threads"] is None
+    assert asked["gap"] == pytest.approx(1e-3)
+    assert asked["pretrained"] is False
+
+
+def test_every_option_reaches_the_pipeline(run: Run, asked: dict[str, Any]) -> None:
+    run(
+        *("prune", TINY, "--latency", "12.5ms", "--params", "60%", "--macs", "30M", "--target", "torch:cpu"),
+        *("--threads", "2", "--input", "3x16x16", "--input", "5", "--batch", "4", "--importance", "taylor"),
+        *("--data", "tests.cli.tiny:make_loader", "--loss", "tests.cli.networks:smooth_loss", "--method", "halp"),
+        *("--step", "16", "--keep", "stem", "--keep", "head", "--only", "block.*", "--gap", "1%"),
+        *("--time-limit", "3", "--seed", "7"),
+    )
+    assert [tuple(value.shape) for value in asked["inputs"]] == [(4, 3, 16, 16), (4, 5)]
+    assert asked["latency"].amount == pytest.approx(0.0125)
+    assert asked["params"].share == pytest.approx(0.6)
+    assert asked["macs"].amount == pytest.approx(30e6)
+    assert (asked["target"], asked["threads"], asked["importance"]) == ("torch:cpu", 2, "taylor")
+    assert (asked["method"], asked["step"], asked["seed"]) == ("halp", 16, 7)
+    assert (asked["keep"], asked["only"]) == (("stem", "head"), ("block.*",))
+    assert (asked["gap"], asked["time_limit"]) == (pytest.approx(0.01), 3.0)
+    assert asked["loss"].__name__ == "smooth_loss"
+    assert len(list(asked["data"])) == 2
+
+
+def test_example_inputs_are_the_same_in_every_run(run: Run, asked: dict[str, Any]) -> None:
+    run("prune", TINY, *SHAPE)
+    first = asked["inputs"][0]
+    run("prune", TINY, *SHAPE)
+    assert torch.equal(first, asked["inputs"][0])
+
+
+def test_cross_entropy_is_the_default_loss_by_name(run: Run, asked: dict[str, Any]) -> None:
+    run("prune", TINY, *SHAPE, "--loss", "cross-entropy")
+    assert asked["loss"] is None
+
+
+def test_prune_writes_what_it_says(run: Run, folder: Path) -> None:
+    done = run("prune", TINY, *QUICK, "--onnx", "slim.onnx", "--recipe", "recipe.json")
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".cache",
+        "make_network-slim.pt",
+        "recipe.json",
+        "slim.onnx",
+    ]
+    for line in (
+        "wrote    make_network-slim.pt",
+        "wrote    slim.onnx (dynamic batch, max abs error",
+        "wrote    recipe.json",
+    ):
+        assert line in done.out
+    assert "\x1b" not in done.out
+    assert done.err == ""
+    slim = mdp_fx.load("make_network-slim.pt")
+    dense = sum(parameter.numel() for parameter in make_network().parameters())
+    assert sum(parameter.numel() for parameter in slim.parameters()) <= 0.6 * dense
+    assert slim(torch.randn(5, 3, 16, 16)).shape == (5, 4)
+    assert Recipe.load("recipe.json").method == "mdp"
+
+
+def test_json_is_one_document_with_the_same_facts(run: Run) -> None:
+    done = run("prune", TINY, *QUICK, "--json", "-o", "out.pt", "--onnx", "out.onnx")
+    assert done.code == 0, done.err
+    facts = done.json
+    assert facts["written"] == {"slim": "out.pt", "onnx": "out.onnx"}
+    assert facts["onnx_parity"]["dynamic_batch"] is True
+    assert facts["params"]["slim"] <= 0.6 * facts["params"]["dense"]
+    assert facts["latency"]["measured_ms"] > 0
+    assert facts["latency"]["asked_ms"] is None
+    assert {group["name"] for group in facts["groups"]} == {"stem.0", "block.0"}
+    assert any("accuracy is unknown" in text for text in facts["warnings"])
+    stored = mdp_fx.load_slim("out.pt").report
+    assert stored == {key: value for key, value in facts.items() if key not in ("written", "onnx_parity")}
+
+
+def test_slim_network_can_be_pruned_again(run: Run) -> None:
+    assert run("prune", TINY, *QUICK, "-o", "once.pt").code == 0
+    # Its own input shape is known.
+    done = run("prune", "once.pt", "--params", "80%", "--target", "torch:cpu", "--threads", "1", "--json")
+    assert done.code == 0, done.err
+    assert done.json["written"] == {"slim": "once-slim.pt"}
+    assert "once.pt is a slim network already" in done.err
+
+
+def test_verbose_shows_passes_with_times(run: Run) -> None:
+    done = run("prune", TINY, *QUICK, "-v")
+    assert done.code == 0, done.err
+    assert " s  trace and infer axis types" in done.err
+    assert " s  solve" in done.err
+    assert "pass " in done.out
+
+
+def test_foreign_prints_keep_json_clean(run: Run) -> None:
+    done = run("prune", "tests.cli.networks:talkative", *QUICK, "--json")
+    assert done.code == 0, done.err
+    assert done.json["model"] == "talkative"
+    assert "hello from foreign code" in done.err
+
+
+def test_outputs_must_differ(run: Run) -> None:
+    done = run("prune", TINY, *QUICK, "-o", "x.pt", "--onnx", "./x.pt")
+    assert done.code == 1
+    assert "--output and --onnx both name x.pt" in done.err
+
+
+def test_outputs_are_checked_before_the_work(run: Run, asked: dict[str, Any]) -> None:
+    for option in ("-o", "--onnx", "--recipe"):
+        done = run("prune", TINY, *QUICK, option, "missing/file")
+        assert done.code == 1
+        assert "the folder missing does not exist" in done.err
+    assert asked == {}
+
+
+def test_full_disk_leaves_nothing(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise OutputError(
+            "cannot write make_network-slim.pt: disk full; free some space or name a file on another disk"
+        )
+
+    monkeypatch.setattr("mdp_fx.checkpoint.atomic_write", full)
+    done = run("prune", TINY, *QUICK)
+    assert (done.code, done.out) == (1, "")
+    assert "disk full" in done.err
+    assert [path.name for path in folder.iterdir()] == [".cache"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "file"),
+    [
+        ("torchvision:resnet18", "resnet18-slim.pt"),
+        ("timm:hf_hub/tiny", "hf_hub_tiny-slim.pt"),
+        ("nets/model.v2.pt", "model.v2-slim.pt"),
+        ("weights.safetensors", "weights-slim.pt"),
+        ("package.module:factory", "factory-slim.pt"),
+    ],
+)
+def test_default_output_is_named_after_the_model(run: Run, folder: Path, spec: str, file: str) -> None:
+    (folder / file).touch()
+    assert f"{file} exists" in run("prune", spec).err

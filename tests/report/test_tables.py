@@ -1,0 +1,265 @@
+"""Tables: every fact is there, at 80 columns and at 120, in a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterable
+
+import pytest
+from rich.console import Console, RenderableType
+
+from mdp_fx.exporters.parity import ParityReport
+from mdp_fx.report import tables
+from mdp_fx.report.diff import Diff, DiffRow
+from mdp_fx.report.facts import (
+    BenchRow,
+    BlockRow,
+    Change,
+    FrozenRow,
+    GroupRow,
+    Inspection,
+    LatencyFacts,
+    Profile,
+    PruneReport,
+    RegionRow,
+)
+
+GROUPS = tuple(
+    GroupRow(f"layer{stage}.{block}.conv{conv}", 64 * stage, 64 * stage - 8 * conv * (block % 2), (f"layer{stage}",))
+    for stage in range(1, 5)
+    for block in range(6)
+    for conv in (1, 2)
+)
+REPORT = PruneReport(
+    model="resnet50",
+    method="mdp",
+    importance="l2",
+    target="onnxruntime:cpu",
+    device="onnxruntime:cpu onnxruntime 1.31.1 AMD EPYC threads 1",
+    threads=1,
+    batch=1,
+    latency=LatencyFacts(
+        measured_ms=25.1,
+        dense_ms=50.0,
+        asked_ms=25.0,
+        asked_share=0.5,
+        predicted_ms=24.9,
+        dense_sum_ms=49.0,
+        calibration=1.0204,
+        rounds=2,
+        regions_measured=120,
+        regions_cached=30,
+    ),
+    params=Change(25_557_032, 12_300_000),
+    macs=Change(4_089_184_256, 1_700_000_000),
+    blocks=(BlockRow("layer3.4", True), BlockRow("layer3.5", False), BlockRow("stem", False, "it changes the shape")),
+    groups=GROUPS,
+    frozen=(FrozenRow("fc", 1000, "output of the network"),),
+    solver={
+        "solver": "exact",
+        "status": "gap reached",
+        "gap": 0.00091,
+        "seconds": 1.52,
+        "budgets": {"latency": 25000.0, "params": 15e6},
+    },
+    warnings=(
+        "layer4.2.conv1 keeps 48 of 512 channels: accuracy may collapse there",
+        "accuracy is unknown: l2 importance uses no data; pass --data for taylor, and fine-tune the result afterwards",
+    ),
+    seconds={"solve": 1.5, "measure [cost] regions": 2.5},
+)
+WRITTEN = {"slim": "resnet50-slim.pt", "onnx": "r.onnx"}
+PARITY = ParityReport(2.5e-7, 5e-7)
+
+
+def lines(parts: Iterable[RenderableType], width: int = 80, terminal: bool = False) -> list[str]:
+    """Parts as printed without colour, line by line."""
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, force_terminal=terminal, no_color=True, color_system=None, legacy_windows=False
+    )
+    for part in parts:
+        console.print(part, highlight=False, crop=terminal)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def has_row(found: list[str], *cells: str) -> bool:
+    """Whether some line starts with these cells."""
+    return any(line.split()[: len(" ".join(cells).split())] == " ".join(cells).split() for line in found)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("verbose", [False, True])
+def test_prune_tables_fit_and_tell_everything(width: int, terminal: bool, verbose: bool) -> None:
+    found = lines(tables.prune_tables(REPORT, WRITTEN, PARITY, verbose=verbose), width, terminal)
+    notes = ("warning", "wrote", "decision", "latencies")
+    # In a pipe a note is one line, for grep; everything else fits.
+    assert all(len(line) <= width for line in found if terminal or not line.startswith(notes))
+    assert found[0] == "resnet50: 1.99 times as fast"
+    assert has_row(found, "latency", "50.00 ms", "25.00 ms", "24.90 ms", "25.10 ms", "50.2 %")
+    assert has_row(found, "parameters", "25.6M", "15.0M", "12.3M", "48.1 %")
+    assert has_row(found, "MACs", "4.09G", "-", "1.70G", "41.6 %")
+    text = " ".join(" ".join(found).split())
+    for fact in (
+        "mdp, l2 importance; exact solver: gap reached, gap 0.091 %, 1.5 s, 2 rounds",
+        "120 measured now, 30 known; dense regions add up to 49.00 ms, calibration 1.020",
+        "1 of 2 removed: layer3.4",
+        "24 of 48 channel groups cut",
+        "layer4.2.conv1 keeps 48 of 512 channels",
+        "fine-tune the result afterwards",
+        "resnet50-slim.pt",
+        "r.onnx (dynamic batch, max abs error 2.5e-07, relative 5.0e-07)",
+        'fine-tune mdp_fx.load("resnet50-slim.pt") as any torch module',
+    ):
+        assert fact in text
+
+
+def test_long_lists_are_cut_unless_verbose() -> None:
+    short = lines(tables.prune_tables(REPORT, WRITTEN, PARITY, verbose=False))
+    full = lines(tables.prune_tables(REPORT, WRITTEN, PARITY, verbose=True))
+    assert sum(line.startswith("layer") for line in short) == tables.SHOWN
+    assert f"... and {24 - tables.SHOWN} more (-v shows all)" in short
+    assert sum(line.startswith("layer") for line in full) == len(GROUPS)
+    assert has_row(full, "solve", "1.50")
+    assert has_row(full, "measure [cost] regions", "2.50")
+
+
+def test_next_step_names_the_export_only_where_it_is_left() -> None:
+    found = lines(tables.prune_tables(REPORT, {"slim": "a.pt"}, None, verbose=False), 120)
+    assert found[-1].endswith("then mdp-fx export a.pt -o a.onnx")
+
+
+def test_prune_without_a_latency_budget() -> None:
+    free = dataclasses.replace(REPORT, latency=LatencyFacts(measured_ms=1200.0, dense_ms=2400.0), blocks=())
+    found = lines(tables.prune_tables(free, {"slim": "a.pt"}, None, verbose=False), 120)
+    assert has_row(found, "latency", "2.40 s", "-", "-", "1.20 s", "50.0 %")
+    assert not any(line.startswith("latencies") for line in found)
+    assert any("the network has no removable residual blocks" in line for line in found)
+
+
+def test_prune_without_a_bound() -> None:
+    solver = REPORT.solver | {"solver": "uniform", "status": "no bound", "gap": None}
+    found = lines(tables.prune_tables(dataclasses.replace(REPORT, solver=solver), WRITTEN, PARITY, verbose=False))
+    assert any("uniform solver: no bound, no bound is known" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999, "999"), (999.6, "1.00k"), (1234, "1.23k"), (9996, "10.0k"), (123_456, "123k"), (4e9, "4.00G")],
+)
+def test_counts_have_three_digits(value: float, text: str) -> None:
+    assert tables._count(value) == text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_inspect_tables(width: int) -> None:
+    members = ("conv1", "bn1", "layer1.0.conv1", "layer1.0.conv2", "layer1.0.bn2")
+    found = Inspection(
+        model="resnet18",
+        groups=(GroupRow("conv1", 64, 64, members), *GROUPS),
+        blocks=REPORT.blocks,
+        frozen=(FrozenRow("fc", 1000, "output of the network"), FrozenRow("q", 8, "indexed [0]")),
+        prunable_params_share=0.98,
+        prunable_macs_share=1.0,
+    )
+    short = lines(tables.inspect_tables(found, verbose=False), width)
+    assert all(len(line) <= width for line in short)
+    assert has_row(short, "conv1", "64", "conv1, bn1, layer1.0.conv1 and 2 more")
+    assert f"... and {49 - 2 * tables.SHOWN} more (-v shows all)" in short
+    assert has_row(short, "layer3.4", "removable")
+    assert has_row(short, "stem", "must stay: it changes the shape")
+    assert has_row(short, "q", "8", "indexed [0]")
+    full = lines(tables.inspect_tables(found, verbose=True), width)
+    assert not any("more" in line for line in full)
+    assert "layer1.0.bn2" in " ".join(full)
+
+
+def test_inspect_of_a_plain_network() -> None:
+    found = Inspection("plain", (), (), (), 0.0, 0.0)
+    text = "\n".join(lines(tables.inspect_tables(found, verbose=False)))
+    assert "0 channel groups" in text
+    assert "0 residual blocks" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_profile_tables_start_with_the_slowest_region(width: int) -> None:
+    regions = tuple(RegionRow(f"layer{i}.conv", "Conv2d", 0.1 * i, 0.01 * i, 1000 * i) for i in range(20))
+    found = Profile("net", "torch:cpu", "torch:cpu torch 2.14", 9.0, 8.0, 1.125, regions, 5, 7, "/cache/latency.sqlite")
+    shown = lines(tables.profile_tables(found, verbose=False), width)
+    assert all(len(line) <= width for line in shown)
+    assert [line.split()[0] for line in shown if line.startswith("layer")] == [
+        f"layer{i}.conv" for i in range(19, 3, -1)
+    ]
+    assert "... and 4 more (-v shows all)" in shown
+    assert has_row(shown, "sum", "8.00 ms, each region alone; calibration 1.125")
+    assert has_row(shown, "points", "5 measured now, 7 known")
+
+
+def test_bench_tables() -> None:
+    rows = [BenchRow("dense", 10.0, 11.0, 50, 100.0, 1.0), BenchRow("slim.pt", 5.0, 5.5, 50, 200.0, 0.5)]
+    shown = lines(tables.bench_tables(rows, "torch:cpu", 1))
+    assert has_row(shown, "dense", "10.000 ms", "11.000 ms", "100.0", "100.0 %", "50")
+    assert has_row(shown, "slim.pt", "5.000 ms", "5.500 ms", "200.0", "50.0 %", "50")
+
+
+DIFF = Diff(
+    rows=(
+        DiffRow("stem", "Conv2d", (64, 3, 7, 7), (32, 3, 7, 7), 9408, 4704, 118_013_952, 59_006_976, 0.5, 0.25),
+        DiffRow("bn", "BatchNorm2d", (64,), (32,), 128, 64, 0, 0),
+        DiffRow("block.conv", "Conv2d", (64, 64, 3, 3), None, 36864, 0, 115_605_504, 0, 0.4, None),
+        DiffRow("same", "Conv2d", (8, 8, 1, 1), (8, 8, 1, 1), 64, 64, 640, 640, 0.1, 0.1),
+    ),
+    removed=("block",),
+    params=(46464, 4832),
+    macs=(233_620_096, 59_007_616),
+    ms=(1.0, 0.35),
+)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_diff_tables(width: int) -> None:
+    shown = lines(tables.diff_tables(DIFF, "a.pt", "b.pt", verbose=False), width)
+    assert all(len(line) <= width for line in shown)
+    assert shown[0] == "a.pt -> b.pt"
+    assert has_row(shown, "stem", "64x3 -> 32x3", "9.41k -> 4.70k", "118M -> 59.0M", "0.500 -> 0.250")
+    assert has_row(shown, "block.conv", "64x64 -> removed", "36.9k -> 0", "116M -> 0", "0.400 -> -")
+    assert not any(line.startswith(("bn", "same")) for line in shown)
+    assert "1 norms and other small modules follow, 1 modules are equal (-v shows all)" in shown
+    assert has_row(shown, "parameters", "46.5k -> 4.83k (10.4 %)")
+    assert has_row(shown, "latency", "1.00 ms -> 0.35 ms (35.0 %), sums of regions measured alone")
+    assert has_row(shown, "removed", "block")
+
+
+def test_diff_tables_in_full() -> None:
+    shown = lines(tables.diff_tables(DIFF, "a.pt", "b.pt", verbose=True), 120)
+    assert has_row(shown, "stem", "Conv2d", "64x3x7x7 -> 32x3x7x7")
+    assert has_row(shown, "bn", "BatchNorm2d", "64 -> 32", "128 -> 64")
+    assert has_row(shown, "same", "Conv2d", "8x8x1x1 -> 8x8x1x1")
+
+
+def test_diff_of_equal_networks() -> None:
+    same = dataclasses.replace(DIFF, rows=DIFF.rows[3:], removed=(), ms=None)
+    shown = lines(tables.diff_tables(same, "a", "a", verbose=False))
+    assert "no layer differs in shape" in shown
+    assert not any(line.startswith(("latency", "removed")) for line in shown)
+
+
+def test_exports_and_applied_recipes() -> None:
+    fixed = dataclasses.replace(PARITY, dynamic_batch=False)
+    assert has_row(lines(tables.export_tables("a.onnx", fixed), 120), "checked", "fixed batch, max abs error 2.5e-07,")
+    assert has_row(lines(tables.apply_tables({"dense": 200, "slim": 50}, "a.pt")), "parameters", "200 -> 50 (25.0 %)")
+
+
+def test_demo_tables() -> None:
+    facts = {"dense": 0.98, "pruned": 0.5, "tuned": 0.975, "dense_ms": 4.0, "slim_ms": 2.0}
+    shown = lines(tables.demo_tables(facts, 61.2))
+    assert has_row(shown, "dense", "98.0 %", "4.00 ms")
+    assert has_row(shown, "pruned", "50.0 %", "2.00 ms")
+    assert has_row(shown, "fine-tuned", "97.5 %", "2.00 ms")
+
+
+def test_names_are_not_read_as_markup() -> None:
+    row = BenchRow("net[bold]", 1.0, 1.0, 10, 1.0, 1.0)
+    assert has_row(lines(tables.bench_tables([row], "torch:cpu", 1)), "net[bold]")
