@@ -288,6 +288,8 @@ def _trace(shadow: nn.Module, example_inputs: tuple[Any, ...]) -> fx.GraphModule
         graph = tracer.trace(shadow)
     for module in shadow.modules():
         module.training = False
+    # Unpickling a GraphModule traces its code again: torch.fx's own tracer can, ours needs inputs.
+    graph._tracer_cls = fx.Tracer
     traced = fx.GraphModule(tracer.root, graph, type(shadow).__name__)
     traced.eval()
     return traced
