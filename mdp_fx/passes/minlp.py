@@ -23,6 +23,7 @@ from mdp_fx.passes.search_space import (
     violations,
 )
 from mdp_fx.passes.solvers import Limits, Outcome, Solver, get_solver
+from mdp_fx.passes.solvers.local import local_search
 from mdp_fx.passes.solvers.problem import Method, Problem, compile_problem, modelled_space
 from mdp_fx.passes.solvers.uniform import solve_uniform
 
@@ -161,7 +162,7 @@ def _within(costs: Mapping[str, float], budgets: Mapping[str, float]) -> bool:
 
 def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits) -> tuple[Selection, float]:
     """The back end's selection and bound, run again with a hair less budget where its tolerance overstepped."""
-    first = solve_uniform(run.model, run.budgets).selection
+    first = local_search(problem, run.budgets)
     asked, bound = dict(run.budgets), math.inf
     for _ in range(3):
         outcome: Outcome = back_end(problem, asked, limits, first)

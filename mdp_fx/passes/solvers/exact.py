@@ -246,7 +246,7 @@ def smallest_cost(problem: Problem, cost: str, limits: Limits) -> Outcome:
 def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Outcome:
     compiled = HighsModel(exact.model, limits)
     best, objective, ones = start, -math.inf, exact.ones(start) if start else None
-    droppable = np.array([id(v) not in exact.fractional for v in compiled.columns])
+    droppable = np.array([id(v) not in exact.fractional and v.lb == 0 for v in compiled.columns])
     relaxed = compiled.relax()
     if relaxed is None:
         top, penalties, reach = math.inf, np.zeros(len(droppable)), math.inf
