@@ -9,6 +9,7 @@ import copy
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,11 +22,10 @@ import torchvision
 from torch import nn
 
 from bench.common import save
-from mdp_fx.analysis import typed_graph
-from mdp_fx.passes.channel_groups import find_channel_groups
-from mdp_fx.passes.drop_blocks import drop_blocks
-from mdp_fx.passes.residual_blocks import find_residual_blocks
-from mdp_fx.passes.slice_channels import slice_channels, unit_masks
+from mdp_fx.analysis import FRONT_END, REWRITES
+from mdp_fx.passes.base import Compilation, run_passes
+from mdp_fx.passes.channel_groups import FindChannelGroups
+from mdp_fx.passes.residual_blocks import FindResidualBlocks
 
 NETWORKS = {"resnet50": 5, "densenet121": 3, "densenet201": 1}
 
@@ -33,11 +33,11 @@ NETWORKS = {"resnet50": 5, "densenet121": 3, "densenet201": 1}
 def ours(model: nn.Module, x: torch.Tensor) -> tuple[float, int]:
     """Seconds of trace, types, groups, blocks and rewrite; parameters left."""
     begin = time.perf_counter()
-    graph = typed_graph(model, (x,))
-    groups = find_channel_groups(graph)
-    find_residual_blocks(graph.module)
-    kept = {group.name: list(range(max(1, group.size // 2))) for group in groups}
-    slim = drop_blocks(slice_channels(graph, unit_masks(groups, kept)), ())
+    state = run_passes((*FRONT_END, FindChannelGroups(), FindResidualBlocks()), Compilation(model, (x,)))
+    assert state.groups is not None
+    kept = {group.name: list(range(max(1, group.size // 2))) for group in state.groups}
+    slim = run_passes(REWRITES, replace(state, kept=kept, removed_blocks=())).slim
+    assert slim is not None
     seconds = time.perf_counter() - begin
     return seconds, sum(parameter.numel() for parameter in slim.parameters())
 

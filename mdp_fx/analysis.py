@@ -3,58 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, NothingToPruneError
-from mdp_fx.graph.prune_graph import PruneGraph, infer_types
-from mdp_fx.graph.trace import trace
+from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.passes.base import Compilation, Pass, Stage, run_passes, silent
 from mdp_fx.passes.build_space import Analysis, Choices, option_sizes
-from mdp_fx.passes.channel_groups import ChannelGroup, find_channel_groups, find_frozen
-from mdp_fx.passes.cost_regions import find_cost_regions
-from mdp_fx.passes.drop_blocks import chosen_blocks, drop_blocks
-from mdp_fx.passes.normalize import normalize
-from mdp_fx.passes.residual_blocks import ResidualBlock, find_residual_blocks
+from mdp_fx.passes.channel_groups import ChannelGroup, FindChannelGroups, find_frozen
+from mdp_fx.passes.cost_regions import FindCostRegions
+from mdp_fx.passes.drop_blocks import DropBlocks
+from mdp_fx.passes.front_end import InferAxisTypes, TraceModel
+from mdp_fx.passes.normalize import Normalize
+from mdp_fx.passes.residual_blocks import FindResidualBlocks, ResidualBlock
 from mdp_fx.passes.search_space import Dimension
-from mdp_fx.passes.slice_channels import slice_channels, unit_masks
+from mdp_fx.passes.slice_channels import SliceChannels
 
-Stage = Callable[[str], None]
-
-
-def silent(_name: str) -> None:
-    """A stage listener that does nothing."""
+FRONT_END: tuple[Pass, ...] = (TraceModel(), Normalize(), InferAxisTypes())
+ANALYSES: tuple[Pass, ...] = (FindChannelGroups(), FindResidualBlocks(), FindCostRegions())
+REWRITES: tuple[Pass, ...] = (SliceChannels(), DropBlocks())
 
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
     """Example inputs as positional arguments; a single tensor may be given bare."""
     return tuple(example_inputs) if isinstance(example_inputs, list | tuple) else (example_inputs,)
-
-
-def batch_of(inputs: tuple[Any, ...]) -> int:
-    """Size of axis 0 of the first tensor."""
-    for leaf in pytree.tree_leaves(inputs):
-        if isinstance(leaf, torch.Tensor) and leaf.ndim:
-            return int(leaf.shape[0])
-    msg = "the example inputs hold no tensor with a batch axis"
-    raise InputError(msg)
-
-
-def typed_graph(model: nn.Module, inputs: tuple[Any, ...]) -> PruneGraph:
-    """Traces, normalises and types a network."""
-    traced = trace(model, inputs)
-    normalize(traced.module)
-    graph = infer_types(traced)
-    if traced.batch is not None and graph.batch is None:
-        # Something ties the batch to a constant: it must be the user's batch then, not the doubled one.
-        traced = trace(model, inputs, open_batch=False)
-        normalize(traced.module)
-        graph = infer_types(traced)
-    return graph
 
 
 def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> Analysis:
@@ -66,11 +41,19 @@ def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> 
         stage: called with the name of each pass as it starts.
     """
     inputs = as_inputs(example_inputs)
-    stage("trace and infer axis types")
-    graph = typed_graph(model, inputs)
-    stage("find channel groups, residual blocks and cost regions")
-    blocks = find_residual_blocks(graph.module)
-    return Analysis(graph, find_channel_groups(graph), blocks, find_cost_regions(graph, blocks, batch_of(inputs)))
+    asked = Compilation(model, inputs)
+    state = run_passes(FRONT_END, asked, stage=stage)
+    assert state.traced is not None
+    assert state.graph is not None
+    if state.traced.batch is not None and state.graph.batch is None:
+        # Something ties the batch to a constant: it must be the user's batch then, not the doubled one.
+        state = run_passes((TraceModel(open_batch=False), *FRONT_END[1:]), asked, stage=stage)
+    state = run_passes(ANALYSES, state, stage=stage)
+    assert state.graph is not None
+    assert state.groups is not None
+    assert state.blocks is not None
+    assert state.regions is not None
+    return Analysis(state.graph, state.groups, state.blocks, state.regions)
 
 
 def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequence[str] = ()) -> Choices:
@@ -138,17 +121,25 @@ def _why_nothing(analysis: Analysis, step: int, patterns: bool) -> str:
 
 
 def rewrite(
-    analysis: Analysis, kept: dict[str, list[int]], removed_blocks: Sequence[str], *, training: bool = False
+    analysis: Analysis, kept: Mapping[str, Sequence[int]], removed_blocks: Sequence[str], *, training: bool = False
 ) -> fx.GraphModule:
     """The slim network: kept units sliced, removed blocks dropped.
 
     Raises:
         RecipeError: units or blocks that this network does not have.
     """
-    sliced = slice_channels(analysis.graph, unit_masks(analysis.groups, kept))
-    slim = drop_blocks(sliced, chosen_blocks(analysis.blocks, removed_blocks))
-    slim.train(training)
-    return slim
+    state = Compilation(
+        analysis.graph.module,
+        analysis.graph.example_inputs,
+        graph=analysis.graph,
+        groups=analysis.groups,
+        blocks=analysis.blocks,
+        kept=kept,
+        removed_blocks=removed_blocks,
+    )
+    slim = run_passes(REWRITES, state).slim
+    assert slim is not None
+    return slim.train(training)
 
 
 class Stopwatch:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from mdp_fx.analysis import Stage, rewrite
+from mdp_fx.analysis import rewrite
 from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError
 from mdp_fx.graph.axes import Dim
@@ -19,6 +19,7 @@ from mdp_fx.latency.network import Calibration, KnownNetworks, exact_sum, region
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
+from mdp_fx.passes.base import Stage
 from mdp_fx.passes.build_space import Analysis, Choices, build_space, unit_order
 from mdp_fx.passes.importance import LayerImportance
 from mdp_fx.passes.minlp import Certificate, solve

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mdp_fx.analysis import Stage, Stopwatch, analyse, as_inputs, batch_of, choose, rewrite, silent
+from mdp_fx.analysis import Stopwatch, analyse, as_inputs, choose, rewrite
 from mdp_fx.budget_search import BudgetSearch, Outcome, SolverOptions
 from mdp_fx.budgets import Budget, parse_budget
 from mdp_fx.checkpoint import load_slim, save_slim
@@ -22,6 +22,7 @@ from mdp_fx.latency.network import exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
 from mdp_fx.model_source import check_finite
+from mdp_fx.passes.base import Stage, batch_of, silent
 from mdp_fx.passes.build_space import Analysis
 from mdp_fx.passes.channel_groups import find_frozen
 from mdp_fx.passes.importance import Loss, score

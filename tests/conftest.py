@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+from mdp_fx.passes.base import VERIFY_VARIABLE
+
+# The verifier runs after every pass, in subprocesses too.
+os.environ[VERIFY_VARIABLE] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,8 +11,11 @@ import contextlib
 import copy
 import inspect
 import operator
+import os
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,16 +86,16 @@ class ValueProxy(fx.Proxy):
         return key in self.__dict__["value"]
 
     def __bool__(self) -> bool:
-        return bool(self.__dict__["value"])
+        return bool(self.__dict__["tracer"].entries(self))
 
     def __int__(self) -> int:
-        return int(self.__dict__["value"])
+        return int(self.__dict__["tracer"].entries(self))
 
     def __float__(self) -> float:
-        return float(self.__dict__["value"])
+        return float(self.__dict__["tracer"].entries(self))
 
     def __index__(self) -> int:
-        return int(self.__dict__["value"])
+        return int(self.__dict__["tracer"].entries(self))
 
     def keys(self) -> Any:
         return self.__dict__["value"].keys()
@@ -111,6 +114,21 @@ def _value(item: Any) -> Any:
     if type(item) is slice:
         return slice(_value(item.start), _value(item.stop), _value(item.step))
     return item
+
+
+_READERS = frozenset("item tolist numpy is_nonzero equal allclose".split())
+"""Methods and functions of tensors that give plain Python values of their entries."""
+
+
+class _EntriesReadError(Exception):
+    """The forward takes entries of a tensor that depends on the input for a Python value."""
+
+
+def _user_line() -> str:
+    """The line of the model's code that is running."""
+    own = tuple(f"{Path(package).parent}{os.sep}" for package in (__file__, torch.__file__))
+    frame = next((f for f in reversed(traceback.extract_stack()) if not f.filename.startswith(own)), None)
+    return f"{Path(frame.filename).name}, line {frame.lineno}: {frame.line}" if frame is not None else "unknown line"
 
 
 def _holds_tensor(value: Any) -> bool:
@@ -136,6 +154,7 @@ class ValueTracer(fx.Tracer):
         self._inputs = inputs
         self._running = False
         self._storages: dict[fx.Node, set[int]] = {}
+        self._from_input: set[fx.Node] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if has_rule(type(m)):
@@ -174,16 +193,31 @@ class ValueTracer(fx.Tracer):
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
         value = self._run(kind, target, args, kwargs)
+        if (target if isinstance(target, str) else getattr(target, "__name__", "")) in _READERS:
+            self._refuse_input(args)
         if kind != "placeholder" and value is not None and not _holds_tensor(value):
             return value
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         node.meta[SHAPE] = _shapes(value)
+        if kind == "placeholder" or not self._from_input.isdisjoint(node.all_input_nodes):
+            self._from_input.add(node)
         # The operands are alive now, so equal addresses mean shared memory.
         self._storages[node] = mine = _storages(value)
         node.meta[ALIASES] = tuple(
             source.name for source in node.all_input_nodes if not mine.isdisjoint(self._storages[source])
         )
         return ValueProxy(node, self, value) if _holds_tensor(value) else value
+
+    def entries(self, proxy: ValueProxy) -> Any:
+        """The value of a proxy that Python is about to read: not one that depends on the input."""
+        if isinstance(proxy.__dict__["value"], torch.Tensor):
+            self._refuse_input(proxy)
+        return proxy.__dict__["value"]
+
+    def _refuse_input(self, args: Any) -> None:
+        if any(type(leaf) is ValueProxy and leaf.node in self._from_input for leaf in pytree.tree_leaves(args)):
+            msg = f"its forward decides on the entries of a tensor, not on shapes ({_user_line()})"
+            raise _EntriesReadError(msg)
 
     def _run(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kind == "placeholder":

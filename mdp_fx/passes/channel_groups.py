@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mdp_fx.graph.axes import Axis, Dim, IntArray, batch_dims, free_dims, occurrences
 from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.passes.base import Compilation, Pass, PassResult
 
 
 @dataclass(frozen=True)
@@ -108,3 +109,27 @@ def _reasons(axis: Axis) -> Iterator[tuple[int, str]]:
 def is_prunable(axis: Axis) -> bool:
     """Whether any free dimension is left in an axis."""
     return bool(free_dims(axis)) and not batch_dims(axis)
+
+
+class FindChannelGroups(Pass):
+    """Collects the dimensions that stayed free."""
+
+    requires = ("graph",)
+    ensures = ("groups",)
+
+    def call(self, state: Compilation) -> PassResult:
+        """Reads the types."""
+        assert state.graph is not None
+        return PassResult(replace(state, groups=find_channel_groups(state.graph)))
+
+    def verify(self, state: Compilation) -> None:
+        """The groups are closed: whatever stored tensor mentions a free dimension is a member of its group."""
+        assert state.graph is not None
+        assert state.groups is not None
+        named = [group.name for group in state.groups]
+        assert len(set(named)) == len(named), f"groups share names: {named}"
+        members = {(group.dim, member.tensor, member.axis) for group in state.groups for member in group.members}
+        for name, _, types in state.graph.stored():
+            for i, axis in enumerate(types):
+                for dim in free_dims(axis):
+                    assert (dim, name, i) in members, f"axis {i} of {name} mentions {dim!r} and is in no group"

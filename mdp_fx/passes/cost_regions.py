@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from mdp_fx.graph.axes import Axis, Dim, Factor, Span, batch_dims, concat, free_
 from mdp_fx.graph.ops.registry import Inference, Types, tensor_types
 from mdp_fx.graph.prune_graph import PruneGraph, infer
 from mdp_fx.graph.trace import SHAPE, attribute
+from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.emission import emit_sizes
 from mdp_fx.passes.residual_blocks import ADDITIONS, Blocks
 
@@ -411,3 +412,27 @@ def _macs(isolated: _Isolated, sizes: Mapping[Dim, int], batch: int) -> float:
                     positions *= kept_size(axis, size_of)
             total += entries * positions
     return total
+
+
+class FindCostRegions(Pass):
+    """Cuts the network into regions that are measured on their own."""
+
+    requires = ("graph", "blocks")
+    ensures = ("regions",)
+
+    def call(self, state: Compilation) -> PassResult:
+        """Reads the graph."""
+        assert state.graph is not None
+        assert state.blocks is not None
+        return PassResult(replace(state, regions=find_cost_regions(state.graph, state.blocks, state.batch)))
+
+    def verify(self, state: Compilation) -> None:
+        """No node is counted twice, and no region reaches over the edge of a block."""
+        assert state.blocks is not None
+        assert state.regions is not None
+        inside = innermost_blocks(state.blocks)
+        counted: set[str] = set()
+        for region in state.regions:
+            assert counted.isdisjoint(region.nodes), f"region {region.name} shares nodes with another"
+            counted.update(region.nodes)
+            assert region.block == inside.get(region.nodes[0]), f"region {region.name} is in another block"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import fx
 
 from mdp_fx.errors import RecipeError
 from mdp_fx.graph.purity import remove_dead_nodes
+from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.residual_blocks import Blocks, ResidualBlock
 
 
@@ -55,3 +57,33 @@ def drop_blocks(module: fx.GraphModule, blocks: Sequence[ResidualBlock]) -> fx.G
         slim.train(module.training)
         return slim
     return module
+
+
+class DropBlocks(Pass):
+    """Drops residual blocks from the slim network."""
+
+    requires = ("blocks", "removed_blocks", "slim")
+    ensures = ("slim",)
+    rewrites = True
+
+    def call(self, state: Compilation) -> PassResult:
+        """Drops those that are still there."""
+        assert state.blocks is not None
+        assert state.removed_blocks is not None
+        assert state.slim is not None
+        there = {node.name for node in state.slim.graph.nodes}
+        chosen = [b for b in chosen_blocks(state.blocks, state.removed_blocks) if b.addition in there]
+        before = len(there)
+        slim = drop_blocks(state.slim, chosen)
+        return PassResult(replace(state, slim=slim), modified=len(slim.graph.nodes) != before)
+
+    def verify(self, state: Compilation) -> None:
+        """Nothing of a removed block is left, and the graph is well formed."""
+        super().verify(state)
+        assert state.blocks is not None
+        assert state.removed_blocks is not None
+        assert state.slim is not None
+        left = {node.name for node in state.slim.graph.nodes}
+        for block in chosen_blocks(state.blocks, state.removed_blocks):
+            rest = left.intersection(block.nodes)
+            assert not rest, f"{sorted(rest)} of the removed block {block.name} are left"

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from mdp_fx.graph.purity import IN_PLACE_OPERATORS, WRITES, is_pure
 from mdp_fx.graph.trace import ALIASES, is_eval_flag
+from mdp_fx.passes.base import Compilation, Pass, PassResult
 
 _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
@@ -170,3 +171,15 @@ def normalize(module: fx.GraphModule) -> bool:
         module.graph.lint()
         module.recompile()
     return any(changed)
+
+
+class Normalize(Pass):
+    """Gives every idea its canonical spelling, with the same numerics."""
+
+    requires = ("traced",)
+    rewrites = True
+
+    def call(self, state: Compilation) -> PassResult:
+        """Edits the traced graph in place."""
+        assert state.traced is not None
+        return PassResult(state, normalize(state.traced.module))

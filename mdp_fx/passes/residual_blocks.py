@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import fx
 
 from mdp_fx.graph.purity import is_pure
 from mdp_fx.graph.trace import SHAPE
+from mdp_fx.passes.base import Compilation, Pass, PassResult
 
 ADDITIONS: tuple[Callable[..., Any] | str, ...] = (operator.add, torch.add, "add")
 
@@ -163,3 +164,29 @@ def _common_path(region: frozenset[fx.Node]) -> str:
     while all(len(path) > depth and path[depth] == paths[0][depth] for path in paths):
         depth += 1
     return ".".join(paths[0][:depth])
+
+
+class FindResidualBlocks(Pass):
+    """Finds what may be dropped so that the other operand of an addition flows on."""
+
+    requires = ("graph",)
+    ensures = ("blocks",)
+
+    def call(self, state: Compilation) -> PassResult:
+        """Reads the structure of the graph."""
+        assert state.graph is not None
+        return PassResult(replace(state, blocks=find_residual_blocks(state.graph.module)))
+
+    def verify(self, state: Compilation) -> None:
+        """Two blocks are nested or apart, and nobody outside of a block reads what it holds."""
+        assert state.graph is not None
+        assert state.blocks is not None
+        nodes = {node.name: node for node in state.graph.module.graph.nodes}
+        for block in state.blocks.removable:
+            inside = set(block.nodes)
+            for name in block.nodes:
+                outside = {user.name for user in nodes[name].users} - inside - {block.addition}
+                assert not outside, f"{name} of block {block.name} is read by {sorted(outside)}"
+            for other in state.blocks.removable:
+                shared = inside.intersection(other.nodes)
+                assert shared in (set(), inside, set(other.nodes)), f"blocks {block.name} and {other.name} overlap"

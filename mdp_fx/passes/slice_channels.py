@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import fx, nn
 
 from mdp_fx.errors import RecipeError
-from mdp_fx.graph.axes import BoolArray, Dim, TensorType, kept_mask
+from mdp_fx.graph.axes import BoolArray, Dim, TensorType, kept_mask, kept_size
 from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.channel_groups import ChannelGroup
 from mdp_fx.passes.emission import emit_sizes
 
@@ -71,3 +73,35 @@ def slice_tensor(tensor: torch.Tensor, types: TensorType, masks: Mapping[Dim, Bo
         if not mask.all():
             result = result.index_select(i, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device))
     return result.clone() if result.data_ptr() == tensor.data_ptr() else result
+
+
+class SliceChannels(Pass):
+    """Slices the kept units out of a copy of the network."""
+
+    requires = ("graph", "groups", "kept")
+    ensures = ("slim",)
+    rewrites = True
+
+    def call(self, state: Compilation) -> PassResult:
+        """Makes the slim network; one that is there already holds the kept units only."""
+        assert state.graph is not None
+        assert state.groups is not None
+        assert state.kept is not None
+        if state.slim is not None:
+            return PassResult(state)
+        masks = unit_masks(state.groups, state.kept)
+        slim = slice_channels(state.graph, masks)
+        return PassResult(replace(state, slim=slim), modified=not all(mask.all() for mask in masks.values()))
+
+    def verify(self, state: Compilation) -> None:
+        """Every stored tensor has the shape that its type says."""
+        assert state.graph is not None
+        assert state.groups is not None
+        assert state.kept is not None
+        assert state.slim is not None
+        masks = unit_masks(state.groups, state.kept)
+        kept = {dim: int(mask.sum()) for dim, mask in masks.items()}
+        stored = dict(state.slim.named_parameters()) | dict(state.slim.named_buffers())
+        for name, _, types in state.graph.stored():
+            shape = [kept_size(axis, lambda dim: kept.get(dim, dim.size)) for axis in types]
+            assert name not in stored or list(stored[name].shape) == shape, f"{name} should have shape {shape}"
