@@ -16,7 +16,6 @@ from mdp_fx.budget_search import BudgetSearch, Outcome, SolverOptions
 from mdp_fx.budgets import Budget, parse_budget
 from mdp_fx.checkpoint import load_slim, save_slim
 from mdp_fx.errors import RecipeError
-from mdp_fx.graph.axes import free_dims
 from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.network import exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
@@ -24,26 +23,18 @@ from mdp_fx.latency.targets import get_target
 from mdp_fx.model_source import check_finite
 from mdp_fx.passes.base import Stage, batch_of, silent
 from mdp_fx.passes.build_space import Analysis
-from mdp_fx.passes.channel_groups import find_frozen
 from mdp_fx.passes.importance import Loss, score
 from mdp_fx.recipe import Recipe, fingerprint
 from mdp_fx.report.diff import Diff
 from mdp_fx.report.diff import diff as compare_networks
 from mdp_fx.report.facts import (
     BenchRow,
-    BlockRow,
-    Change,
-    FrozenRow,
-    GroupRow,
     Inspection,
-    LatencyFacts,
     Profile,
     PruneReport,
     RegionRow,
 )
-
-LOW_SHARE = 0.2
-"""A layer cut below this share of its channels is warned of."""
+from mdp_fx.run_report import inspection, prune_report
 
 MeasureProgress = Callable[[int, int, str], None]
 
@@ -150,18 +141,16 @@ def prune(
         outcome = search.run(budgets.get("latency"), {k: v for k, v in budgets.items() if k != "latency"})
     watch("")
     recipe = _recipe(model, analysis, outcome, kind, step, inputs, device.name)
-    report = _report(
+    report = prune_report(
         name or type(model).__name__,
         analysis,
         outcome,
-        kind,
-        device.name,
-        device.fingerprint(),
-        device.threads,
-        batch_of(inputs),
-        data is not None,
-        pretrained,
-        watch.seconds,
+        device,
+        importance=kind,
+        batch=batch_of(inputs),
+        has_data=data is not None,
+        pretrained=pretrained,
+        seconds=watch.seconds,
     )
     return PruneResult(outcome.module, recipe, report)
 
@@ -222,98 +211,6 @@ def _package_version() -> str:
     import mdp_fx
 
     return str(mdp_fx.__version__)
-
-
-def _report(
-    name: str,
-    analysis: Analysis,
-    outcome: Outcome,
-    importance: str,
-    target: str,
-    device: str,
-    threads: int,
-    batch: int,
-    has_data: bool,
-    pretrained: bool,
-    seconds: Mapping[str, float],
-) -> PruneReport:
-    asked, calibration = outcome.asked_s, outcome.calibration
-    latency = LatencyFacts(
-        measured_ms=1e3 * outcome.slim.median_s,
-        dense_ms=1e3 * outcome.dense.median_s,
-        asked_ms=_ms(asked),
-        asked_share=asked / outcome.dense.median_s if asked is not None else None,
-        predicted_ms=_ms(outcome.predicted_s),
-        dense_sum_ms=_ms(outcome.dense_sum_s),
-        calibration=calibration.factor if calibration is not None else None,
-        calibration_offset_ms=_ms(calibration.offset_s) if calibration is not None else None,
-        rounds=outcome.rounds,
-        regions_measured=outcome.regions_measured,
-        regions_cached=outcome.regions_cached,
-    )
-    removed = set(outcome.selection.removed_blocks)
-    frozen = tuple(FrozenRow(row.where, row.size, row.reason) for row in find_frozen(analysis.graph))
-    groups = tuple(
-        GroupRow(group.name, group.size, len(outcome.kept[group.name]), group.modules) for group in analysis.groups
-    )
-    dense_macs = sum(region.macs(region.dense_sizes) for region in analysis.regions)
-    return PruneReport(
-        model=name,
-        method=outcome.certificate.method,
-        importance=importance,
-        target=target,
-        device=device,
-        threads=threads,
-        batch=batch,
-        latency=latency,
-        params=Change(_count(analysis.graph.module), _count(outcome.module)),
-        macs=Change(round(dense_macs), round(outcome.certificate.costs["macs"])),
-        blocks=_block_rows(analysis, removed),
-        groups=groups,
-        frozen=frozen,
-        solver=outcome.certificate.to_json(),
-        warnings=tuple(_warnings(analysis, outcome, groups, has_data, pretrained, importance)),
-        seconds=dict(seconds),
-    )
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else 1e3 * seconds
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _block_rows(analysis: Analysis, removed: set[str]) -> tuple[BlockRow, ...]:
-    rows = [BlockRow(block.name, block.name in removed) for block in analysis.blocks.removable]
-    rows += [BlockRow(block.name, False, block.reason) for block in analysis.blocks.kept]
-    return tuple(rows)
-
-
-def _warnings(
-    analysis: Analysis, outcome: Outcome, groups: Sequence[GroupRow], has_data: bool, pretrained: bool, importance: str
-) -> Iterable[str]:
-    gone = {n for b in analysis.blocks.removable if b.name in outcome.selection.removed_blocks for n in b.nodes}
-    alive = {str(n.target) for n in analysis.graph.module.graph.nodes if n.name not in gone}
-    for row in groups:
-        if row.after < LOW_SHARE * row.before and any(member in alive for member in row.members):
-            yield f"{row.name} keeps {row.after} of {row.before} channels: accuracy may collapse there"
-    if not pretrained:
-        yield "the weights are random: this says how fast the network gets, not how accurate it stays"
-    elif not has_data:
-        yield (f"accuracy is unknown: {importance} importance uses no data; pass --data for taylor, and fine-tune")
-    else:
-        yield "accuracy of the slim network is unknown until it is fine-tuned and evaluated"
-    frozen = [row for row in find_frozen(analysis.graph) if not row.reason.startswith("output of the network")]
-    if frozen:
-        yield f"{len(frozen)} axes are frozen and were not pruned; `mdp-fx inspect` says why"
-    if outcome.asked_s is not None and outcome.ratio > 1.03:
-        over = 100 * (outcome.ratio - 1)
-        yield f"the measured latency is {over:.0f} % above the budget after {outcome.rounds} rounds"
-    gap = outcome.certificate.gap
-    if outcome.certificate.status == "time limit" and gap is not None:
-        yield f"the solver stopped at its time limit with a gap of {100 * gap:.2g} %"
 
 
 def apply(model: nn.Module, recipe: Recipe, example_inputs: Any | None = None) -> fx.GraphModule:
@@ -378,24 +275,7 @@ def diff(
 
 def inspect(model: nn.Module, example_inputs: Any, *, name: str | None = None) -> Inspection:
     """Says what of a network can be pruned, and why the rest cannot."""
-    analysis = analyse(model, example_inputs)
-    dense = sum(region.macs(region.dense_sizes) for region in analysis.regions)
-    open_macs = sum(
-        region.macs(region.dense_sizes) for region in analysis.regions if any(free_dims(axis) for axis in region.axes)
-    )
-    open_params = sum(
-        tensor.numel()
-        for _, tensor, types in analysis.graph.stored()
-        if isinstance(tensor, nn.Parameter) and any(free_dims(axis) for axis in types)
-    )
-    return Inspection(
-        model=name or type(model).__name__,
-        groups=tuple(GroupRow(g.name, g.size, g.size, g.modules) for g in analysis.groups),
-        blocks=_block_rows(analysis, set()),
-        frozen=tuple(FrozenRow(row.where, row.size, row.reason) for row in find_frozen(analysis.graph)),
-        prunable_params_share=open_params / max(1, _count(model)),
-        prunable_macs_share=open_macs / dense if dense else 0.0,
-    )
+    return inspection(analyse(model, example_inputs), name or type(model).__name__)
 
 
 def profile(

@@ -1,0 +1,133 @@
+"""The facts of a run, put together from what its stages found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+from mdp_fx.budget_search import Outcome
+from mdp_fx.graph.axes import free_dims
+from mdp_fx.latency.targets import Target
+from mdp_fx.passes.build_space import Analysis
+from mdp_fx.passes.channel_groups import find_frozen
+from mdp_fx.report.facts import BlockRow, Change, FrozenRow, GroupRow, Inspection, LatencyFacts, PruneReport
+
+LOW_SHARE = 0.2
+"""A layer cut below this share of its channels is warned of."""
+
+
+def prune_report(
+    name: str,
+    analysis: Analysis,
+    outcome: Outcome,
+    target: Target,
+    *,
+    importance: str,
+    batch: int,
+    has_data: bool,
+    pretrained: bool,
+    seconds: Mapping[str, float],
+) -> PruneReport:
+    """Everything a user wants to know of a run."""
+    asked, calibration = outcome.asked_s, outcome.calibration
+    latency = LatencyFacts(
+        measured_ms=1e3 * outcome.slim.median_s,
+        dense_ms=1e3 * outcome.dense.median_s,
+        asked_ms=_ms(asked),
+        asked_share=asked / outcome.dense.median_s if asked is not None else None,
+        predicted_ms=_ms(outcome.predicted_s),
+        dense_sum_ms=_ms(outcome.dense_sum_s),
+        calibration=calibration.factor if calibration is not None else None,
+        calibration_offset_ms=_ms(calibration.offset_s) if calibration is not None else None,
+        rounds=outcome.rounds,
+        regions_measured=outcome.regions_measured,
+        regions_cached=outcome.regions_cached,
+    )
+    removed = set(outcome.selection.removed_blocks)
+    groups = tuple(
+        GroupRow(group.name, group.size, len(outcome.kept[group.name]), group.modules) for group in analysis.groups
+    )
+    dense_macs = sum(region.macs(region.dense_sizes) for region in analysis.regions)
+    return PruneReport(
+        model=name,
+        method=outcome.certificate.method,
+        importance=importance,
+        target=target.name,
+        device=target.fingerprint(),
+        threads=target.threads,
+        batch=batch,
+        latency=latency,
+        params=Change(_count(analysis.graph.module), _count(outcome.module)),
+        macs=Change(round(dense_macs), round(outcome.certificate.costs["macs"])),
+        blocks=_block_rows(analysis, removed),
+        groups=groups,
+        frozen=_frozen_rows(analysis),
+        solver=outcome.certificate.to_json(),
+        warnings=tuple(_warnings(analysis, outcome, groups, has_data, pretrained, importance)),
+        seconds=dict(seconds),
+    )
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _block_rows(analysis: Analysis, removed: set[str]) -> tuple[BlockRow, ...]:
+    rows = [BlockRow(block.name, block.name in removed) for block in analysis.blocks.removable]
+    rows += [BlockRow(block.name, False, block.reason) for block in analysis.blocks.kept]
+    return tuple(rows)
+
+
+def _frozen_rows(analysis: Analysis) -> tuple[FrozenRow, ...]:
+    return tuple(FrozenRow(row.where, row.size, row.reason) for row in find_frozen(analysis.graph))
+
+
+def _warnings(
+    analysis: Analysis, outcome: Outcome, groups: Sequence[GroupRow], has_data: bool, pretrained: bool, importance: str
+) -> Iterable[str]:
+    gone = {n for b in analysis.blocks.removable if b.name in outcome.selection.removed_blocks for n in b.nodes}
+    alive = {str(n.target) for n in analysis.graph.module.graph.nodes if n.name not in gone}
+    for row in groups:
+        if row.after < LOW_SHARE * row.before and any(member in alive for member in row.members):
+            yield f"{row.name} keeps {row.after} of {row.before} channels: accuracy may collapse there"
+    if not pretrained:
+        yield "the weights are random: this says how fast the network gets, not how accurate it stays"
+    elif not has_data:
+        yield (f"accuracy is unknown: {importance} importance uses no data; pass --data for taylor, and fine-tune")
+    else:
+        yield "accuracy of the slim network is unknown until it is fine-tuned and evaluated"
+    frozen = [row for row in _frozen_rows(analysis) if not row.reason.startswith("output of the network")]
+    if frozen:
+        yield f"{len(frozen)} axes are frozen and were not pruned; `mdp-fx inspect` says why"
+    if outcome.asked_s is not None and outcome.ratio > 1.03:
+        over = 100 * (outcome.ratio - 1)
+        yield f"the measured latency is {over:.0f} % above the budget after {outcome.rounds} rounds"
+    gap = outcome.certificate.gap
+    if outcome.certificate.status == "time limit" and gap is not None:
+        yield f"the solver stopped at its time limit with a gap of {100 * gap:.2g} %"
+
+
+def inspection(analysis: Analysis, name: str) -> Inspection:
+    """What of an analysed network can be pruned, and why the rest cannot."""
+    dense = sum(region.macs(region.dense_sizes) for region in analysis.regions)
+    open_macs = sum(
+        region.macs(region.dense_sizes) for region in analysis.regions if any(free_dims(axis) for axis in region.axes)
+    )
+    open_params = sum(
+        tensor.numel()
+        for _, tensor, types in analysis.graph.stored()
+        if isinstance(tensor, nn.Parameter) and any(free_dims(axis) for axis in types)
+    )
+    return Inspection(
+        model=name,
+        groups=tuple(GroupRow(g.name, g.size, g.size, g.modules) for g in analysis.groups),
+        blocks=_block_rows(analysis, set()),
+        frozen=_frozen_rows(analysis),
+        prunable_params_share=open_params / max(1, _count(analysis.graph.module)),
+        prunable_macs_share=open_macs / dense if dense else 0.0,
+    )
