@@ -11,8 +11,11 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import ParityError
 
-MAX_RELATIVE_ERROR = 1e-3
-_MAX_RELATIVE_ERROR_HALF = 1e-2  # one rounding step of a half-precision number is 1e-3 (bfloat16: 8e-3)
+
+def max_relative_error(dtype: torch.dtype) -> float:
+    """How far two computations in one number type may be apart, over the largest value."""
+    # One rounding step of a half-precision number is 1e-3 (bfloat16: 8e-3).
+    return 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-3
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def compare(reference: Any, candidate: Any, what: str = "the exported model") ->
         if a.shape != b.shape:
             raise ParityError(f"output {index} of {what} has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
         error, magnitude = _error(a, b)
-        limit = _MAX_RELATIVE_ERROR_HALF if a.dtype in (torch.float16, torch.bfloat16) else MAX_RELATIVE_ERROR
+        limit = max_relative_error(a.dtype)
         if not error / magnitude <= limit:
             text = f"output {index} of {what} is off by {error:.3g} where the largest value is {magnitude:.3g}"
             raise ParityError(f"{text} (allowed: {limit:g} of that)")

@@ -30,6 +30,9 @@ from mdp_fx.graph.ops.registry import has_rule
 SHAPE = "shape"
 """Key in `node.meta`: the shape of the node's value, a torch.Size, or a pytree of them."""
 
+DTYPE = "dtype"
+"""Key in `node.meta`: the value's torch.dtype, or a pytree of them."""
+
 ALIASES = "aliases"
 """Key in `node.meta`: names of the operands whose memory the node's value shares, found when the node ran."""
 
@@ -145,6 +148,10 @@ def _shapes(value: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.shape if isinstance(leaf, torch.Tensor) else None, value)
 
 
+def _dtypes(value: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.dtype if isinstance(leaf, torch.Tensor) else None, value)
+
+
 class ValueTracer(fx.Tracer):
     """Traces with values; `trace` is the way in."""
 
@@ -198,7 +205,7 @@ class ValueTracer(fx.Tracer):
         if kind != "placeholder" and value is not None and not _holds_tensor(value):
             return value
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
-        node.meta[SHAPE] = _shapes(value)
+        node.meta[SHAPE], node.meta[DTYPE] = _shapes(value), _dtypes(value)
         if kind == "placeholder" or not self._from_input.isdisjoint(node.all_input_nodes):
             self._from_input.add(node)
         # The operands are alive now, so equal addresses mean shared memory.

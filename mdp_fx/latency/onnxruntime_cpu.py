@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mdp_fx.errors import ModelError, TargetError
 from mdp_fx.exporters.onnx_model import to_onnx_bytes
+from mdp_fx.exporters.parity import max_relative_error
 from mdp_fx.latency.cpu import CacheFlush, check_threads, cpu_model, vector_alignment
 from mdp_fx.latency.region_onnx import AFTER, PREFIX, InContext, RegionTemplate, direct, in_context
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
@@ -39,7 +40,6 @@ FeedArray = NDArray[Any]
 
 _METHOD = 1  # raise it when the way of measuring changes: older measurements are then not comparable
 _SILENT = 4  # severity "fatal": errors come as exceptions, a second time on stderr helps nobody
-_TOLERANCE = 1e-3  # of the largest output, between torch and the runtime
 _CHAIN = 64
 _OVERHEAD_EFFORT = Effort(min_runs=50, max_runs=200)
 _KERNEL = "_kernel_time"
@@ -73,7 +73,10 @@ class OnnxRuntimeCpu(Target):
         try:
             session = self._session(model)
         except _RUNTIME_ERRORS as error:
-            message = f"onnxruntime does not take the exported network: {_first_line(error)}"
+            message = (
+                f"onnxruntime does not take the exported network: {_first_line(error)}; "
+                "cast it to float32, or use --target torch:cpu"
+            )
             raise ModelError(message) from error
         names = [value.name for value in session.get_inputs()]
         feeds = {name: value.detach().numpy() for name, value in zip(names, inputs, strict=True)}
@@ -227,7 +230,8 @@ def _agrees(session: onnxruntime.InferenceSession, context: InContext, module: n
         if result.shape != wanted.shape or not np.isfinite(result).all():
             return False
         # an average of large terms may be small: the terms set the scale of the rounding
-        if np.abs(result - wanted).max(initial=0.0) > _TOLERANCE * max(float(tensor.abs().max()), 1e-6):
+        limit = max_relative_error(tensor.dtype) * max(float(tensor.abs().max()), 1e-6)
+        if np.abs(result - wanted).max(initial=0.0) > limit:
             return False
     return True
 

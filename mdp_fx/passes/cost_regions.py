@@ -14,7 +14,7 @@ from torch import fx, nn
 from mdp_fx.graph.axes import Axis, Dim, Factor, Span, batch_dims, concat, free_dims, fresh, kept_size
 from mdp_fx.graph.ops.registry import Inference, Types, tensor_types
 from mdp_fx.graph.prune_graph import PruneGraph, infer
-from mdp_fx.graph.trace import SHAPE, attribute
+from mdp_fx.graph.trace import DTYPE, SHAPE, attribute
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.emission import emit_sizes
 from mdp_fx.passes.residual_blocks import ADDITIONS, Blocks
@@ -152,6 +152,7 @@ class _Isolated:
     module: fx.GraphModule
     state: Inference
     inputs: tuple[tuple[Axis, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
 
 
 def _make_region(graph: PruneGraph, nodes: list[fx.Node], batch: int, block: str | None) -> CostRegion | None:
@@ -206,6 +207,7 @@ def _isolate(graph: PruneGraph, nodes: list[fx.Node]) -> _Isolated | None:
     region = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     inputs: dict[str, Types] = {}
+    dtypes: list[torch.dtype] = []
     inside = set(nodes)
     rigid = Dim(graph.batch.size, rigid=True) if graph.batch is not None else None
     for source in dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in inside):
@@ -213,6 +215,7 @@ def _isolate(graph: PruneGraph, nodes: list[fx.Node]) -> _Isolated | None:
             env[source] = region.get_attr(str(source.target))
         elif isinstance(source.meta[SHAPE], torch.Size):
             env[source] = region.placeholder(f"x{len(inputs)}")
+            dtypes.append(source.meta[DTYPE])
             inputs[env[source].name] = tuple(
                 Axis((rigid,)) if rigid and batch_dims(axis) and axis.normal.size == rigid.size else fresh(axis.size)
                 for axis in graph.types[source.name]
@@ -226,7 +229,7 @@ def _isolate(graph: PruneGraph, nodes: list[fx.Node]) -> _Isolated | None:
     region.output(env[nodes[-1]])
     module = fx.GraphModule(graph.module, region)
     state = infer(module, inputs)
-    return _Isolated(module, state, tuple(inputs.values()))
+    return _Isolated(module, state, tuple(inputs.values()), tuple(dtypes))
 
 
 def _match_axes(graph: PruneGraph, nodes: list[fx.Node], isolated: _Isolated) -> dict[Dim, Axis]:
@@ -305,8 +308,8 @@ def _key(isolated: _Isolated, dims: tuple[Dim, ...], batch: int) -> str:
 
     rename = {node.name: f"n{i}" for i, node in enumerate(isolated.module.graph.nodes)}
     text = [f"batch {batch}"]
-    for types in isolated.inputs:
-        text.append("x".join("B" if batch_dims(axis) else spell(axis) for axis in types))
+    for types, dtype in zip(isolated.inputs, isolated.dtypes, strict=True):
+        text.append("x".join("B" if batch_dims(axis) else spell(axis) for axis in types) + f" {dtype}")
     for node in isolated.module.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
@@ -360,7 +363,8 @@ def _build(isolated: _Isolated, sizes: Mapping[Dim, int], batch: int) -> tuple[n
     emit_sizes(module, isolated.state.emissions, size_of, None)
     module.recompile()
     inputs = tuple(
-        torch.randn([kept_size(axis, size_of) for axis in types], generator=generator) for types in isolated.inputs
+        torch.randn([kept_size(axis, size_of) for axis in types], generator=generator).to(dtype)
+        for types, dtype in zip(isolated.inputs, isolated.dtypes, strict=True)
     )
     return module.eval(), inputs
 
