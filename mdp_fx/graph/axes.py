@@ -241,6 +241,19 @@ def freeze(axis: Axis, reason: str, *, batch: bool = False) -> None:
             dim.reason = reason
 
 
+def frozen_reasons(axis: Axis) -> Iterator[tuple[int, str]]:
+    """(size, reason) of every frozen part of an axis as it was written."""
+    for span in axis.spans:
+        for factor in span:
+            if isinstance(factor, Dim):
+                if factor.reason is not None:
+                    yield factor.size, factor.reason
+                elif factor.exp is not None:
+                    yield from frozen_reasons(factor.exp)
+            elif isinstance(factor, Axis):
+                yield from frozen_reasons(factor)
+
+
 def _is_constant(axis: Axis) -> bool:
     return all(isinstance(factor, int) for span in axis.spans for factor in span)
 
@@ -263,6 +276,10 @@ def unify(left: Axis, right: Axis, reason: str) -> None:
         ValueError: the sizes differ: the caller paired two axes that are not the same.
     """
     pending = [(left, right)]
+    root = next((why for side in (left, right) if _is_constant(side.normal) for why in frozen_reasons(side)), None)
+    if root is not None:
+        # What meets a frozen axis is frozen for the same reason.
+        reason = root[1]
     while pending:
         x, y = pending.pop()
         x, y = x.normal, y.normal

@@ -75,7 +75,7 @@ class OnnxRuntimeCpu(Target):
         except _RUNTIME_ERRORS as error:
             message = (
                 f"onnxruntime does not take the exported network: {_first_line(error)}; "
-                "cast it to float32, or use --target torch:cpu"
+                "float32 weights, or --target torch:cpu, may help"
             )
             raise ModelError(message) from error
         names = [value.name for value in session.get_inputs()]

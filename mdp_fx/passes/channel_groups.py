@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from mdp_fx.graph.axes import Axis, Dim, IntArray, batch_dims, free_dims, occurrences
+from mdp_fx.graph.axes import Dim, IntArray, free_dims, frozen_reasons, occurrences
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 
@@ -89,26 +88,9 @@ def find_frozen(graph: PruneGraph) -> tuple[FrozenAxis, ...]:
     for name, _, types in graph.stored():
         if len(types) < 2 or types[0].size == 1:
             continue
-        for size, reason in _reasons(types[0]):
+        for size, reason in frozen_reasons(types[0]):
             rows.append(FrozenAxis(owner(name), size, reason))
     return tuple(rows)
-
-
-def _reasons(axis: Axis) -> Iterator[tuple[int, str]]:
-    for span in axis.spans:
-        for factor in span:
-            if isinstance(factor, Dim):
-                if factor.reason is not None:
-                    yield factor.size, factor.reason
-                elif factor.exp is not None:
-                    yield from _reasons(factor.exp)
-            elif isinstance(factor, Axis):
-                yield from _reasons(factor)
-
-
-def is_prunable(axis: Axis) -> bool:
-    """Whether any free dimension is left in an axis."""
-    return bool(free_dims(axis)) and not batch_dims(axis)
 
 
 class FindChannelGroups(Pass):
