@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
-from mdp_fx.errors import InputError, NothingToPruneError
+from mdp_fx.errors import InputError, NothingToPruneError, ParityError
+from mdp_fx.exporters.parity import compare
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.base import Compilation, Pass, Stage, run_passes, silent
 from mdp_fx.passes.build_space import Analysis, Choices, option_sizes
@@ -20,7 +24,7 @@ from mdp_fx.passes.front_end import InferAxisTypes, TraceModel
 from mdp_fx.passes.normalize import Normalize
 from mdp_fx.passes.residual_blocks import FindResidualBlocks, ResidualBlock
 from mdp_fx.passes.search_space import Dimension
-from mdp_fx.passes.slice_channels import SliceChannels
+from mdp_fx.passes.slice_channels import SliceChannels, slice_channels
 
 FRONT_END: tuple[Pass, ...] = (TraceModel(), Normalize(), InferAxisTypes())
 ANALYSES: tuple[Pass, ...] = (FindChannelGroups(), FindResidualBlocks(), FindCostRegions())
@@ -45,7 +49,7 @@ def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> 
     state = run_passes(FRONT_END, asked, stage=stage)
     assert state.traced is not None
     assert state.graph is not None
-    if state.traced.batch is not None and state.graph.batch is None:
+    if state.traced.batch is not None and not _batch_is_open(state):
         # Something ties the batch to a constant: it must be the user's batch then, not the doubled one.
         state = run_passes((TraceModel(open_batch=False), *FRONT_END[1:]), asked, stage=stage)
     state = run_passes(ANALYSES, state, stage=stage)
@@ -54,6 +58,30 @@ def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> 
     assert state.blocks is not None
     assert state.regions is not None
     return Analysis(state.graph, state.groups, state.blocks, state.regions)
+
+
+def _batch_is_open(state: Compilation) -> bool:
+    """Whether the graph takes any batch: its types say so, and where a literal might hide it, another batch does."""
+    assert state.traced is not None
+    assert state.graph is not None
+    if state.graph.batch is None or not state.traced.may_bake_batch:
+        return state.graph.batch is not None
+    inputs = state.traced.example_inputs
+    wider = pytree.tree_map(
+        lambda leaf: torch.cat([leaf, leaf[:1]]) if isinstance(leaf, torch.Tensor) else leaf, inputs
+    )
+    network = slice_channels(state.graph, {})
+    with torch.no_grad():
+        try:
+            found = fx.Interpreter(network).run(*copy.deepcopy(wider))
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False
+        expected = copy.deepcopy(state.model).eval()(*copy.deepcopy(wider))
+    try:
+        compare(expected, found)
+    except ParityError:
+        return False
+    return True
 
 
 def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequence[str] = ()) -> Choices:

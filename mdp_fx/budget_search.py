@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import fx
 
 from mdp_fx.analysis import rewrite
@@ -32,6 +31,8 @@ AIM = 0.99
 """Share of the asked latency that is aimed at: a measured latency scatters to both sides."""
 UNDER, OVER = 0.965, 1.02
 """Measured over asked latency with which a round is good enough."""
+MISS = 0.04
+"""Share that a prediction may be off in such a round: a model that is further off chose for the wrong costs."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Outcome:
     def ratio(self) -> float:
         """Measured over asked latency."""
         return self.slim.median_s / self.asked_s if self.asked_s is not None else 0.0
+
+    @property
+    def miss(self) -> float:
+        """Share by which the prediction is off, to either side."""
+        return abs(self.predicted_s / self.slim.median_s - 1.0) if self.predicted_s is not None else 0.0
 
 
 class BudgetSearch:
@@ -220,7 +226,9 @@ class BudgetSearch:
             )
             networks.remember(exact, slim)
             best = outcome if best is None or _better(outcome, best) else best
-            if UNDER <= outcome.ratio <= OVER or not selection_changes(selection, self._analysis):
+            if (UNDER <= outcome.ratio <= OVER and outcome.miss <= MISS) or not selection_changes(
+                selection, self._analysis
+            ):
                 break
             dense_s = dense.low_s
             bias *= 1e-6 * (certificate.costs["latency"] - gain) / predicted
@@ -288,10 +296,10 @@ def selection_changes(selection: Selection, analysis: Analysis) -> bool:
 
 
 def _better(new: Outcome, old: Outcome) -> bool:
-    """Closest to the asked latency from below; above it only where nothing is below."""
+    """Closest to the asked latency from below, as predicted; above it only where nothing is below."""
 
     def distance(outcome: Outcome) -> float:
         over = outcome.ratio - 1.0
-        return float(np.where(over > OVER - 1.0, 3 * over, abs(over)))
+        return (3 * over if over > OVER - 1.0 else abs(over)) + max(0.0, outcome.miss - MISS)
 
     return distance(new) < distance(old)

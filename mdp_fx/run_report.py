@@ -104,6 +104,8 @@ def _warnings(
     frozen = [row for row in _frozen_rows(analysis) if not row.reason.startswith("output of the network")]
     if frozen:
         yield f"{len(frozen)} axes are frozen and were not pruned; `mdp-fx inspect` says why"
+    for fact in analysis.graph.baked_in:
+        yield f"tracing baked in {fact}"
     if outcome.asked_s is not None and outcome.ratio > 1.03:
         over = 100 * (outcome.ratio - 1)
         yield f"the measured latency is {over:.0f} % above the budget after {outcome.rounds} rounds"
@@ -130,4 +132,5 @@ def inspection(analysis: Analysis, name: str) -> Inspection:
         frozen=_frozen_rows(analysis),
         prunable_params_share=open_params / max(1, _count(analysis.graph.module)),
         prunable_macs_share=open_macs / dense if dense else 0.0,
+        baked_in=analysis.graph.baked_in,
     )

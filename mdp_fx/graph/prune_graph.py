@@ -28,6 +28,7 @@ class PruneGraph:
         types: types of every node's value, by node name.
         tensors: types of parameters and buffers, by identity; `stored` pairs them with names.
         emissions: how nodes that carry sizes are written again, by node name.
+        baked_in: what the example inputs decided for good: a fixed batch, tensors that the forward made by itself.
     """
 
     module: fx.GraphModule
@@ -36,6 +37,7 @@ class PruneGraph:
     types: dict[str, Types]
     tensors: dict[int, TensorType]
     emissions: dict[str, Emission]
+    baked_in: tuple[str, ...] = ()
 
     @property
     def batch_source(self) -> str | None:
@@ -79,7 +81,24 @@ def infer_types(traced: Traced) -> PruneGraph:
                 for axis in tensor:
                     freeze(axis, "output of the network")
     alive = batch if batch is not None and batch.exp is None else None
-    return PruneGraph(traced.module, traced.example_inputs, alive, state.types, state.tensors, state.emissions)
+    return PruneGraph(
+        traced.module,
+        traced.example_inputs,
+        alive,
+        state.types,
+        state.tensors,
+        state.emissions,
+        tuple(_baked_in(traced, alive)),
+    )
+
+
+def _baked_in(traced: Traced, batch: Dim | None) -> Iterator[str]:
+    if batch is None:
+        yield "the batch size: another one may fail"
+    for node in traced.module.graph.find_nodes(op="get_attr"):
+        if node.target in traced.constants:
+            shape = "x".join(map(str, node.meta[SHAPE])) or "scalar"
+            yield f"a tensor that the forward makes ({shape}, read by {', '.join(user.name for user in node.users)})"
 
 
 def infer(module: fx.GraphModule, inputs: dict[str, Types]) -> Inference:

@@ -162,6 +162,7 @@ class ValueTracer(fx.Tracer):
         self._running = False
         self._storages: dict[fx.Node, set[int]] = {}
         self._from_input: set[fx.Node] = set()
+        self.constants: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if has_rule(type(m)):
@@ -187,7 +188,12 @@ class ValueTracer(fx.Tracer):
             return a.node
         if isinstance(a, _EvalFlag):
             return a
-        return super().create_arg(a)
+        made = super().create_arg(a)
+        if isinstance(made, fx.Node) and SHAPE not in made.meta:
+            # A tensor that the forward made from nothing that is traced: torch.fx stored it as a constant.
+            self._note(made, a)
+            self.constants.append(str(made.target))
+        return made
 
     def create_proxy(
         self,
@@ -205,15 +211,19 @@ class ValueTracer(fx.Tracer):
         if kind != "placeholder" and value is not None and not _holds_tensor(value):
             return value
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
+        self._note(node, value)
+        return ValueProxy(node, self, value) if _holds_tensor(value) else value
+
+    def _note(self, node: fx.Node, value: Any) -> None:
+        """Keeps what is known of a node's value."""
         node.meta[SHAPE], node.meta[DTYPE] = _shapes(value), _dtypes(value)
-        if kind == "placeholder" or not self._from_input.isdisjoint(node.all_input_nodes):
+        if node.op == "placeholder" or not self._from_input.isdisjoint(node.all_input_nodes):
             self._from_input.add(node)
         # The operands are alive now, so equal addresses mean shared memory.
         self._storages[node] = mine = _storages(value)
         node.meta[ALIASES] = tuple(
             source.name for source in node.all_input_nodes if not mine.isdisjoint(self._storages[source])
         )
-        return ValueProxy(node, self, value) if _holds_tensor(value) else value
 
     def entries(self, proxy: ValueProxy) -> Any:
         """The value of a proxy that Python is about to read: not one that depends on the input."""
@@ -260,11 +270,28 @@ class Traced:
         module: the graph, in eval mode; parameters are the model's own tensors (not copies).
         example_inputs: the inputs it was traced with, the batch repeated to at least two where the model allows it.
         batch: size of the batch axis in those inputs, or None where it is baked in.
+        constants: names of the tensors that the forward made by itself; they are baked in.
     """
 
     module: fx.GraphModule
     example_inputs: tuple[Any, ...]
     batch: int | None
+    constants: tuple[str, ...] = ()
+
+    @property
+    def may_bake_batch(self) -> bool:
+        """Whether the batch size may stand in the graph where no rule can write it again.
+
+        It may be the size of a constant, or an argument of an op without a rule.
+        """
+        for node in self.module.graph.nodes:
+            if node.target in self.constants and self.batch in node.meta[SHAPE]:
+                return True
+            if node.op in ("call_function", "call_method") and not has_rule(node.target):
+                literals = pytree.tree_leaves((node.args, node.kwargs))
+                if any(type(leaf) is int and leaf == self.batch for leaf in literals):
+                    return True
+        return False
 
 
 def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, open_batch: bool = True) -> Traced:
@@ -294,7 +321,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, open_batch: bool
             with torch.no_grad():
                 # A forward may write to its inputs: it gets copies.
                 copies = pytree.tree_map(lambda leaf: leaf.clone() if _is_tensor(leaf) else leaf, inputs)
-                return Traced(_trace(_shadow(model), copies), inputs, batch)
+                return _trace(_shadow(model), copies, inputs, batch)
         except Exception as error:  # noqa: BLE001 - a user's forward may raise anything; `_explain` reports it
             failure = error
     raise _explanation(model, example_inputs, failure) from failure
@@ -313,15 +340,15 @@ def _shadow(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared).eval()
 
 
-def _trace(shadow: nn.Module, example_inputs: tuple[Any, ...]) -> fx.GraphModule:
+def _trace(shadow: nn.Module, copies: tuple[Any, ...], inputs: tuple[Any, ...], batch: int | None) -> Traced:
     signature = inspect.signature(shadow.forward)
-    bound = signature.bind(*example_inputs)
-    inputs: dict[str, Any] = {}
+    bound = signature.bind(*copies)
+    named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         star = "*" * (kind is kind.VAR_POSITIONAL) + "**" * (kind is kind.VAR_KEYWORD)
-        inputs[star + name] = value
-    tracer = ValueTracer(inputs)
+        named[star + name] = value
+    tracer = ValueTracer(named)
     for module in shadow.modules():
         if not tracer.is_leaf_module(module, ""):
             module.training = EVAL_FLAG  # type: ignore[assignment]
@@ -333,7 +360,7 @@ def _trace(shadow: nn.Module, example_inputs: tuple[Any, ...]) -> fx.GraphModule
     graph._tracer_cls = fx.Tracer
     traced = fx.GraphModule(tracer.root, graph, type(shadow).__name__)
     traced.eval()
-    return traced
+    return Traced(traced, inputs, batch, tuple(tracer.constants))
 
 
 @contextlib.contextmanager

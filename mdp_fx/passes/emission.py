@@ -39,11 +39,17 @@ def emit_sizes(module: fx.GraphModule, emissions: Mapping[str, Emission], size_o
             owner = module.get_submodule(str(node.target))
             if hasattr(owner, attribute):
                 setattr(owner, attribute, kept_size(axis, size_of))
-        if emission.node is not None and any(free_dims(axis) or batch_dims(axis) for axis in _axes(emission.node)):
+        if emission.node is not None and _may_change(emission.node):
             op, target, args, kwargs = emission.node
             writer = _Writer(node, nodes, size_of, source, shape=target is torch.reshape)
             node.op, node.target = op, target
             node.args, node.kwargs = writer.write(args), writer.write(kwargs)
+
+
+def _may_change(node: tuple[Any, ...]) -> bool:
+    """Whether a rewritten node differs: one whose sizes are all constant stays as the model spelled it."""
+    axes = list(_axes(node))
+    return not axes or any(free_dims(axis) or batch_dims(axis) for axis in axes)
 
 
 def _axes(value: Any) -> Iterator[Axis]:

@@ -115,6 +115,7 @@ class Inspection:
         frozen: axes that cannot be pruned.
         prunable_params_share: share of the parameters that some group mentions.
         prunable_macs_share: share of the multiply-accumulates in regions that some group mentions.
+        baked_in: what the example inputs decided for good.
     """
 
     model: str
@@ -123,6 +124,7 @@ class Inspection:
     frozen: tuple[FrozenRow, ...]
     prunable_params_share: float
     prunable_macs_share: float
+    baked_in: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""

@@ -259,6 +259,10 @@ def inspect_tables(found: Inspection, *, verbose: bool) -> Iterator[RenderableTy
             frozen.add_row(escape(axis.where), str(axis.size), escape(axis.reason))
         yield frozen
         yield from _rest(frozen.row_count, len(found.frozen))
+    if found.baked_in:
+        yield Text("")
+        yield Text("baked in by tracing", style="bold")
+        yield from (Text(fact) for fact in found.baked_in)
 
 
 def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]:

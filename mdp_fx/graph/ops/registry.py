@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from mdp_fx.graph.axes import Axis, TensorType, constant, freeze, fresh
 
@@ -204,10 +205,16 @@ def infer_node(node: fx.Node, state: Inference) -> None:
         return
     target: Any = node.target
     if node.op == "call_module":
-        target = type(state.module.get_submodule(str(node.target)))
+        module = state.module.get_submodule(str(node.target))
+        target = None if _does_more(module) else type(module)
     entry = _find(target)
     op = Op(node, state, entry.names if entry else ())
     state.types[node.name] = entry.rule(op) if entry and not _is_opaque(op, entry) else _unknown(op, state)
+
+
+def _does_more(module: nn.Module) -> bool:
+    """Whether calling a module runs more than its class's forward on its own tensors: hooks, parametrisations."""
+    return parametrize.is_parametrized(module) or bool(module._forward_pre_hooks or module._forward_hooks)
 
 
 def _is_opaque(op: Op, entry: _Entry) -> bool:
@@ -219,7 +226,8 @@ def _is_opaque(op: Op, entry: _Entry) -> bool:
 def _unknown(op: Op, state: Inference) -> Types:
     called = op.node.target
     if op.node.op == "call_module":
-        called = type(state.module.get_submodule(str(op.node.target))).__name__
+        module = state.module.get_submodule(str(op.node.target))
+        called = f"{type(module).__name__}{' with hooks or parametrisations' if _does_more(module) else ''}"
     elif not isinstance(called, str):
         called = called.__name__
     return freeze_operands(op, f"no typing rule for {called}")
