@@ -17,7 +17,7 @@ from mdp_fx.exporters.parity import compare
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.base import Compilation, Pass, Stage, run_passes, silent
 from mdp_fx.passes.build_space import Analysis, Choices, option_sizes
-from mdp_fx.passes.channel_groups import ChannelGroup, FindChannelGroups, find_frozen
+from mdp_fx.passes.channel_groups import ChannelGroup, FindChannelGroups, find_frozen, owner
 from mdp_fx.passes.cost_regions import FindCostRegions
 from mdp_fx.passes.drop_blocks import DropBlocks
 from mdp_fx.passes.front_end import InferAxisTypes, TraceModel
@@ -126,8 +126,8 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _makers(group: ChannelGroup) -> list[str]:
-    """Modules that make the group's units, rather than read them."""
-    made = [member.tensor.rpartition(".")[0] for member in group.members if member.axis == 0]
+    """Modules that make the group's units, rather than read them: a norm's tensors have no other axis."""
+    made = [owner(member.tensor) for member in group.members if member.axis == 0 and member.rank > 1]
     return list(dict.fromkeys(made)) or list(group.modules)
 
 

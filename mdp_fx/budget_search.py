@@ -191,10 +191,11 @@ class BudgetSearch:
             limits = _limits(space, others) | {"latency": 1e6 * asked * bias + gain}
             try:
                 selection, certificate = self._solve(space, limits)
-            except BudgetError:
-                if best is None:
-                    raise
-                break  # The corrected model says that no structure comes closer than the best so far.
+            except BudgetError as error:
+                if best is not None and best.ratio <= OVER:
+                    break  # The corrected model says that no structure comes closer than the best so far.
+                reach = 1e-6 * (error.smallest.get("latency", 0.0) - gain) / bias
+                raise _in_users_terms(error, asked, dense_s, reach) from error
             self._stage("measure the chosen regions")
             exact = sum(self._exact(selection).values())
             predicted = calibration.whole(exact)
@@ -279,6 +280,18 @@ class BudgetSearch:
 
         alive = [region for region in self._analysis.regions if region.nodes[0] not in gone]
         return exact_sum(alive, size_of, self._target, self._table)
+
+
+def _in_users_terms(error: BudgetError, asked_s: float, dense_s: float, reach_s: float) -> BudgetError:
+    """What the solver was asked differs from what the user asked by the aim and the calibration."""
+    if reach_s <= asked_s:
+        return error  # Another budget is what cannot be met.
+
+    def amount(seconds: float) -> str:
+        return f"{1e3 * seconds:.4g} ms ({seconds / dense_s:.1%} of dense)"
+
+    smallest = f"the smallest reachable is {amount(reach_s)}"
+    return BudgetError(f"the latency budget of {amount(asked_s)} cannot be met: {smallest}", error.smallest)
 
 
 def _compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mdp_fx.errors import DataError
+from mdp_fx.errors import DataError, first_line
 
 IMAGE_FOLDER = "imagefolder"
 
@@ -39,9 +39,8 @@ def load_loader(spec: str, shape: tuple[int, ...], *, batch_size: int, seed: int
     make_loader = load_function(spec, "data")
     try:
         loader = make_loader()
-    except Exception as error:  # the user's own code: whatever it raises, there is no data
-        text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        msg = f"{spec} failed with {type(error).__name__}: {text}"
+    except (Exception, SystemExit) as error:  # the user's own code: whatever it raises, there is no data
+        msg = f"{spec} failed with {type(error).__name__}: {first_line(error)}"
         raise DataError(msg) from error
     if not isinstance(loader, Iterable):
         msg = f"{spec} returned a {type(loader).__name__}, not an iterable of (inputs, targets)"
@@ -64,8 +63,8 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        msg = f"the {what} spec {spec!r} names a module that cannot be imported: {error}"
+    except (Exception, SystemExit) as error:  # the user's own code runs here
+        msg = f"the {what} spec {spec!r} names a module that cannot be imported: {type(error).__name__}: {error}"
         raise DataError(msg) from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -104,7 +103,7 @@ def _image_folder(path: Path, shape: tuple[int, ...], batch_size: int, seed: int
     try:
         dataset = datasets.ImageFolder(str(path), pipeline)
     except FileNotFoundError as error:
-        msg = f"the image folder {path} has no classes with images: {str(error).splitlines()[0]}"
+        msg = f"the image folder {path} has no classes with images: {first_line(error)}"
         raise DataError(msg) from error
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(dataset, batch_size=batch_size, shuffle=True, generator=generator)

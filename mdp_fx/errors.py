@@ -5,6 +5,8 @@ Every message is one line: what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class MdpFxError(Exception):
     """Base of all mdp-fx errors; the command line prints the message and exits with code 1."""
@@ -19,7 +21,15 @@ class InputError(MdpFxError):
 
 
 class BudgetError(MdpFxError):
-    """A budget cannot be met or makes no sense."""
+    """A budget cannot be met or makes no sense.
+
+    Attributes:
+        smallest: the smallest reachable value of each cost alone, where that is what is wrong.
+    """
+
+    def __init__(self, message: str, smallest: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.smallest = dict(smallest or {})
 
 
 class DataError(MdpFxError):
@@ -48,3 +58,9 @@ class SolverError(MdpFxError):
 
 class ParityError(MdpFxError):
     """An exported or rewritten network does not compute what it should."""
+
+
+def first_line(error: BaseException | None) -> str:
+    """What a foreign error says, in one line of at most 200 characters: its name where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

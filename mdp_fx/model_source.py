@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mdp_fx import checkpoint
-from mdp_fx.errors import ModelError
+from mdp_fx.errors import ModelError, first_line
 from mdp_fx.pickle_reader import materialise, read_pickle, working_folder_importable
 from mdp_fx.recipe import Recipe
 
@@ -129,7 +129,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, struct.error) as error:
-        raise ModelError(f"cannot read {path} as safetensors: {_first_line(error)}") from error
+        raise ModelError(f"cannot read {path} as safetensors: {first_line(error)}") from error
 
 
 def _state_dict(content: Any) -> dict[str, Tensor] | None:
@@ -173,7 +173,7 @@ def _load_state(module: nn.Module, state: dict[str, Tensor], path: Path, arch: s
     try:
         module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ModelError(f"the state dict in {path} does not fit {arch}: {_first_line(error)}") from error
+        raise ModelError(f"the state dict in {path} does not fit {arch}: {first_line(error)}") from error
 
 
 def _shape(value: Tensor) -> str:
@@ -276,7 +276,7 @@ def _module(build: Callable[[], Any], spec: str) -> nn.Module:
             warnings.simplefilter("ignore", FutureWarning)  # torchvision's notes on future initialisation
             result = build()
     except Exception as error:  # foreign code: whatever it raises, the model cannot be built
-        raise ModelError(f"cannot build {spec}: {type(error).__name__}: {_first_line(error)}") from error
+        raise ModelError(f"cannot build {spec}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(result, nn.Module):
         raise ModelError(f"{spec} gives a {type(result).__name__}, not a torch.nn.Module")
     return result
@@ -293,8 +293,3 @@ def _unknown(library: str, name: str, names: list[str]) -> ModelError:
     near = difflib.get_close_matches(name, names, 3, 0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"{library} lists its models with its list_models()"
     return ModelError(f"{library} has no model {name!r}; {hint}")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

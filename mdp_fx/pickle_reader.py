@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_fx import safe_names
-from mdp_fx.errors import ModelError
+from mdp_fx.errors import ModelError, first_line
 
 # Classes of torchvision's detectors that are no modules: plain attributes and arithmetic.
 _PLAIN_CLASSES = frozenset(
@@ -231,7 +231,7 @@ def _load_fully(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # runs code of the file's own classes
-        text = _first_line(error)
+        text = _reason(error)
         if "__main__" in text or "'__mp_main__'" in text:
             advice = "move the class into a module that can be imported and save the model again"
             raise ModelError(f"{path} needs a class of the script that saved it ({text}); {advice}") from error
@@ -269,10 +269,9 @@ def _foreign_error(path: Path, names: list[str]) -> ModelError:
 def _damaged(path: Path, error: Exception) -> ModelError:
     if "Unsupported operand" in str(error) or "pickle protocol" in str(error):
         return ModelError(f"{path} is a pickle that torch.save did not make in its default way; {_ADVICE}")
-    return ModelError(f"{path} is truncated, damaged or not a file of torch.save ({_first_line(error)})")
+    return ModelError(f"{path} is truncated, damaged or not a file of torch.save ({_reason(error)})")
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    text = text.partition("WeightsUnpickler error:")[2].strip() or text  # without torch's advice around it
-    return text.splitlines()[0][:160] if text else type(error).__name__
+def _reason(error: Exception) -> str:
+    core = str(error).partition("WeightsUnpickler error:")[2].strip()  # without torch's advice around it
+    return first_line(ValueError(core) if core else error)

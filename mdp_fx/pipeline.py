@@ -16,6 +16,7 @@ from mdp_fx.budget_search import BudgetSearch, Outcome, SolverOptions
 from mdp_fx.budgets import Budget, parse_budget
 from mdp_fx.checkpoint import load_slim, save_slim
 from mdp_fx.errors import RecipeError
+from mdp_fx.example_inputs import random_inputs, recipe_types
 from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.network import exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
@@ -173,6 +174,7 @@ def _recipe(
     inputs: tuple[Any, ...],
     target: str,
 ) -> Recipe:
+    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
     budgets = dict(outcome.certificate.budgets)
     predicted = dict(outcome.certificate.costs)
     if outcome.asked_s is not None and outcome.predicted_s is not None:
@@ -188,7 +190,8 @@ def _recipe(
         certificate=outcome.certificate.to_json(),
         importance=importance,
         step=step,
-        input_shapes=[list(value.shape) for value in inputs if isinstance(value, torch.Tensor)],
+        input_shapes=[list(value.shape) for value in tensors],
+        input_dtypes=[str(value.dtype).removeprefix("torch.") for value in tensors],
         fingerprint=fingerprint(model),
         versions=versions(),
     )
@@ -227,7 +230,9 @@ def apply(model: nn.Module, recipe: Recipe, example_inputs: Any | None = None) -
     if recipe.fingerprint != fingerprint(model):
         msg = "the recipe belongs to another model: the weights it was made for have another fingerprint"
         raise RecipeError(msg)
-    inputs = example_inputs if example_inputs is not None else tuple(torch.randn(s) for s in recipe.input_shapes)
+    inputs = example_inputs
+    if inputs is None:
+        inputs = random_inputs(recipe.input_shapes, recipe_types(recipe))
     return rewrite(analyse(model, inputs), recipe.kept, recipe.removed_blocks, training=model.training)
 
 

@@ -39,6 +39,7 @@ class Recipe:
         importance: importance criterion, such as "l2".
         step: channel step.
         input_shapes: shapes of the example inputs, with the batch.
+        input_dtypes: their number types, such as "float32".
         fingerprint: `fingerprint` of the dense network.
         versions: versions of the libraries that made it.
         version: version of the format.
@@ -55,6 +56,7 @@ class Recipe:
     importance: str
     step: int
     input_shapes: list[list[int]]
+    input_dtypes: list[str]
     fingerprint: str
     versions: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
@@ -157,6 +159,10 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_dtype(value: object) -> bool:
+    return _is_text(value) and isinstance(getattr(torch, str(value), None), torch.dtype)
+
+
 def _is_number_or_none(value: object) -> bool:
     return value is None or _is_int(value) or isinstance(value, float)
 
@@ -181,6 +187,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "importance": _is_text,
     "step": lambda value: _is_int(value) and value > 0,
     "input_shapes": lambda value: _is_list(value, lambda shape: _is_list(shape, _is_int)),
+    "input_dtypes": lambda value: _is_list(value, _is_dtype),
     "fingerprint": _is_text,
     "versions": lambda value: _is_dict(value, _is_text),
 }

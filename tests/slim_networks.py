@@ -20,6 +20,7 @@ RECIPE = Recipe(
     importance="l2",
     step=8,
     input_shapes=[[1, 3, 8, 8]],
+    input_dtypes=["float32"],
     fingerprint="00",
 )
 

@@ -25,6 +25,7 @@ def make_recipe(**changes: Any) -> Recipe:
         "importance": "l2",
         "step": 8,
         "input_shapes": [[1, 3, 32, 32]],
+        "input_dtypes": ["float32"],
         "fingerprint": "ab" * 32,
         "versions": {"torch": "2"},
     }
@@ -59,6 +60,7 @@ def test_unbounded_gaps_become_null() -> None:
         ("removed_blocks", "layer1", "'removed_blocks'"),
         ("budgets", {"latency": "1"}, "'budgets'"),
         ("input_shapes", [3, 32], "'input_shapes'"),
+        ("input_dtypes", ["nn"], "'input_dtypes'"),
     ],
 )
 def test_damaged_recipes_are_refused(field: str, value: object, message: str) -> None:

@@ -38,7 +38,7 @@ def command(
             label: options.load(spec, arch, trust_pickle) for label, spec in zip(_labels(models), models, strict=True)
         }
         recipe = next((model.recipe for model in loaded.values() if model.recipe is not None), None)
-        inputs = options.make_inputs(shapes, batch, recipe)
+        inputs = options.make_inputs(shapes, batch, next(iter(loaded.values())), recipe)
         for model in loaded.values():
             options.check_forward(model, inputs)
         from mdp_fx.pipeline import bench

@@ -38,7 +38,7 @@ def command(
         from mdp_fx.pipeline import diff
         from mdp_fx.report.tables import diff_tables
 
-        inputs = options.make_inputs(shapes, batch, second.recipe or first.recipe)
+        inputs = options.make_inputs(shapes, batch, first, second.recipe)
         reporter.stage("compare")
         found = diff(first.module, second.module, inputs, target=target, threads=threads, progress=reporter.measured)
     if as_json:

@@ -37,7 +37,7 @@ def command(
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")
         loaded = options.load(model, arch, trust_pickle)
-        inputs = options.make_inputs(shapes, batch, loaded.recipe)
+        inputs = options.make_inputs(shapes, batch, loaded)
         options.check_forward(loaded, inputs)
         from mdp_fx.exporters.onnx_export import export_onnx
 

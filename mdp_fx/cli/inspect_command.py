@@ -31,7 +31,7 @@ def command(
         from mdp_fx.report.tables import inspect_tables
 
         reporter.stage("inspect")
-        found = inspect(loaded.module, options.make_inputs(shapes, batch, loaded.recipe), name=loaded.name)
+        found = inspect(loaded.module, options.make_inputs(shapes, batch, loaded), name=loaded.name)
     if as_json:
         print_json(found.to_json())
         return

@@ -158,12 +158,24 @@ def input_shapes(shapes: tuple[tuple[int, ...], ...], recipe: Recipe | None = No
     return shapes or (DEFAULT_SHAPE,)
 
 
-def make_inputs(shapes: tuple[tuple[int, ...], ...], batch: int, recipe: Recipe | None = None) -> tuple[Any, ...]:
-    """Random example inputs of the shapes that `input_shapes` gives."""
-    import torch
+def make_inputs(
+    shapes: tuple[tuple[int, ...], ...], batch: int, loaded: LoadedModel, recipe: Recipe | None = None
+) -> tuple[Any, ...]:
+    """Random example inputs for a network.
 
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(batch, *shape, generator=generator) for shape in input_shapes(shapes, recipe))
+    Args:
+        shapes: asked for; a slim network's own, or the default, where empty.
+        batch: size of axis 0.
+        loaded: the network, which says their number type.
+        recipe: of the slim network whose shapes count; by default that of `loaded`.
+    """
+    from mdp_fx.example_inputs import parameter_type, random_inputs, recipe_types
+
+    recipe = recipe or loaded.recipe
+    wanted = [(batch, *shape) for shape in input_shapes(shapes, recipe)]
+    if recipe is not None and not shapes:
+        return random_inputs(wanted, recipe_types(recipe))
+    return random_inputs(wanted, [parameter_type(loaded.module)] * len(wanted))
 
 
 def check_forward(loaded: LoadedModel, inputs: tuple[Any, ...]) -> None:
@@ -174,7 +186,7 @@ def check_forward(loaded: LoadedModel, inputs: tuple[Any, ...]) -> None:
     """
     import torch
 
-    from mdp_fx.errors import InputError
+    from mdp_fx.errors import InputError, first_line
 
     loaded.module.eval()
     try:
@@ -182,6 +194,5 @@ def check_forward(loaded: LoadedModel, inputs: tuple[Any, ...]) -> None:
             loaded.module(*inputs)
     except Exception as error:  # the network's own code: whatever it raises, it rejects the inputs
         shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        msg = f"{loaded.name} rejects an input of shape {shapes}: {first}; set the shape with --input CxHxW"
+        msg = f"{loaded.name} rejects an input of shape {shapes}: {first_line(error)}; set the shape with --input CxHxW"
         raise InputError(msg) from error

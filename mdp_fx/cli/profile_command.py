@@ -43,7 +43,7 @@ def command(
 
         found = profile(
             loaded.module,
-            options.make_inputs(shapes, batch, loaded.recipe),
+            options.make_inputs(shapes, batch, loaded),
             target=target,
             threads=threads,
             step=step,

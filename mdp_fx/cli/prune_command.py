@@ -44,7 +44,14 @@ from mdp_fx.cli import options
     show_default="20",
     help="Limit of each call of the solver.",
 )
-@click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Seed of everything random.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
+    default=0,
+    show_default="0",
+    help="Seed of everything random.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Slim network.  [default: <model>-slim.pt]")
 @click.option("--onnx", type=click.Path(path_type=Path), help="Also export it to ONNX.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Also write the recipe as JSON.")
@@ -103,7 +110,7 @@ def command(
         loaded = options.load(model, arch, trust_pickle)
         if loaded.recipe is not None:
             click.echo(f"mdp-fx: {model} is a slim network already; it is pruned further", err=True)
-        inputs = options.make_inputs(shapes, batch, loaded.recipe)
+        inputs = options.make_inputs(shapes, batch, loaded)
         batches = load_loader(data, tuple(inputs[0].shape[1:]), batch_size=32, seed=seed) if data is not None else None
 
         from mdp_fx.checkpoint import check_savable, save_slim

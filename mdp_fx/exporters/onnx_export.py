@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mdp_fx.errors import ModelError, ParityError
+from mdp_fx.errors import ModelError, ParityError, first_line
 from mdp_fx.exporters.onnx_model import to_onnx_bytes
 from mdp_fx.exporters.parity import ParityReport, compare
 from mdp_fx.files import atomic_write, check_output
@@ -103,13 +103,13 @@ def _session(data: bytes) -> InferenceSession:
     try:
         onnx.checker.check_model(data, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"the exported model is no valid ONNX: {_first_line(error)}") from error
+        raise ModelError(f"the exported model is no valid ONNX: {first_line(error)}") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # problems come as exceptions
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except _runtime_errors() as error:
-        raise ModelError(f"ONNX Runtime cannot load the exported model: {_first_line(error)}") from error
+        raise ModelError(f"ONNX Runtime cannot load the exported model: {first_line(error)}") from error
 
 
 def _run(session: InferenceSession, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -120,9 +120,9 @@ def _run(session: InferenceSession, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         feed = {name: value.detach().cpu().numpy() for name, value in zip(names, inputs, strict=True)}
         return [torch.from_numpy(output) for output in session.run(None, feed)]
     except TypeError as error:  # numpy has no bfloat16
-        raise ModelError(f"cannot check the exported model: {_first_line(error)}; export it in float32") from error
+        raise ModelError(f"cannot check the exported model: {first_line(error)}; export it in float32") from error
     except _runtime_errors() as error:
-        raise ParityError(f"ONNX Runtime cannot run the exported model: {_first_line(error)}") from error
+        raise ParityError(f"ONNX Runtime cannot run the exported model: {first_line(error)}") from error
 
 
 def _try_run(session: InferenceSession, inputs: tuple[Tensor, ...]) -> list[Tensor] | None:
@@ -158,8 +158,3 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -13,7 +13,7 @@ import torch
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 
-from mdp_fx.errors import ModelError
+from mdp_fx.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -76,11 +76,11 @@ def to_onnx_model(
         # protobuf reports its 2 GB limit as an EncodeError or a ValueError, depending on its implementation
         size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
         if size < 2**31 - 2**20:
-            raise ModelError(_first_line("cannot export to ONNX", error)) from error
+            raise _refusal(error) from error
         message = f"cannot export to ONNX: {size / 2**30:.1f} GiB of weights exceed the 2 GiB that one ONNX file holds"
         raise ModelError(message) from error
     except (torch.onnx.OnnxExporterError, RuntimeError, TypeError) as error:
-        raise ModelError(_first_line("cannot export to ONNX", error)) from error
+        raise _refusal(error) from error
 
 
 def to_onnx_bytes(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool = False) -> bytes:
@@ -98,9 +98,9 @@ def to_onnx_bytes(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: 
     return data
 
 
-def _first_line(what: str, error: BaseException) -> str:
+def _refusal(error: BaseException) -> ModelError:
+    """What lies at the root of an exporter's error."""
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    lines = str(cause).strip().splitlines()
-    return f"{what}: {lines[0] if lines else type(cause).__name__}"
+    return ModelError(f"cannot export to ONNX: {first_line(cause)}")

@@ -24,7 +24,7 @@ from torch.fx import _symbolic_trace
 from torch.fx.proxy import Attribute
 from torch.utils import _pytree as pytree
 
-from mdp_fx.errors import InputError, MdpFxError, ModelError
+from mdp_fx.errors import InputError, MdpFxError, ModelError, first_line
 from mdp_fx.graph.ops.registry import has_rule
 
 SHAPE = "shape"
@@ -385,11 +385,6 @@ def _explanation(model: nn.Module, example_inputs: tuple[Any, ...], failure: Exc
             copy.deepcopy(model).eval()(*copy.deepcopy(example_inputs))
     except Exception as error:  # noqa: BLE001 - as above
         return InputError(
-            f"the network rejects an input of shape {shapes}: {_first_line(error)}; set the shape with --input CxHxW"
+            f"the network rejects an input of shape {shapes}: {first_line(error)}; set the shape with --input CxHxW"
         )
-    return ModelError(f"{type(model).__name__} runs but cannot be traced: {_first_line(failure)}")
-
-
-def _first_line(error: Exception | None) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return ModelError(f"{type(model).__name__} runs but cannot be traced: {first_line(failure)}")

@@ -42,10 +42,14 @@ def check_threads(threads: int | None) -> int:
     """The thread count to use: `threads`, or the physical cores this process may run on.
 
     Raises:
-        TargetError: `threads` is below 1.
+        TargetError: `threads` is below 1, or above the logical processors.
     """
     if threads is None:
         return physical_cores()
+    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads > most:
+        message = f"{threads} threads asked for: this machine has {most} processors"
+        raise TargetError(message)
     if threads < 1:
         message = f"{threads} threads asked for: give at least 1"
         raise TargetError(message)

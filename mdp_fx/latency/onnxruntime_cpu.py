@@ -26,7 +26,7 @@ from onnx_ir.passes import PassError
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 
-from mdp_fx.errors import ModelError, TargetError
+from mdp_fx.errors import ModelError, TargetError, first_line
 from mdp_fx.exporters.onnx_model import to_onnx_bytes
 from mdp_fx.exporters.parity import max_relative_error
 from mdp_fx.latency.cpu import CacheFlush, check_threads, cpu_model, vector_alignment
@@ -74,7 +74,7 @@ class OnnxRuntimeCpu(Target):
             session = self._session(model)
         except _RUNTIME_ERRORS as error:
             message = (
-                f"onnxruntime does not take the exported network: {_first_line(error)}; "
+                f"onnxruntime does not take the exported network: {first_line(error)}; "
                 "float32 weights, or --target torch:cpu, may help"
             )
             raise ModelError(message) from error
@@ -136,7 +136,7 @@ class OnnxRuntimeCpu(Target):
                 if _agrees(session, context, module):
                     return session, context.feeds
             except _REFUSALS as error:
-                _log.debug("region %s resized to %s is refused: %s", region.key, sizes, _first_line(error))
+                _log.debug("region %s resized to %s is refused: %s", region.key, sizes, first_line(error))
             template.exact = template.learn()
         _log.debug("region %s is exported at %s: it cannot be resized", region.key, sizes)
         context = in_context(direct(module, inputs), inputs, outputs)
@@ -145,7 +145,7 @@ class OnnxRuntimeCpu(Target):
             if _agrees(session, context, module):
                 return session, context.feeds
         except _RUNTIME_ERRORS as error:
-            message = f"onnxruntime does not take the region {region.key} at sizes {sizes}: {_first_line(error)}"
+            message = f"onnxruntime does not take the region {region.key} at sizes {sizes}: {first_line(error)}"
             raise ModelError(message) from error
         message = f"onnxruntime and torch disagree on the region {region.key} at sizes {sizes}"
         raise ModelError(message)
@@ -238,7 +238,3 @@ def _agrees(session: onnxruntime.InferenceSession, context: InContext, module: n
 
 def _as_tuple(result: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

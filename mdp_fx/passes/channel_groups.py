@@ -17,11 +17,13 @@ class Member:
         tensor: its name in the network.
         axis: the axis of that tensor.
         units: the group's unit that each entry of the axis belongs to, or -1; shape (entries,).
+        rank: number of axes of that tensor.
     """
 
     tensor: str
     axis: int
     units: IntArray
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def find_channel_groups(graph: PruneGraph) -> tuple[ChannelGroup, ...]:
         for i, axis in enumerate(types):
             for dim, units in occurrences(axis):
                 if not dim.rigid:
-                    members.setdefault(dim, []).append(Member(name, i, units))
+                    members.setdefault(dim, []).append(Member(name, i, units, len(types)))
     groups: list[ChannelGroup] = []
     used: dict[str, int] = {}
     for dim, mentions in members.items():

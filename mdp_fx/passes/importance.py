@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from mdp_fx.errors import DataError, InputError
+from mdp_fx.errors import DataError, InputError, first_line
 from mdp_fx.graph.axes import Axis, free_dims, occurrences
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.graph.trace import SHAPE
@@ -196,7 +196,7 @@ def _taylor(
     try:
         for tensor in wanted:
             tensor.requires_grad_(True)
-        for batch in data:
+        for batch in _batches(data):
             gradients = _gradients(model, batch, loss, wanted)
             for layer, group, total in zip(layers, sources, sums, strict=True):
                 total += _squared_products(layer, group, gradients)
@@ -216,6 +216,17 @@ def _taylor(
     return [total / done for total in sums]
 
 
+def _batches(data: Iterable[Any]) -> Iterator[Any]:
+    """Batches of the user's loader, whose faults are told as such."""
+    try:
+        yield from data
+    except GeneratorExit:
+        raise
+    except Exception as error:
+        msg = f"the data loader failed with {type(error).__name__}: {first_line(error)}"
+        raise DataError(msg) from error
+
+
 def _gradients(model: nn.Module, batch: Any, loss: Loss, wanted: list[torch.Tensor]) -> dict[int, torch.Tensor]:
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         msg = f"a batch of data must be (inputs, targets), got {type(batch).__name__}"
@@ -228,9 +239,10 @@ def _gradients(model: nn.Module, batch: Any, loss: Loss, wanted: list[torch.Tens
             outputs = model(*inputs) if isinstance(inputs, list | tuple) else model(inputs)
             value = loss(outputs, targets)
             found = torch.autograd.grad(value, wanted, allow_unused=True)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"a batch of data does not fit the network or the loss: {first}"
+    except DataError:
+        raise
+    except Exception as error:
+        msg = f"a batch of data does not fit the network or the loss: {type(error).__name__}: {first_line(error)}"
         raise DataError(msg) from error
     if not torch.isfinite(value):
         msg = f"the loss on a batch of data is {float(value)}: check the data's scaling and the weights"
@@ -249,6 +261,9 @@ def _squared_products(layer: Layer, group: Sequence[torch.Tensor], gradients: Ma
 
 def cross_entropy(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the first tensor of a network's output; labels must lie inside of its classes."""
+    if not isinstance(targets, torch.Tensor):
+        msg = f"the targets of a batch must be a tensor of labels for cross-entropy, not a {type(targets).__name__}"
+        raise DataError(msg)
     logits = next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
     if (
         targets.dtype == torch.int64

@@ -210,9 +210,10 @@ def _unreachable(space: SearchSpace, budgets: Mapping[str, float], smallest: Map
     for name, budget in budgets.items():
         if smallest[name] > budget * (1 + BUDGET_SLACK):
             reach = amount(name, smallest[name])
-            return BudgetError(f"the {name} budget of {amount(name, budget)} cannot be met: the smallest is {reach}")
+            message = f"the {name} budget of {amount(name, budget)} cannot be met: the smallest is {reach}"
+            return BudgetError(message, smallest)
     each = ", ".join(f"{name} {amount(name, smallest[name])}" for name in budgets)
-    return BudgetError(f"the budgets cannot be met together; the smallest of each alone: {each}")
+    return BudgetError(f"the budgets cannot be met together; the smallest of each alone: {each}", smallest)
 
 
 def _certify(run: _Run, selection: Selection, bound: float | None) -> tuple[Selection, Certificate]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from mdp_fx.errors import InputError
 
 if TYPE_CHECKING:
-    from mdp_fx.passes.search_space import CostTerm, Dimension, SearchSpace
+    from mdp_fx.passes.search_space import CostTerm, SearchSpace
 
 
 def _unique(what: str, names: Iterable[str]) -> set[str]:
@@ -69,7 +69,7 @@ def check_space(space: SearchSpace, *, roles: Sequence[str], units: Sequence[str
             raise InputError(f"cost {cost!r} has the constant {model.constant:g}; it must be finite and not negative")
         for region in model.terms:
             known(f"cost {cost!r}, region {region.region!r}", region.block, (d for a in region.axes for d in a.dims))
-            _check_term(f"cost {cost!r}, region {region.region!r}", region, dims, roles)
+            _check_term(f"cost {cost!r}, region {region.region!r}", region, space, roles)
 
 
 def _check_blocks(space: SearchSpace) -> None:
@@ -93,8 +93,9 @@ def _check_blocks(space: SearchSpace) -> None:
                 raise InputError(f"search space: an exclusive set names an unknown block {name!r}")
 
 
-def _check_term(where: str, term: CostTerm, dims: Mapping[str, Dimension], roles: Sequence[str]) -> None:
-    smallest, dense = ({d.name: d.sizes[end] for d in dims.values()} for end in (0, -1))
+def _check_term(where: str, term: CostTerm, space: SearchSpace, roles: Sequence[str]) -> None:
+    smallest = {d.name: space.options(d.name)[0] for d in space.dimensions}
+    dense = {d.name: d.dense for d in space.dimensions}
     for i, axis in enumerate(term.axes):
         place = f"{where}, axis {i}"
         if axis.role not in roles:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdp_fx.errors import InputError
+from mdp_fx.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,7 @@ def _entries(network: nn.Module, inputs: tuple[Any, ...]) -> dict[str, _Entry]:
         with torch.no_grad():
             network(*inputs)
     except Exception as error:  # the network's own code: whatever it raises, it rejects the inputs
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        msg = f"the network rejects the example inputs: {first}; set their shape with --input CxHxW"
+        msg = f"the network rejects the example inputs: {first_line(error)}; set their shape with --input CxHxW"
         raise InputError(msg) from error
     finally:
         for part, training in modes:

@@ -74,6 +74,8 @@ def _count(value: float) -> str:
 
 
 def _millis(value: float) -> str:
+    if value < 0.9995:
+        return f"{value:.3g} ms"
     return f"{value:.2f} ms" if value < 999.995 else f"{value / 1000:.2f} s"
 
 
