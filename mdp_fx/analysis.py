@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from mdp_fx.errors import InputError, NothingToPruneError, ParityError
 from mdp_fx.exporters.parity import compare
 from mdp_fx.graph.prune_graph import PruneGraph
-from mdp_fx.passes.base import Compilation, Pass, Stage, run_passes, silent
+from mdp_fx.passes.base import Compilation, Pass, Stage, batch_of, run_passes, silent
 from mdp_fx.passes.build_space import Analysis, Choices, option_sizes
 from mdp_fx.passes.channel_groups import ChannelGroup, FindChannelGroups, find_frozen, owner
 from mdp_fx.passes.cost_regions import FindCostRegions
@@ -44,7 +44,13 @@ def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> 
         example_inputs: positional arguments of its forward; axis 0 is the batch that latency is asked for.
         stage: called with the name of each pass as it starts.
     """
+    if not isinstance(model, nn.Module):
+        msg = f"the model must be a torch.nn.Module, not {type(model).__name__}"
+        raise InputError(msg)
     inputs = as_inputs(example_inputs)
+    if batch_of(inputs) == 0:
+        msg = "the example inputs hold an empty batch: give at least one example"
+        raise InputError(msg)
     asked = Compilation(model, inputs)
     state = run_passes(FRONT_END, asked, stage=stage)
     assert state.traced is not None
@@ -61,27 +67,25 @@ def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> 
 
 
 def _batch_is_open(state: Compilation) -> bool:
-    """Whether the graph takes any batch: its types say so, and where a literal might hide it, another batch does."""
+    """Whether the graph takes any batch: its types say so, and a batch of one gives what the model gives.
+
+    That is run only where the forward looked at sizes: numbers that it made of the batch's size are baked in.
+    """
     assert state.traced is not None
     assert state.graph is not None
-    if state.graph.batch is None or not state.traced.may_bake_batch:
+    if state.graph.batch is None or not state.traced.reads_batch:
         return state.graph.batch is not None
-    inputs = state.traced.example_inputs
-    wider = pytree.tree_map(
-        lambda leaf: torch.cat([leaf, leaf[:1]]) if isinstance(leaf, torch.Tensor) else leaf, inputs
-    )
+    single = pytree.tree_map(lambda leaf: leaf[:1] if isinstance(leaf, torch.Tensor) else leaf, state.inputs)
     network = slice_channels(state.graph, {})
     with torch.no_grad():
+        expected = copy.deepcopy(state.model).eval()(*copy.deepcopy(single))
         try:
-            found = fx.Interpreter(network).run(*copy.deepcopy(wider))
-        except (RuntimeError, ValueError, IndexError, TypeError):
+            found = fx.Interpreter(network).run(*copy.deepcopy(single))
+            compare(expected, found)
+        except (ParityError, RuntimeError, ValueError, IndexError, TypeError):
             return False
-        expected = copy.deepcopy(state.model).eval()(*copy.deepcopy(wider))
-    try:
-        compare(expected, found)
-    except ParityError:
-        return False
-    return True
+    numbers = [[leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, int)] for value in (expected, found)]
+    return numbers[0] == numbers[1]
 
 
 def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequence[str] = ()) -> Choices:
@@ -97,8 +101,8 @@ def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequen
         InputError: a step below 1, or a pattern that no module matches.
         NothingToPruneError: nothing is left; the message says why.
     """
-    if step < 1:
-        msg = f"the channel step must be at least 1, not {step}"
+    if not isinstance(step, int) or step < 1:
+        msg = f"the channel step must be a whole number of at least 1, not {step!r}"
         raise InputError(msg)
     names = [str(node.target) for node in analysis.graph.module.graph.nodes if node.op in ("call_module", "get_attr")]
     for pattern in [*keep, *only]:

@@ -299,8 +299,18 @@ def _compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:
 
 
 def _limits(space: SearchSpace, others: Mapping[str, Budget]) -> dict[str, float]:
+    """Budgets in absolute terms.
+
+    Raises:
+        BudgetError: one is above what the dense network has.
+    """
     dense = evaluate(space, space.dense())
-    return {name: budget.resolve(dense[name]) for name, budget in others.items()}
+    limits = {name: budget.resolve(dense[name]) for name, budget in others.items()}
+    for name, limit in limits.items():
+        if limit > dense[name] * (1 + 1e-9):
+            msg = f"the {name} budget of {limit:,.0f} is above the {dense[name]:,.0f} of the dense network"
+            raise BudgetError(f"{msg}: nothing needs pruning")
+    return limits
 
 
 def selection_changes(selection: Selection, analysis: Analysis) -> bool:

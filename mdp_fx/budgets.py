@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ def parse_budget(text: str | float | Budget, what: str = "latency") -> Budget:
     """Reads a budget.
 
     Args:
-        text: "50%", "12.5ms" (latency), "4M" or "4000000" (parameters, MACs), or a share of the dense network.
+        text: "50%", "12.5ms" (latency), "4M", "4000000" or 4000000 (parameters, MACs), or a share of the dense network.
         what: "latency", "params" or "macs".
 
     Raises:
@@ -37,8 +38,13 @@ def parse_budget(text: str | float | Budget, what: str = "latency") -> Budget:
     example = "50% or 12.5ms" if what == "latency" else "60% or 4M"
     if isinstance(text, Budget):
         return text
-    if isinstance(text, int | float):
+    if isinstance(text, numbers.Real) and not isinstance(text, bool):
+        if what != "latency" and isinstance(text, numbers.Integral) and text > 1:
+            return Budget(amount=float(text))
         return _share(float(text), what, example)
+    if not isinstance(text, str):
+        msg = f"cannot read the {what} budget {text!r}: write it as {example}, or as a share of the dense network"
+        raise BudgetError(msg)
     match = _FORM.fullmatch(text)
     if match is None:
         msg = f"cannot read the {what} budget {text!r}: write it as {example}"

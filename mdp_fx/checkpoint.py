@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from mdp_fx.errors import ModelError, RecipeError
 from mdp_fx.files import atomic_write
 from mdp_fx.graph_data import describe, rebuild
-from mdp_fx.pickle_reader import read_plain
+from mdp_fx.pickle_reader import ForeignClassError, read_plain
 from mdp_fx.recipe import Recipe
 
 FORMAT = "mdp-fx slim"
@@ -94,7 +94,10 @@ def load_slim(path: str | os.PathLike[str]) -> SlimCheckpoint:
     Raises:
         ModelError: it is missing, damaged, of another version or not a slim.pt.
     """
-    data = read_plain(Path(path))
+    try:
+        data = read_plain(Path(path))
+    except ForeignClassError as error:
+        raise ModelError(f"{path} is not a slim.pt of mdp-fx: it holds more than tensors and plain data") from error
     if not is_slim(data):
         raise ModelError(f"{path} is not a slim.pt of mdp-fx")
     return unpack(data, str(path))

@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
 from mdp_fx.errors import OutputError
+
+_pending: ContextVar[list[tuple[Path, Path]]] = ContextVar("_pending")
+"""(temporary file, its place) of what is being written together."""
 
 
 def check_output(path: str | os.PathLike[str], force: bool = False) -> None:
@@ -45,19 +50,43 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
     Raises:
         OutputError: the file cannot be written; `path` is as it was before.
     """
-    target = Path(os.path.realpath(path))
-    check_output(target, force=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    with together():
+        target = Path(os.path.realpath(path))
+        check_output(target, force=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        _pending.get().append((temporary, target))
+        try:
+            with temporary.open("xb") as file:
+                writer(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {_reason(error)}") from error
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within it, no file that `atomic_write` writes appears before all are complete; where one fails, none does.
+
+    Raises:
+        OutputError: a complete file cannot be put in its place.
+    """
+    if _pending.get(None) is not None:
+        yield
+        return
+    written: list[tuple[Path, Path]] = []
+    token = _pending.set(written)
     try:
-        with temporary.open("xb") as file:
-            writer(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {_reason(error)}") from error
+        yield
+        for temporary, target in written:
+            try:
+                temporary.replace(target)
+            except OSError as error:
+                raise OutputError(f"cannot write {target}: {_reason(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _pending.reset(token)
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
 
 
 def _reason(error: OSError) -> str:

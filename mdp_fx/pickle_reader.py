@@ -257,11 +257,15 @@ def working_folder_importable() -> Iterator[None]:
 _ADVICE = "if you trust the file, pass --trust-pickle, or save the state dict and name its network with --arch"
 
 
-def _foreign_error(path: Path, names: list[str]) -> ModelError:
+class ForeignClassError(ModelError):
+    """A pickle asks for a class that may not be loaded."""
+
+
+def _foreign_error(path: Path, names: list[str]) -> ForeignClassError:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     if names[0].startswith("torch.fx."):
-        return ModelError(f"{path} holds a torch.fx graph as Python code ({names[0]}); {_ADVICE}")
-    return ModelError(
+        return ForeignClassError(f"{path} holds a torch.fx graph as Python code ({names[0]}); {_ADVICE}")
+    return ForeignClassError(
         f"{path} needs {names[0]}{more}, which is not a network class of torch, torchvision or timm; {_ADVICE}"
     )
 

@@ -111,9 +111,9 @@ def prune(
     kind = importance or ("taylor" if data is not None else "l2")
     inputs = as_inputs(example_inputs)
     device = get_target(target, threads)
-    check_finite(model)
     watch = Stopwatch(stage)
     analysis = analyse(model, inputs, stage=watch)
+    check_finite(model)
     choices = choose(analysis, step, keep, only)
     watch("score importance")
     scores = score(

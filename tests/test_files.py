@@ -8,7 +8,7 @@ from typing import BinaryIO
 import pytest
 
 from mdp_fx.errors import OutputError
-from mdp_fx.files import atomic_write, check_output
+from mdp_fx.files import atomic_write, check_output, together
 
 
 def test_check_output_accepts_a_new_file_and_an_old_one_with_force(tmp_path: Path) -> None:
@@ -82,3 +82,26 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         atomic_write(tmp_path / "a.bin", write)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_bytes(b"before")
+    with together():
+        atomic_write(tmp_path / "new", lambda file: file.write(b"1"))
+        atomic_write(old, lambda file: file.write(b"2"))
+        assert not (tmp_path / "new").exists()
+        assert old.read_bytes() == b"before"
+    assert (tmp_path / "new").read_bytes() == b"1"
+    assert old.read_bytes() == b"2"
+
+    def write_all() -> None:
+        with together():
+            atomic_write(old, lambda file: file.write(b"3"))
+            atomic_write(tmp_path / "other", lambda file: file.write(b"4"))
+            atomic_write(tmp_path / "missing" / "file", lambda file: file.write(b"5"))
+
+    with pytest.raises(OutputError, match="missing"):
+        write_all()
+    assert old.read_bytes() == b"2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]

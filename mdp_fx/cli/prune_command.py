@@ -115,6 +115,7 @@ def command(
 
         from mdp_fx.checkpoint import check_savable, save_slim
         from mdp_fx.exporters.onnx_export import export_onnx
+        from mdp_fx.files import together
         from mdp_fx.pipeline import prune
         from mdp_fx.report.tables import prune_tables
 
@@ -141,10 +142,11 @@ def command(
         )
         reporter.stage("write")
         check_savable(result.module)
-        parity = export_onnx(result.module, inputs, onnx, force) if onnx is not None else None
-        save_slim(slim_path, result.module, result.recipe, result.report.to_json())
-        if recipe is not None:
-            result.recipe.save(recipe)
+        with together():
+            parity = export_onnx(result.module, inputs, onnx, force) if onnx is not None else None
+            save_slim(slim_path, result.module, result.recipe, result.report.to_json())
+            if recipe is not None:
+                result.recipe.save(recipe)
     paths = {"slim": slim_path, "onnx": onnx, "recipe": recipe}
     written = {kind: str(path) for kind, path in paths.items() if path is not None}
     if as_json:

@@ -25,7 +25,8 @@ _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "o
 def quiet() -> Iterator[None]:
     """Silence warnings, loggers and progress lines of the exporter; errors still raise."""
     levels = {name: logging.getLogger(name).level for name in _CHATTY_LOGGERS}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    noise = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
         warnings.simplefilter("ignore")
         try:
             for name in levels:

@@ -95,6 +95,8 @@ def infer_types(traced: Traced) -> PruneGraph:
 def _baked_in(traced: Traced, batch: Dim | None) -> Iterator[str]:
     if batch is None:
         yield "the batch size: another one may fail"
+    for line in traced.training_branches:
+        yield f"a branch on self.training, as in eval mode ({line})"
     for node in traced.module.graph.find_nodes(op="get_attr"):
         if node.target in traced.constants:
             shape = "x".join(map(str, node.meta[SHAPE])) or "scalar"

@@ -12,6 +12,7 @@ import copy
 import inspect
 import operator
 import os
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,16 +41,22 @@ LEAF_PACKAGES = ("torch.nn", "torch.ao.nn")
 
 
 class _EvalFlag(int):
-    """What `self.training` is while a model is traced: false, and recognised where it ends up as an argument."""
+    """What `self.training` is while a model is traced: false, and recognised where it ends up as an argument.
+
+    Attributes:
+        branches: lines of the model's code that branched on it.
+    """
+
+    branches: list[str]
 
     def __new__(cls) -> _EvalFlag:
-        return super().__new__(cls, 0)
+        flag = super().__new__(cls, 0)
+        flag.branches = []
+        return flag
 
     def __bool__(self) -> bool:
+        self.branches.append(_user_line())
         return False
-
-
-EVAL_FLAG = _EvalFlag()
 
 
 def is_eval_flag(value: object) -> bool:
@@ -73,12 +80,15 @@ class ValueProxy(fx.Proxy):
         value = getattr(self.__dict__["value"], name)
         if isinstance(value, torch.Tensor):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if name == "shape":
+            self.__dict__["tracer"].note_size(self)
         return Attribute(self, name) if callable(value) else value
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __len__(self) -> int:
+        self.__dict__["tracer"].note_size(self)
         return len(self.__dict__["value"])
 
     def __iter__(self) -> Iterator[Any]:
@@ -123,6 +133,10 @@ _READERS = frozenset("item tolist numpy is_nonzero equal allclose".split())
 """Methods and functions of tensors that give plain Python values of their entries."""
 
 
+_SIZES = frozenset("size numel nelement".split())
+"""Methods and functions of tensors that may give the batch size, or a multiple of it."""
+
+
 class _EntriesReadError(Exception):
     """The forward takes entries of a tensor that depends on the input for a Python value."""
 
@@ -131,7 +145,9 @@ def _user_line() -> str:
     """The line of the model's code that is running."""
     own = tuple(f"{Path(package).parent}{os.sep}" for package in (__file__, torch.__file__))
     frame = next((f for f in reversed(traceback.extract_stack()) if not f.filename.startswith(own)), None)
-    return f"{Path(frame.filename).name}, line {frame.lineno}: {frame.line}" if frame is not None else "unknown line"
+    if frame is None:
+        return "unknown line"
+    return f"{Path(frame.filename).name}, line {frame.lineno}: {textwrap.shorten(frame.line or '', 80)}"
 
 
 def _holds_tensor(value: Any) -> bool:
@@ -163,6 +179,7 @@ class ValueTracer(fx.Tracer):
         self._storages: dict[fx.Node, set[int]] = {}
         self._from_input: set[fx.Node] = set()
         self.constants: list[str] = []
+        self.reads_batch = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if has_rule(type(m)):
@@ -206,8 +223,11 @@ class ValueTracer(fx.Tracer):
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
         value = self._run(kind, target, args, kwargs)
-        if (target if isinstance(target, str) else getattr(target, "__name__", "")) in _READERS:
+        name_of = target if isinstance(target, str) else getattr(target, "__name__", "")
+        if name_of in _READERS:
             self._refuse_input(args)
+        elif name_of in _SIZES and args[1:] != (1,) and not kwargs:
+            self.note_size(args[0])
         if kind != "placeholder" and value is not None and not _holds_tensor(value):
             return value
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
@@ -230,6 +250,10 @@ class ValueTracer(fx.Tracer):
         if isinstance(proxy.__dict__["value"], torch.Tensor):
             self._refuse_input(proxy)
         return proxy.__dict__["value"]
+
+    def note_size(self, proxy: Any) -> None:
+        """Keeps in mind that the forward looked at all sizes of a tensor that depends on the input."""
+        self.reads_batch |= type(proxy) is ValueProxy and proxy.node in self._from_input
 
     def _refuse_input(self, args: Any) -> None:
         if any(type(leaf) is ValueProxy and leaf.node in self._from_input for leaf in pytree.tree_leaves(args)):
@@ -271,27 +295,16 @@ class Traced:
         example_inputs: the inputs it was traced with, the batch repeated to at least two where the model allows it.
         batch: size of the batch axis in those inputs, or None where it is baked in.
         constants: names of the tensors that the forward made by itself; they are baked in.
+        reads_batch: whether the forward looked at a size that may be the batch's: a number it made of that is baked in.
+        training_branches: lines of the model's code that branch on `self.training`; the branch of eval mode was taken.
     """
 
     module: fx.GraphModule
     example_inputs: tuple[Any, ...]
     batch: int | None
-    constants: tuple[str, ...] = ()
-
-    @property
-    def may_bake_batch(self) -> bool:
-        """Whether the batch size may stand in the graph where no rule can write it again.
-
-        It may be the size of a constant, or an argument of an op without a rule.
-        """
-        for node in self.module.graph.nodes:
-            if node.target in self.constants and self.batch in node.meta[SHAPE]:
-                return True
-            if node.op in ("call_function", "call_method") and not has_rule(node.target):
-                literals = pytree.tree_leaves((node.args, node.kwargs))
-                if any(type(leaf) is int and leaf == self.batch for leaf in literals):
-                    return True
-        return False
+    constants: tuple[str, ...]
+    reads_batch: bool
+    training_branches: tuple[str, ...]
 
 
 def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, open_batch: bool = True) -> Traced:
@@ -349,9 +362,10 @@ def _trace(shadow: nn.Module, copies: tuple[Any, ...], inputs: tuple[Any, ...], 
         star = "*" * (kind is kind.VAR_POSITIONAL) + "**" * (kind is kind.VAR_KEYWORD)
         named[star + name] = value
     tracer = ValueTracer(named)
+    flag = _EvalFlag()
     for module in shadow.modules():
         if not tracer.is_leaf_module(module, ""):
-            module.training = EVAL_FLAG  # type: ignore[assignment]
+            module.training = flag  # type: ignore[assignment]
     with _through_wrapped_functions():
         graph = tracer.trace(shadow)
     for module in shadow.modules():
@@ -360,7 +374,8 @@ def _trace(shadow: nn.Module, copies: tuple[Any, ...], inputs: tuple[Any, ...], 
     graph._tracer_cls = fx.Tracer
     traced = fx.GraphModule(tracer.root, graph, type(shadow).__name__)
     traced.eval()
-    return Traced(traced, inputs, batch, tuple(tracer.constants))
+    branches = tuple(dict.fromkeys(flag.branches))
+    return Traced(traced, inputs, batch, tuple(tracer.constants), tracer.reads_batch, branches)
 
 
 @contextlib.contextmanager
