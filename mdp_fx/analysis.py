@@ -126,7 +126,7 @@ def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequen
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+    return fnmatchcase(name, pattern) or fnmatchcase(name, pattern + ".*")
 
 
 def _makers(group: ChannelGroup) -> list[str]:

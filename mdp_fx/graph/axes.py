@@ -136,7 +136,8 @@ def normalise(axis: Axis) -> Axis:
     """
     spans: list[Span] = []
     for span in axis.spans:
-        spans.extend(_expand(span))
+        if _span_size(span):
+            spans.extend(_expand(span))
     return Axis(*_merge_copies(spans))
 
 

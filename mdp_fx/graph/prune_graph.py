@@ -28,6 +28,7 @@ class PruneGraph:
         types: types of every node's value, by node name.
         tensors: types of parameters and buffers, by identity; `stored` pairs them with names.
         emissions: how nodes that carry sizes are written again, by node name.
+        scales: the stored scale and shift of every node that normalises, by node name.
         baked_in: what the example inputs decided for good: a fixed batch, tensors that the forward made by itself.
     """
 
@@ -37,15 +38,18 @@ class PruneGraph:
     types: dict[str, Types]
     tensors: dict[int, TensorType]
     emissions: dict[str, Emission]
+    scales: dict[str, tuple[torch.Tensor, ...]]
     baked_in: tuple[str, ...] = ()
 
     @property
     def batch_source(self) -> str | None:
-        """The placeholder whose axis 0 is the batch."""
-        for node in self.module.graph.find_nodes(op="placeholder"):
-            shape = node.meta[SHAPE]
-            if self.batch is not None and isinstance(shape, torch.Size) and len(shape) and shape[0] == self.batch.size:
-                return str(node.name)
+        """The first node whose axis 0 is the batch: an input, or what is taken out of one."""
+        for node in self.module.graph.nodes:
+            types = self.types.get(node.name)
+            if isinstance(types, tuple) and types and isinstance(types[0], Axis) and self.batch is not None:
+                spans = types[0].normal.spans
+                if len(spans) == 1 and spans[0] == (self.batch,):
+                    return str(node.name)
         return None
 
     def stored(self) -> Iterator[tuple[str, torch.Tensor, TensorType]]:
@@ -88,6 +92,7 @@ def infer_types(traced: Traced) -> PruneGraph:
         state.types,
         state.tensors,
         state.emissions,
+        state.scales,
         tuple(_baked_in(traced, alive)),
     )
 

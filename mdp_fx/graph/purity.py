@@ -11,11 +11,10 @@ WRITES = "writes"
 """Key in `node.meta`: the node writes to memory that others read."""
 
 IN_PLACE_OPERATORS: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
+    getattr(operator, f"i{name}"): getattr(operator, f"{name}_" if name in ("and", "or") else name)
+    for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()
 }
+"""Augmented assignments that write to a tensor, and the operators that compute the same."""
 
 
 def is_pure(node: fx.Node) -> bool:
@@ -27,6 +26,8 @@ def is_pure(node: fx.Node) -> bool:
     if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
         return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.target in (operator.and_, operator.or_, operator.not_):
+        return True
     if node.target is operator.setitem or node.target in IN_PLACE_OPERATORS:
         return False
     return not name.endswith("_") or name.endswith("__") or name == "requires_grad_"

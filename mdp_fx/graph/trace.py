@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, MdpFxError, ModelError, first_line
 from mdp_fx.graph.ops.registry import has_rule
+from mdp_fx.graph.purity import IN_PLACE_OPERATORS
 
 SHAPE = "shape"
 """Key in `node.meta`: the shape of the node's value, a torch.Size, or a pytree of them."""
@@ -114,6 +115,19 @@ class ValueProxy(fx.Proxy):
         return self.__dict__["value"].keys()
 
 
+def _define_augmented_assignments() -> None:
+    """Writes them as the model wrote them: whoever shares the tensor's memory must see the result."""
+    for target, pure in IN_PLACE_OPERATORS.items():
+
+        def assign(self: ValueProxy, other: Any, target: Any = target, name: str = pure.__name__) -> Any:
+            return self.tracer.create_proxy("call_function", target, (self, other), {}, name=name)
+
+        setattr(ValueProxy, f"__{target.__name__}__", assign)
+
+
+_define_augmented_assignments()
+
+
 def _value(item: Any) -> Any:
     """Replaces proxies by their values, eval flags by False, in nested arguments."""
     if type(item) is ValueProxy:
@@ -148,6 +162,17 @@ def _user_line() -> str:
     if frame is None:
         return "unknown line"
     return f"{Path(frame.filename).name}, line {frame.lineno}: {textwrap.shorten(frame.line or '', 80)}"
+
+
+def _taken_apart(item: Any) -> Any:
+    """Nested arguments in which a proxy of several tensors stands as the list of them: nodes read single tensors."""
+    if type(item) is ValueProxy and isinstance(item.__dict__["value"], tuple | list):
+        return [item[i] for i in range(len(item.__dict__["value"]))]  # type: ignore[index]
+    if type(item) in (tuple, list):
+        return type(item)(_taken_apart(part) for part in item)
+    if type(item) is dict:
+        return {key: _taken_apart(part) for key, part in item.items()}
+    return item
 
 
 def _holds_tensor(value: Any) -> bool:
@@ -222,6 +247,8 @@ class ValueTracer(fx.Tracer):
         type_expr: Any | None = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
+        if target not in (operator.getitem, getattr):
+            args, kwargs = _taken_apart(args), _taken_apart(kwargs)
         value = self._run(kind, target, args, kwargs)
         name_of = target if isinstance(target, str) else getattr(target, "__name__", "")
         if name_of in _READERS:
@@ -366,8 +393,17 @@ def _trace(shadow: nn.Module, copies: tuple[Any, ...], inputs: tuple[Any, ...], 
     for module in shadow.modules():
         if not tracer.is_leaf_module(module, ""):
             module.training = flag  # type: ignore[assignment]
+    buffers = [(module, dict(module._buffers), copy.deepcopy(module._buffers)) for module in shadow.modules()]
     with _through_wrapped_functions():
         graph = tracer.trace(shadow)
+    for module, own, before in buffers:
+        # What the forward wrote to its buffers while it was traced is undone.
+        module._buffers.clear()
+        module._buffers.update(own)
+        for name, buffer in own.items():
+            kept = before[name]
+            if buffer is not None and kept is not None:
+                buffer.copy_(kept)
     for module in shadow.modules():
         module.training = False
     # Unpickling a GraphModule traces its code again: torch.fx's own tracer can, ours needs inputs.

@@ -179,7 +179,9 @@ def run_passes(passes: Sequence[Pass], state: Compilation, *, stage: Stage = sil
     for step in passes:
         stage(step.name)
         try:
-            state = step(state).state
+            # A caller in inference mode would get a network that cannot be trained.
+            with torch.inference_mode(False):
+                state = step(state).state
         except MdpFxError:
             raise
         except Exception as error:

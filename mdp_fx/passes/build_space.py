@@ -118,7 +118,7 @@ def build_space(
         latency: per region name its points and the microseconds there, calibrated; empty without a target.
         latency_constant: microseconds that no choice changes.
     """
-    inside = {node: name for node, name in innermost_blocks(analysis.blocks).items() if name in choices.blocks}
+    inside = innermost_blocks(analysis.blocks, choices.blocks)
     offered = {dimension.name: dimension for dimension in choices.dimensions}
     order = unit_order(importance, analysis.groups)
     terms = []
@@ -185,12 +185,20 @@ def _latency(
 
 
 def _macs(analysis: Analysis, choices: Choices, inside: Mapping[str, str]) -> Iterable[CostTerm]:
-    """Multiply-accumulates are linear in each size, so the ends of every axis say all."""
+    """Multiply-accumulates are linear in each size, so the ends of an axis say all.
+
+    Where one axis is both read and made, as in x + conv(x), they are not: every size that is offered is counted.
+    """
     by_dim = _by_dim(analysis, choices)
     for region in analysis.regions:
         if not region.macs(region.dense_sizes):
             continue
         points = [_ends(choices.smallest(axis, by_dim), axis.size) for axis in region.axes]
+        for i, (axis, ends) in enumerate(zip(region.axes, points, strict=True)):
+            if not _linear(region, i, ends):
+                dims = [dim for dim in free_dims(axis) if dim in by_dim]
+                offered = by_dim[dims[0]].sizes if len(dims) == 1 and len(axis.normal.spans[0]) == 1 else ()
+                points[i] = tuple(sorted({*ends, *(size for size in offered if ends[0] <= size)}))
         table = np.empty([len(sizes) for sizes in points])
         for index in np.ndindex(table.shape):
             table[index] = region.macs(tuple(sizes[i] for sizes, i in zip(points, index, strict=True)))
@@ -201,12 +209,21 @@ def _macs(analysis: Analysis, choices: Choices, inside: Mapping[str, str]) -> It
         yield CostTerm(region.name, inside.get(region.nodes[0]), axes, table)
 
 
+def _linear(region: CostRegion, place: int, ends: tuple[int, ...]) -> bool:
+    """Whether a region's multiply-accumulates grow in proportion along one axis."""
+    sizes = [(*region.dense_sizes[:place], size, *region.dense_sizes[place + 1 :]) for size in ends]
+    return len({region.macs(at) / size for at, size in zip(sizes, ends, strict=True)}) == 1
+
+
 def _ends(low: int, high: int) -> tuple[int, ...]:
     return (low, high) if low < high else (high,)
 
 
 def _params(analysis: Analysis, choices: Choices, inside: Mapping[str, str]) -> CostModel:
-    """Entries of every parameter: the product of its axes' sizes."""
+    """Entries of every parameter: the product of its axes' sizes.
+
+    What only removed blocks read goes with the last of them; it is counted as if it stayed, so this is never too low.
+    """
     by_dim = _by_dim(analysis, choices)
     users = _users(analysis.graph)
     constant = 0.0

@@ -66,7 +66,7 @@ def owner(tensor: str) -> str:
 
 
 def find_channel_groups(graph: PruneGraph) -> tuple[ChannelGroup, ...]:
-    """Returns the channel groups of a typed graph, in the order in which the network meets them."""
+    """Returns the channel groups of a typed graph, in the order in which the network stores them."""
     members: dict[Dim, list[Member]] = {}
     for name, _, types in graph.stored():
         for i, axis in enumerate(types):

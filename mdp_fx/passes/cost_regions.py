@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
 from mdp_fx.graph.axes import Axis, Dim, Factor, Span, batch_dims, concat, free_dims, fresh, kept_size
-from mdp_fx.graph.ops.registry import Inference, Types, tensor_types
+from mdp_fx.graph.ops.registry import Inference, Types, has_rule, tensor_types
 from mdp_fx.graph.prune_graph import PruneGraph, infer
 from mdp_fx.graph.trace import DTYPE, SHAPE, attribute
 from mdp_fx.passes.base import Compilation, Pass, PassResult
@@ -70,6 +71,7 @@ def find_cost_regions(graph: PruneGraph, blocks: Blocks, batch: int) -> tuple[Co
     inside = innermost_blocks(blocks)
     taken: set[str] = set()
     regions: list[CostRegion] = []
+    used: dict[str, int] = {}
     order = {node: i for i, node in enumerate(graph.module.graph.nodes)}
     weighted = [node for node in order if _weights(graph, node)]
     for node in [*weighted, *(node for node in order if node not in weighted)]:
@@ -80,15 +82,22 @@ def find_cost_regions(graph: PruneGraph, blocks: Blocks, batch: int) -> tuple[Co
         region = _make_region(graph, nodes, batch, inside.get(node.name))
         if region is not None:
             regions.append(region)
-    regions.sort(key=lambda region: order[next(node for node in order if node.name == region.nodes[0])])
+    place = {node.name: i for node, i in order.items()}
+    regions.sort(key=lambda region: place[region.nodes[0]])
+    for i, region in enumerate(regions):
+        # A module that is called twice is two regions.
+        used[region.name] = used.get(region.name, 0) + 1
+        if used[region.name] > 1:
+            regions[i] = replace(region, name=f"{region.name}#{used[region.name]}")
     return tuple(regions)
 
 
-def innermost_blocks(blocks: Blocks) -> dict[str, str]:
-    """The smallest removable block around each node that lies in one, by node name."""
+def innermost_blocks(blocks: Blocks, offered: Container[str] | None = None) -> dict[str, str]:
+    """The smallest removable block around each node that lies in one, by node name; of the offered ones, if given."""
     inside: dict[str, str] = {}
     for block in sorted(blocks.removable, key=lambda block: -len(block.nodes)):
-        inside.update(dict.fromkeys(block.nodes, block.name))
+        if offered is None or block.name in offered:
+            inside.update(dict.fromkeys(block.nodes, block.name))
     return inside
 
 
@@ -317,26 +326,36 @@ def _key(isolated: _Isolated, dims: tuple[Dim, ...], batch: int) -> str:
         if node.op == "call_module":
             module = isolated.module.get_submodule(str(node.target))
             sized = emission.attributes if emission is not None else {}
-            plain = {
-                name: value
-                for name, value in sorted(vars(module).items())
-                if not name.startswith("_")
-                and name not in sized
-                and isinstance(value, int | float | str | tuple | None)
-            }
-            text.append(f"{type(module).__name__}{plain}{{{','.join(spell(axis) for axis in sized.values())}}}")
+            text.append(f"{_spell_module(module, set(sized))}{{{','.join(spell(axis) for axis in sized.values())}}}")
             for _, tensor in [*module.named_parameters(), *module.named_buffers()]:
                 text.append(f"{tensor.dtype} {spell_tensor(tensor)}")
         elif node.op == "get_attr":
             text.append(spell_tensor(attribute(isolated.module, str(node.target))))
         else:
-            target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
             args, kwargs = (node.args, node.kwargs) if emission is None or emission.node is None else emission.node[2:]
-            text.append(f"{node.op} {target} {written(args)} {written(kwargs)}")
+            text.append(f"{node.op} {_name_of(node.target)} {written(args)} {written(kwargs)}")
     full = "; ".join(text)
     first = next(n for n in isolated.module.graph.nodes if n.op not in ("placeholder", "get_attr"))
-    kind = type(isolated.module.get_submodule(str(first.target))).__name__ if first.op == "call_module" else first.name
+    kind = (
+        type(isolated.module.get_submodule(str(first.target))).__name__
+        if first.op == "call_module"
+        else _name_of(first.target)
+    )
     return f"{kind} {text[1] if len(text) > 1 else ''} {hashlib.sha256(full.encode()).hexdigest()[:16]}"
+
+
+def _name_of(target: Any) -> str:
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
+
+
+def _spell_module(module: nn.Module, sized: set[str]) -> str:
+    """A module's class and plain attributes but those that follow sizes, and those of the modules inside of it."""
+    plain = {
+        name: value
+        for name, value in sorted(vars(module).items())
+        if not name.startswith("_") and name not in sized and isinstance(value, int | float | str | tuple | None)
+    }
+    return f"{type(module).__name__}{plain}{[_spell_module(child, sized) for child in module.children()]}"
 
 
 def _spell(axis: Axis, names: Mapping[Dim, str]) -> str:
@@ -382,39 +401,22 @@ def _random_like(name: str, tensor: torch.Tensor, shape: list[int], generator: t
 
 
 def _macs(isolated: _Isolated, sizes: Mapping[Dim, int], batch: int) -> float:
-    """One multiply-accumulate per weight and output position, for every stored matrix: exact for conv and linear."""
+    """Multiply-accumulates as the typing rules count them.
+
+    A module without a rule counts every entry of its stored matrices once per position of its result.
+    """
 
     def size_of(dim: Dim) -> int:
         return batch if dim.rigid else sizes.get(dim, dim.size)
 
     total = 0.0
     for node in isolated.module.graph.nodes:
-        if node.op not in ("call_module", "call_function"):
-            continue
-        if node.op == "call_module":
-            weights = isolated.module.get_submodule(str(node.target)).parameters(recurse=False)
-        else:
-            weights = (
-                tensor
-                for source in node.all_input_nodes
-                if source.op == "get_attr"
-                for tensor in [attribute(isolated.module, str(source.target))]
-            )
-        types = isolated.state.types[node.name]
-        for weight in weights:
-            if weight.ndim < 2 or id(weight) not in isolated.state.tensors:
-                continue
-            entries = 1
-            for axis in isolated.state.tensors[id(weight)]:
-                entries *= kept_size(axis, size_of)
-            positions = batch
-            if weight.ndim > 2:
-                for axis in types[2:]:
-                    positions *= kept_size(axis, size_of)
-            else:
-                for axis in types[1:-1]:
-                    positions *= kept_size(axis, size_of)
-            total += entries * positions
+        for axes in isolated.state.macs.get(node.name, ()):
+            total += prod(kept_size(axis, size_of) for axis in axes)
+        if node.op == "call_module" and not has_rule(type(isolated.module.get_submodule(str(node.target)))):
+            entries = sum(p.numel() for p in isolated.module.get_submodule(str(node.target)).parameters() if p.ndim > 1)
+            results = tensor_types(isolated.state.types[node.name])
+            total += entries * prod(kept_size(axis, size_of) for axis in results[0][:-1]) if results else 0
     return total
 
 

@@ -27,8 +27,10 @@ def chosen_blocks(blocks: Blocks, names: Iterable[str]) -> tuple[ResidualBlock, 
             raise RecipeError(msg)
         chosen.append(by_name[name])
     removed = {block.name for block in chosen}
+    gone = {node for block in chosen for node in block.nodes}
     for together in blocks.exclusive:
-        if removed.issuperset(together):
+        # An addition that goes with a block around it needs no operand.
+        if removed.issuperset(together) and by_name[together[0]].addition not in gone:
             msg = f"blocks {' and '.join(together)} add to one another: one of them must stay"
             raise RecipeError(msg)
     return tuple(chosen)
@@ -42,9 +44,13 @@ def drop_blocks(module: fx.GraphModule, blocks: Sequence[ResidualBlock]) -> fx.G
         blocks: blocks of this network, not all operands of one addition.
     """
     graph = module.graph
+    # An addition inside of a removed block goes with it.
+    inside = {name for block in blocks for name in block.nodes}
     nodes = {node.name: node for node in graph.nodes}
     flows: dict[str, str] = {}
     for block in blocks:
+        if block.addition in inside:
+            continue
         kept = block.kept
         while kept in flows:
             kept = flows[kept]

@@ -98,10 +98,8 @@ def _scale_after(graph: PruneGraph, node: fx.Node, out: Axis) -> tuple[torch.Ten
     (user,) = node.users
     return tuple(
         parameter
-        for parameter in _parameters(graph, user)
-        if parameter.ndim == 1
-        and id(parameter) in graph.tensors
-        and graph.tensors[id(parameter)][0].normal == out.normal
+        for parameter in graph.scales.get(user.name, ())
+        if isinstance(parameter, torch.nn.Parameter) and graph.tensors[id(parameter)][0].normal == out.normal
     )
 
 
@@ -245,7 +243,7 @@ def _gradients(model: nn.Module, batch: Any, loss: Loss, wanted: list[torch.Tens
         msg = f"a batch of data does not fit the network or the loss: {type(error).__name__}: {first_line(error)}"
         raise DataError(msg) from error
     if not torch.isfinite(value):
-        msg = f"the loss on a batch of data is {float(value)}: check the data's scaling and the weights"
+        msg = f"the loss on a batch of data is {float(value.detach())}: check the data's scaling and the weights"
         raise DataError(msg)
     return {id(w): torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)}
 

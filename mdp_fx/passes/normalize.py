@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from mdp_fx.graph.purity import IN_PLACE_OPERATORS, WRITES, is_pure
-from mdp_fx.graph.trace import ALIASES, is_eval_flag
+from mdp_fx.graph.trace import ALIASES, DTYPE, is_eval_flag
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 
 _DROPOUTS: dict[Any, type[nn.Module]] = {
@@ -25,6 +25,8 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
 }
 
 # In-place methods whose out-of-place spelling still shares the operand's memory.
+# In-place methods whose out-of-place spelling gives booleans.
+_TESTS = frozenset("eq ne lt le gt ge logical_and logical_or logical_xor logical_not".split())
 _VIEWS = frozenset("unsqueeze squeeze transpose t swapaxes swapdims detach".split())
 
 
@@ -46,7 +48,11 @@ def write_out_of_place(module: fx.GraphModule) -> bool:
         if spelling is None:
             continue
         operand = node.args[0] if node.args else None
-        if not isinstance(operand, fx.Node) or _shares_memory(operand, node, order, by_name):
+        if (
+            not isinstance(operand, fx.Node)
+            or _shares_memory(operand, node, order, by_name)
+            or _changes_type(operand, node, spelling)
+        ):
             _keep_in_place(module, node, spelling)
             continue
         if spelling.inplace is not None:
@@ -58,6 +64,8 @@ def write_out_of_place(module: fx.GraphModule) -> bool:
             node.meta[ALIASES] = ()
         for user in later:
             user.replace_input_with(operand, node)
+            aliases = user.meta.get(ALIASES, ())
+            user.meta[ALIASES] = tuple(node.name if name == operand.name else name for name in aliases)
         changed = True
     for owner in written_out.values():
         owner.inplace = False
@@ -92,7 +100,7 @@ def _out_of_place(module: fx.GraphModule, node: fx.Node) -> _Spelling | None:
         spelling.inplace = owner
     elif node.target in IN_PLACE_OPERATORS:
         spelling.target = IN_PLACE_OPERATORS[node.target]
-    elif is_pure(node) and not _asks_in_place(node):
+    elif node.kwargs.get("out") is not None or (is_pure(node) and not _asks_in_place(node)):
         return None
     elif node.op == "call_method" and hasattr(torch.Tensor, str(node.target).rstrip("_")):
         spelling.target = str(node.target).rstrip("_")
@@ -115,6 +123,15 @@ def _asks_in_place(node: fx.Node) -> bool:
     except (TypeError, ValueError):
         return False
     return bool(bound.arguments.get("inplace"))
+
+
+def _changes_type(operand: fx.Node, node: fx.Node, spelling: _Spelling) -> bool:
+    """Whether the result would not have the operand's number type, which a result written in place has."""
+    if spelling.target in _TESTS:
+        return True
+    own = operand.meta[DTYPE]
+    others = [source.meta[DTYPE] for source in node.all_input_nodes]
+    return any(isinstance(other, torch.dtype) and torch.promote_types(own, other) != own for other in others)
 
 
 def _shares_memory(

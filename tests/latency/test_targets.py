@@ -75,13 +75,20 @@ def test_a_network_runs(name: str) -> None:
 
 def test_torch_threads_are_restored() -> None:
     before = torch.get_num_threads()
-    target = get_target("torch:cpu", threads=before + 1)
+    torch.set_num_threads(3)
+    target = get_target("torch:cpu", threads=1)
     module, inputs = conv_region().build((8, 8))
     seen: list[int] = []
     module.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     target.prepare(module, inputs)()
-    assert seen == [before + 1]
-    assert torch.get_num_threads() == before
+    assert seen == [1]
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
+
+
+def test_more_threads_than_processors_are_refused() -> None:
+    with pytest.raises(TargetError, match=r"^100000 threads asked for: this machine has \d+ processors$"):
+        get_target("onnxruntime:cpu", threads=100000)
 
 
 def test_alignment_follows_the_vector_instructions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ class _TellsTheUser(Pass):
 
 
 def test_a_pass_without_what_it_needs_is_refused() -> None:
-    with pytest.raises(PassError, match="^infer axis types needs traced, which no pass before it gave$"):
+    with pytest.raises(PassError, match=r"^infer axis types needs traced, which no pass before it gave$"):
         InferAxisTypes()(_start())
 
 
@@ -91,7 +91,7 @@ def test_a_failure_names_the_pass_and_those_before_it() -> None:
 
 
 def test_what_the_user_has_to_know_passes_through() -> None:
-    with pytest.raises(InputError, match="^set --input$"):
+    with pytest.raises(InputError, match=r"^set --input$"):
         run_passes((_TellsTheUser(),), _start())
 
 

@@ -19,7 +19,7 @@ _ACTIVATIONS = (
     "hardshrink threshold"
 )
 _FUNCTIONS = (
-    "relu sigmoid tanh clamp clip abs neg exp log log1p expm1 sqrt rsqrt square reciprocal sin cos erf sign floor ceil "
+    "relu sigmoid tanh abs neg exp log log1p expm1 sqrt rsqrt square reciprocal sin cos erf sign floor ceil "
     "round clone dropout hardshrink selu celu nan_to_num positive logit"
 )
 _METHODS = _FUNCTIONS + " contiguous detach to float half double bfloat16 type type_as cpu cuda requires_grad_"
@@ -58,6 +58,12 @@ def _unary_targets() -> list[Any]:
 def unary(op: Op) -> Types:
     """One operand, one value per entry."""
     return op.types("input")
+
+
+@rule(torch.clamp, ".clamp", torch.clip, ".clip", args="input min max")
+def clamp(op: Op) -> Types:
+    """Bounds may be tensors."""
+    return broadcast(op, [types for types in map(op.types, ("input", "min", "max")) if types is not None])
 
 
 def _binary_targets() -> list[Any]:

@@ -99,12 +99,23 @@ class Emission:
 
 @dataclass
 class Inference:
-    """State of one inference: types of every node (by name) and stored tensor (by identity)."""
+    """State of one inference.
+
+    Attributes:
+        module: the graph.
+        types: of every node's value, by node name.
+        tensors: types of stored tensors, by identity.
+        emissions: how nodes are written again, by node name.
+        macs: products of axes that count a node's multiply-accumulates together, by node name.
+        scales: the stored scale and shift of every node that normalises, by node name.
+    """
 
     module: fx.GraphModule
     types: dict[str, Types] = field(default_factory=dict)
     tensors: dict[int, TensorType] = field(default_factory=dict)
     emissions: dict[str, Emission] = field(default_factory=dict)
+    macs: dict[str, tuple[TensorType, ...]] = field(default_factory=dict)
+    scales: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
 
     def tensor_type(self, tensor: torch.Tensor) -> TensorType:
         """The type of a parameter or buffer: a fresh Dim per axis when it is first met."""
@@ -136,6 +147,16 @@ class Op:
             return str(self.node.target)
         called = self.node.target if isinstance(self.node.target, str) else self.node.target.__name__
         return f"{called} (node {self.node.name})"
+
+    @property
+    def kind(self) -> str:
+        """What is called: the module's class, the function or the method."""
+        return _called(self.node, self._module)
+
+    def vanishes(self, name: str) -> bool:
+        """Whether an argument's units are zero where all parameter entries that mention them are zero."""
+        value = self.value(name)
+        return isinstance(value, fx.Node) and _vanishes(value, self._state.module)
 
     @property
     def extra(self) -> tuple[Any, ...]:
@@ -172,6 +193,16 @@ class Op:
         for axis in axes:
             freeze(axis, f"{why} at {self.where}")
 
+    def count_macs(self, *products: TensorType) -> None:
+        """Says that the node does as many multiply-accumulates as the products of these axes' sizes, added up."""
+        self._state.macs[self.node.name] = products
+
+    def mark_scales(self, *names: str) -> None:
+        """Says that the node normalises, and which of its arguments scale and shift the result."""
+        stored = [self.value(name) for name in names]
+        tensors = [_stored_at(self._state.module, v) if isinstance(v, fx.Node) else v for v in stored]
+        self._state.scales[self.node.name] = tuple(t for t in tensors if isinstance(t, torch.Tensor))
+
     def emit(self, name: str, value: Any) -> None:
         """Writes an argument or module attribute again from types; Axis objects in `value` stand for kept sizes."""
         emission = self._state.emissions.setdefault(self.node.name, Emission())
@@ -197,19 +228,54 @@ class Op:
         emission.node = ("call_method" if isinstance(target, str) else "call_function", target, args, kwargs)
 
 
+# What gives zero for zero, entry by entry or moved about. Layers with parameters do where those are zero.
+_KEEP_ZERO = frozenset(
+    "relu relu6 gelu silu hardswish tanh elu selu leaky_relu dropout neg abs view reshape flatten unflatten transpose "
+    "permute swapaxes squeeze unsqueeze contiguous getitem chunk split unbind select expand clone to float half double "
+    "ReLU ReLU6 GELU SiLU Hardswish Tanh ELU SELU LeakyReLU Dropout Identity Flatten Unflatten".split()
+)
+_GIVE_ZERO = frozenset("Linear Conv1d Conv2d Conv3d linear conv1d conv2d conv3d".split())
+
+
+def _called(node: fx.Node, module: nn.Module | None) -> str:
+    if module is not None:
+        return type(module).__name__
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
+
+
+def _vanishes(node: fx.Node, module: fx.GraphModule) -> bool:
+    while True:
+        if node.op == "get_attr":
+            return isinstance(_stored_at(module, node), nn.Parameter)
+        called = _called(node, module.get_submodule(str(node.target)) if node.op == "call_module" else None)
+        first = node.args[0] if node.args else None
+        scaled = called in ("mul", "truediv", "div") and not isinstance(node.args[1], fx.Node)
+        if called in _GIVE_ZERO:
+            return True
+        if not isinstance(first, fx.Node) or not (called in _KEEP_ZERO or scaled):
+            return False
+        node = first
+
+
 def infer_node(node: fx.Node, state: Inference) -> None:
     """Types one node; an op without a rule freezes what it reads."""
     if node.op == "get_attr":
-        tensor = operator.attrgetter(str(node.target))(state.module)
+        tensor = _stored_at(state.module, node)
         state.types[node.name] = state.tensor_type(tensor) if isinstance(tensor, torch.Tensor) else None
         return
     target: Any = node.target
     if node.op == "call_module":
         module = state.module.get_submodule(str(node.target))
         target = None if _does_more(module) else type(module)
-    entry = _find(target)
+    # A result that is written into another operand ties the two: no rule says so.
+    entry = _find(target) if node.kwargs.get("out") is None else None
     op = Op(node, state, entry.names if entry else ())
     state.types[node.name] = entry.rule(op) if entry and not _is_opaque(op, entry) else _unknown(op, state)
+
+
+def _stored_at(module: fx.GraphModule, node: fx.Node) -> Any:
+    """What a get_attr node reads; None for another node."""
+    return operator.attrgetter(str(node.target))(module) if node.op == "get_attr" else None
 
 
 def _does_more(module: nn.Module) -> bool:
@@ -224,13 +290,13 @@ def _is_opaque(op: Op, entry: _Entry) -> bool:
 
 
 def _unknown(op: Op, state: Inference) -> Types:
-    called = op.node.target
+    why = f"no typing rule for {op.kind}"
     if op.node.op == "call_module":
         module = state.module.get_submodule(str(op.node.target))
-        called = f"{type(module).__name__}{' with hooks or parametrisations' if _does_more(module) else ''}"
-    elif not isinstance(called, str):
-        called = called.__name__
-    return freeze_operands(op, f"no typing rule for {called}")
+        why += " with hooks or parametrisations" if _does_more(module) else ""
+        for tensor in (*module.parameters(), *module.buffers()):
+            op.freeze(state.tensor_type(tensor), why)
+    return freeze_operands(op, why)
 
 
 def freeze_operands(op: Op, why: str) -> Types:

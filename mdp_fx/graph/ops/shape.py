@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdp_fx.graph.axes import Axis, TensorType, concat, constant, cut, fresh, product, unify
+from mdp_fx.graph.axes import Axis, TensorType, batch_dims, concat, constant, cut, fresh, product, unify
 from mdp_fx.graph.ops.registry import Op, Types, freeze_operands, rule
 
 
@@ -49,6 +49,9 @@ def flatten(op: Op) -> Types:
     x = op.tensor("input")
     if 0 in op.shapes:
         return freeze_operands(op, "empty tensor")
+    if len(op.shapes) < len(x) and "squeeze" in op.where and not op.extra and not op.node.kwargs:
+        # An axis of which one unit is left must stay.
+        op.emit_call(torch.squeeze, op.value("input"), tuple(i for i, axis in enumerate(x) if axis.size == 1))
     return view_types(op, x, op.shapes)
 
 
@@ -59,7 +62,7 @@ def view(op: Op) -> Types:
     if 0 in op.shapes or any(isinstance(value, torch.dtype) for value in op.node.args):
         return freeze_operands(op, "reshape that cannot be followed")
     types = view_types(op, x, op.shapes)
-    op.emit_call(torch.reshape, op.node.args[0], list(types))
+    op.emit_call(torch.reshape, op.value("input"), list(types))
     return types
 
 
@@ -68,7 +71,7 @@ def unflatten(op: Op) -> Types:
     """One axis seen as several."""
     x = op.tensor("input")
     types = view_types(op, x, op.shapes)
-    op.emit_call(torch.reshape, op.node.args[0], list(types))
+    op.emit_call(torch.reshape, op.value("input"), list(types))
     return types
 
 
@@ -80,11 +83,20 @@ def permute(op: Op) -> Types:
     return tuple(x[dim] for dim in order)
 
 
-@rule(torch.transpose, ".transpose", torch.swapaxes, ".swapaxes", args="input dim0 dim1")
+@rule(torch.transpose, ".transpose", args="input dim0 dim1")
 def transpose(op: Op) -> Types:
     """Two axes change places."""
-    axes = list(op.tensor("input"))
-    a, b = op.value("dim0"), op.value("dim1")
+    return _swapped(op.tensor("input"), op.value("dim0"), op.value("dim1"))
+
+
+@rule(torch.swapaxes, ".swapaxes", args="input axis0 axis1")
+def swapaxes(op: Op) -> Types:
+    """Two axes change places."""
+    return _swapped(op.tensor("input"), op.value("axis0"), op.value("axis1"))
+
+
+def _swapped(x: TensorType, a: int, b: int) -> TensorType:
+    axes = list(x)
     axes[a], axes[b] = axes[b], axes[a]
     return tuple(axes)
 
@@ -128,7 +140,7 @@ def split(op: Op) -> Types:
         parts.append(pieces[0])
         rest = pieces[1]
     parts.append(rest)
-    op.emit_call(torch.split, op.node.args[0], parts, place)
+    op.emit_call(torch.split, op.value("input"), parts, place)
     return [(*x[:place], part, *x[place + 1 :]) for part in parts]
 
 
@@ -200,6 +212,8 @@ def _slice(op: Op, axis: Axis, key: slice) -> tuple[Axis, Any]:
 def pad(op: Op) -> Types:
     """Padded channels are fresh Dims whose amounts are written again; spatial padding is constant."""
     x = op.tensor("input")
+    if any(batch_dims(axis) for axis in x[1:]):
+        return freeze_operands(op, "padding that cannot be followed")
     name = "padding" if op.value("padding") is not None else "pad"
     amounts = list(op.value(name))
     result = list(x)
@@ -209,19 +223,12 @@ def pad(op: Op) -> Types:
             continue
         if op.value("mode", "constant") != "constant" or min(before, after) < 0 or op.node.op == "call_module":
             op.freeze([axis], "padded")
-        if not _prunable(axis):
-            result[-1 - i] = constant(op.shapes[-1 - i])
-            continue
         head, tail = fresh(before), fresh(after)
         amounts[2 * i], amounts[2 * i + 1] = head, tail
         result[-1 - i] = concat(head, axis, tail)
     if op.node.op == "call_function":
-        op.emit_call(F.pad, op.node.args[0], amounts, op.value("mode", "constant"), op.value("value"))
+        op.emit_call(F.pad, op.value("input"), amounts, op.value("mode", "constant"), op.value("value"))
     return tuple(result)
-
-
-def _prunable(axis: Axis) -> bool:
-    return any(not isinstance(factor, int) for span in axis.normal.spans for factor in span)
 
 
 @rule(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d)
@@ -240,7 +247,7 @@ def expand(op: Op) -> Types:
     types = tuple(
         x[i - added] if i >= added and x[i - added].size == size else fresh(size) for i, size in enumerate(op.shapes)
     )
-    op.emit_call("expand", op.node.args[0], list(types))
+    op.emit_call("expand", op.value("input"), list(types))
     return types
 
 
@@ -264,13 +271,13 @@ def _pool_targets() -> list[Any]:
 def pool(op: Op) -> Types:
     """Channels pass, spatial axes are resampled."""
     x = op.tensor("input")
-    if not isinstance(op.shapes, torch.Size) or len(op.shapes) != len(x) or len(x) < 3:
+    if not isinstance(op.shapes, torch.Size) or op.shapes[:2] != (x[0].size, x[1].size) or len(op.shapes) != len(x):
         return freeze_operands(op, "pooling that cannot be followed")
     op.freeze(x[2:], "spatial axis")
     return (*x[:2], *(constant(size) for size in op.shapes[2:]))
 
 
-_REDUCTIONS = "mean sum amax amin std var norm prod argmax logsumexp"
+_REDUCTIONS = "mean sum amax amin std var prod argmax logsumexp"
 
 
 @rule(
@@ -281,13 +288,19 @@ _REDUCTIONS = "mean sum amax amin std var norm prod argmax logsumexp"
 def reduce(op: Op) -> Types:
     """Reduced axes are frozen: a mean over fewer units is another mean."""
     x, dim = op.tensor("input"), op.value("dim")
-    if not isinstance(op.shapes, torch.Size) or not isinstance(dim, int | tuple | list):
+    if not isinstance(op.shapes, torch.Size) or isinstance(dim, bool) or not isinstance(dim, int | tuple | list):
         return freeze_operands(op, "reduced")
     places = {_place(d, len(x)) for d in (dim if isinstance(dim, tuple | list) else (dim,))}
     op.freeze([x[i] for i in places], "reduced")
     if len(op.shapes) == len(x):
         return tuple(constant(1) if i in places else axis for i, axis in enumerate(x))
     return tuple(axis for i, axis in enumerate(x) if i not in places)
+
+
+@rule(torch.norm, ".norm", args="input p dim keepdim")
+def norm(op: Op) -> Types:
+    """A reduction whose order comes before its axis."""
+    return reduce(op)
 
 
 @rule(

@@ -1,0 +1,51 @@
+"""The quick search: always inside the budgets, never above the optimum, and good."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdp_fx.passes.search_space import SearchSpace, evaluate, importance, violations
+from mdp_fx.passes.solvers.local import local_search
+from mdp_fx.passes.solvers.problem import compile_problem
+from tests.passes.spaces import MINLP_DATA, best_importance, chain_space, every_selection, random_space
+
+
+@given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.1, 0.9), two_budgets=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_stays_within_the_budgets(seed: int, share: float, two_budgets: bool) -> None:
+    space = random_space(seed)
+    names = ["latency", "params"] if two_budgets else ["latency"]
+    costs = [evaluate(space, s) for s in every_selection(space)]
+    budgets = {n: min(c[n] for c in costs) * (1 - share) + share * max(c[n] for c in costs) for n in names}
+    problem = compile_problem(space, names)
+    selection = local_search(problem, budgets)
+    if selection is None:
+        return
+    assert violations(space, selection) == []
+    found = evaluate(space, selection)
+    assert all(found[n] <= budgets[n] * (1 + 1e-9) for n in names)
+    best = best_importance(space, budgets)
+    assert best is not None
+    assert importance(space, selection) <= best + 1e-9
+
+
+def test_chain_by_hand() -> None:
+    selection = local_search(compile_problem(chain_space(), ["latency"]), {"latency": 9.0})
+    assert selection is not None
+    assert (selection.sizes, selection.removed_blocks) == ({"a": 1, "b": 2}, ())
+
+
+def test_out_of_reach() -> None:
+    assert local_search(compile_problem(chain_space(), ["latency"]), {"latency": 1.0}) is None
+
+
+@pytest.mark.skipif(not MINLP_DATA.is_dir(), reason="../shared/data/minlp is not there")
+@pytest.mark.parametrize(("share", "optimum"), [(0.7, 6258308), (0.3, 4648466)])
+def test_close_to_the_optimum_of_a_published_problem(share: float, optimum: float) -> None:
+    space = SearchSpace.load(MINLP_DATA / "resnet50_titan_v.json")
+    budgets = {"latency": share * evaluate(space, space.dense())["latency"]}
+    selection = local_search(compile_problem(space, budgets), budgets)
+    assert selection is not None
+    assert importance(space, selection) > 0.97 * optimum

@@ -1,0 +1,370 @@
+"""The built search space: its costs are those of the rewritten network, its tables those that were measured."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mdp_fx.analysis import analyse, choose, rewrite
+from mdp_fx.latency.interpolation import grid
+from mdp_fx.passes.build_space import (
+    GRID_POINTS,
+    MAX_OPTIONS,
+    Analysis,
+    Choices,
+    Points,
+    build_space,
+    option_sizes,
+    table_points,
+    unit_order,
+)
+from mdp_fx.passes.importance import score
+from mdp_fx.passes.search_space import (
+    Block,
+    Dimension,
+    FloatArray,
+    SearchSpace,
+    Selection,
+    evaluate,
+    importance,
+    normalise,
+    violations,
+)
+from tests.cifar_resnet import resnet56
+from tests.pruning import random_removed
+from tests.zoo import ZOO, Specimen, conv_bn, image
+
+READS_WHAT_IT_ADDS_TO = ("nested_blocks", "pre_activation")
+"""Specimens in which one region holds a layer and the addition of the layer's own input."""
+
+
+def every_second(size: int, count: int) -> tuple[int, ...]:
+    """Even sizes, as a target with steps of two would be measured."""
+    assert count >= 2
+    return grid(size, 2, 1, count)
+
+
+def cost_of(sizes: Sequence[int]) -> float:
+    """A made-up latency that no interpolation gets right between its points."""
+    return 3.0 + float(np.prod([size**1.5 for size in sizes]))
+
+
+def made_up_latency(analysis: Analysis, choices: Choices) -> dict[str, tuple[Points, FloatArray]]:
+    tables: dict[str, tuple[Points, FloatArray]] = {}
+    for region in analysis.regions:
+        points = table_points(analysis, choices, region, every_second)
+        values = np.empty([len(axis) for axis in points])
+        for index in np.ndindex(values.shape):
+            values[index] = cost_of([axis[i] for axis, i in zip(points, index, strict=True)])
+        tables[region.name] = (points, values)
+    return tables
+
+
+def built(model: nn.Module, inputs: tuple[Tensor, ...], step: int = 2) -> tuple[Analysis, Choices, SearchSpace]:
+    analysis = analyse(model, inputs)
+    choices = choose(analysis, step)
+    scores = score(analysis.graph, analysis.groups, "l2")
+    return analysis, choices, build_space(analysis, choices, scores, made_up_latency(analysis, choices))
+
+
+@functools.cache
+def specimen_space(name: str) -> tuple[Analysis, Choices, SearchSpace]:
+    torch.manual_seed(0)
+    specimen = next(s for s in ZOO if s.name == name)
+    return built(specimen.make().eval(), specimen.inputs())
+
+
+def random_selection(analysis: Analysis, space: SearchSpace, seed: int) -> Selection:
+    rng = np.random.default_rng(seed)
+    sizes = {d.name: int(rng.choice(space.options(d.name))) for d in space.dimensions}
+    removed = random_removed(analysis.blocks, rng, 0.3)
+    return normalise(space, Selection(sizes, tuple(removed)))
+
+
+def rewritten(analysis: Analysis, selection: Selection) -> nn.Module:
+    kept = {group.name: list(range(selection.sizes[group.name])) for group in analysis.groups}
+    return rewrite(analysis, kept, selection.removed_blocks)
+
+
+def counted_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Multiply-accumulates by hooks that look at real outputs."""
+    total = 0
+
+    def count(module: nn.Module, _: object, out: Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        total += weight.numel() * out.numel() // out.shape[1 if isinstance(module, nn.Conv2d) else -1]
+
+    handles = [
+        module.register_forward_hook(count) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    with torch.no_grad():
+        model(*inputs)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("specimen", ZOO, ids=str)
+def test_params_and_macs_are_those_of_the_rewritten_network(specimen: Specimen, seed: int) -> None:
+    analysis, _, space = specimen_space(specimen.name)
+    selection = random_selection(analysis, space, seed)
+    assert violations(space, selection) == []
+    slim = rewritten(analysis, selection)
+    costs = evaluate(space, selection)
+    assert costs["params"] == sum(parameter.numel() for parameter in slim.parameters())
+    if specimen.name not in READS_WHAT_IT_ADDS_TO:
+        assert costs["macs"] == pytest.approx(counted_macs(slim, specimen.inputs()), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", READS_WHAT_IT_ADDS_TO)
+def test_macs_of_a_layer_that_reads_what_it_adds_to(name: str) -> None:
+    analysis, _, space = specimen_space(name)
+    trunk = space.dimensions[0]
+    for size in trunk.sizes:
+        selection = Selection(space.dense().sizes | {trunk.name: size})
+        counted = counted_macs(rewritten(analysis, selection), (image(),))
+        assert evaluate(space, selection)["macs"] == pytest.approx(counted, rel=1e-12)
+
+
+def test_params_and_macs_of_a_deep_network() -> None:
+    torch.manual_seed(0)
+    inputs = (image(side=16),)
+    analysis, _, space = built(resnet56().eval(), inputs, step=4)
+    for seed in range(2):
+        selection = random_selection(analysis, space, seed)
+        slim = rewritten(analysis, selection)
+        costs = evaluate(space, selection)
+        assert costs["params"] == sum(parameter.numel() for parameter in slim.parameters())
+        assert costs["macs"] == pytest.approx(counted_macs(slim, inputs), rel=1e-12)
+
+
+@pytest.mark.parametrize("specimen", ZOO, ids=str)
+def test_dense_costs_are_those_of_the_network(specimen: Specimen) -> None:
+    analysis, _, space = specimen_space(specimen.name)
+    dense = evaluate(space, space.dense())
+    assert dense["params"] == sum(parameter.numel() for parameter in analysis.graph.module.parameters())
+    regions = sum(cost_of(region.dense_sizes) for region in analysis.regions)
+    assert dense["latency"] == pytest.approx(regions)
+
+
+@pytest.mark.parametrize("specimen", ZOO, ids=str)
+def test_latency_is_exact_at_the_measured_points(specimen: Specimen) -> None:
+    analysis, choices, space = specimen_space(specimen.name)
+    terms = space.costs["latency"].terms
+    assert [term.region for term in terms] == [region.name for region in analysis.regions]
+    for region, term in zip(analysis.regions, terms, strict=True):
+        points = table_points(analysis, choices, region, every_second)
+        assert tuple(axis.points for axis in term.axes) == points
+        for index in itertools.product(*(range(len(axis)) for axis in points)):
+            sizes = [axis[i] for axis, i in zip(points, index, strict=True)]
+            assert term.table[index] == pytest.approx(cost_of(sizes))
+        # And the sizes that a selection gives are where the table is read.
+        for selection in (space.dense(), Selection({d.name: d.sizes[0] for d in space.dimensions})):
+            at = [axis.size(selection.sizes) for axis in term.axes]
+            assert term.cost(selection.sizes) == pytest.approx(cost_of(at))
+
+
+@pytest.mark.parametrize("specimen", ZOO, ids=str)
+def test_axis_sizes_are_those_of_the_rewritten_tensors(specimen: Specimen) -> None:
+    analysis, _, space = specimen_space(specimen.name)
+    selection = random_selection(analysis, space, 5)
+    kept = {group.name: list(range(selection.sizes[group.name])) for group in analysis.groups}
+    slim = dict(rewrite(analysis, kept, ()).named_parameters())
+    for term in space.costs["params"].terms:
+        assert round(term.cost(selection.sizes)) == slim[term.region].numel()
+
+
+def test_tables_reach_from_the_smallest_option_to_the_dense_size() -> None:
+    analysis, choices, _ = specimen_space("dense_concat")
+    by_name = {region.name: region for region in analysis.regions}
+    # stem 8 and grow1 6 in steps of two: the concatenation has 2 + 2 to 8 + 6 channels.
+    assert table_points(analysis, choices, by_name["cat_1"], every_second)[0][:1] == (4,)
+    out, inp = table_points(analysis, choices, by_name["grow2"], every_second)
+    assert out == (2, 4, 6)
+    assert (inp[0], inp[-1]) == (4, 14)
+
+
+def test_the_number_of_points_depends_on_how_many_axes_vary() -> None:
+    analysis, choices, _ = specimen_space("plain_residual")
+    asked: list[tuple[int, int]] = []
+
+    def spy(size: int, count: int) -> tuple[int, ...]:
+        asked.append((size, count))
+        return (2, size)
+
+    by_name = {region.name: region for region in analysis.regions}
+    table_points(analysis, choices, by_name["stem.0"], spy)
+    table_points(analysis, choices, by_name["one.first.0"], spy)
+    assert asked == [(16, GRID_POINTS[1]), (12, GRID_POINTS[2]), (16, GRID_POINTS[2])]
+    held = replace(choices, held=frozenset({"stem.0"}))
+    assert table_points(analysis, held, by_name["stem.0"], spy) == ((16,),)
+    assert table_points(analysis, held, by_name["one.first.0"], spy) == ((2, 12), (16,))
+
+
+def test_importance_adds_up_the_most_important_units_first() -> None:
+    analysis, choices, space = specimen_space("plain_residual")
+    scores = score(analysis.graph, analysis.groups, "l2")
+    order = unit_order(scores, analysis.groups)
+    offered = {dimension.name: dimension for dimension in choices.dimensions}
+    for entry, term in zip(scores, space.importance, strict=True):
+        assert (term.layer, term.dim) == (entry.layer, entry.group)
+        kept = [entry.values[order[entry.group][:size]].sum() for size in offered[entry.group].sizes]
+        assert term.values == pytest.approx(kept)
+    assert importance(space, space.dense()) == pytest.approx(5.0)
+    assert importance(space, Selection(space.dense().sizes, ("one",))) == pytest.approx(3.0)
+
+
+def test_blocks_of_the_space() -> None:
+    _, _, space = specimen_space("nested_blocks")
+    assert space.blocks == (
+        Block("add_1"),
+        Block("inner", "add_1"),
+        Block("left"),
+        Block("left#2", "left"),
+        Block("right"),
+    )
+    assert space.exclusive == (("left", "right"),)
+    assert specimen_space("downsample")[2].exclusive == (("add", "shortcut"),)
+    inside = {term.region: term.block for term in space.costs["latency"].terms}
+    assert inside["inner.first.0"] == "inner"
+    assert inside["enter"] == "add_1"
+    assert inside["stem"] is None
+
+
+def test_only_chosen_blocks_are_in_the_space() -> None:
+    analysis, choices, _ = specimen_space("nested_blocks")
+    scores = score(analysis.graph, analysis.groups, "l2")
+
+    def space_of(*names: str) -> SearchSpace:
+        return build_space(analysis, replace(choices, blocks=frozenset(names)), scores, {})
+
+    assert space_of("inner").blocks == (Block("inner"),)
+    assert space_of("inner", "add_1").blocks == (Block("add_1"), Block("inner", "add_1"))
+    assert space_of("left#2", "right").blocks == (Block("left#2"), Block("right"))
+    assert space_of("left", "left#2").exclusive == ()
+    # Costs of a block that may not go are counted whatever is removed.
+    params = {term.region: term.block for term in space_of("right").costs["params"].terms}
+    assert params["left.weight"] is None
+    assert params["right.weight"] == "right"
+    assert space_of().blocks == ()
+
+
+def test_regions_of_an_inner_block_that_is_not_offered_go_with_the_outer_one() -> None:
+    analysis, choices, _ = specimen_space("nested_blocks")
+    scores = score(analysis.graph, analysis.groups, "l2")
+    space = build_space(analysis, replace(choices, blocks=frozenset({"add_1"})), scores, {})
+    params = {term.region: term.block for term in space.costs["params"].terms}
+    assert params["enter.weight"] == "add_1"
+    assert params["inner.first.0.weight"] == "add_1"
+
+
+def test_held_groups_keep_their_dense_size() -> None:
+    analysis, choices, _ = specimen_space("vgg")
+    held = replace(choices, held=frozenset({"features.3"}))
+    space = build_space(analysis, held, score(analysis.graph, analysis.groups, "l2"), {})
+    assert space.fixed == {"features.3": 6}
+    assert space.options("features.3") == (6,)
+    assert space.options("features.0") == (2, 4, 6, 8)
+    # Tables say nothing about sizes that cannot be.
+    axes = {term.region: [axis.points for axis in term.axes] for term in space.costs["params"].terms}
+    assert axes["features.3.weight"] == [(6,), (2, 8)]
+    assert axes["classifier.0.weight"] == [(2, 14), (54,)]
+
+
+def test_without_a_target_there_is_no_latency() -> None:
+    analysis, choices, _ = specimen_space("vgg")
+    space = build_space(analysis, choices, (), {})
+    assert set(space.costs) == {"params", "macs"}
+
+
+def test_the_constant_of_the_latency() -> None:
+    analysis, choices, space = specimen_space("vgg")
+    tables = made_up_latency(analysis, choices)
+    shifted = build_space(analysis, choices, (), tables, latency_constant=7.5)
+    assert shifted.costs["latency"].constant == 7.5
+    one, other = (evaluate(s, s.dense())["latency"] for s in (space, shifted))
+    assert other - one == pytest.approx(7.5)
+
+
+def test_spaces_have_a_json_form() -> None:
+    for name in ("nested_blocks", "grouped", "option_a"):
+        space = specimen_space(name)[2]
+        assert SearchSpace.from_json(space.to_json()) == space
+
+
+@pytest.mark.parametrize(
+    ("size", "step", "expected"),
+    [
+        (64, 8, (8, 16, 24, 32, 40, 48, 56, 64)),
+        (20, 8, (8, 16, 20)),
+        (8, 8, (8,)),
+        (5, 8, (5,)),
+        (9, 8, (8, 9)),
+        (3, 1, (1, 2, 3)),
+        (128, 8, (16, 32, 48, 64, 80, 96, 112, 128)),
+        (100, 8, (16, 32, 48, 64, 80, 96, 100)),
+        (2048, 8, (176, 352, 528, 704, 880, 1056, 1232, 1408, 1584, 1760, 1936, 2048)),
+    ],
+)
+def test_options_by_hand(size: int, step: int, expected: tuple[int, ...]) -> None:
+    assert option_sizes(size, step) == expected
+
+
+@pytest.mark.parametrize("most", [2, 5, MAX_OPTIONS])
+@pytest.mark.parametrize("step", [1, 4, 8, 32])
+def test_options_are_multiples_of_the_step_and_the_dense_size(step: int, most: int) -> None:
+    for size in range(1, 300, 7):
+        options = option_sizes(size, step, most)
+        assert options[-1] == size
+        assert all(option % step == 0 for option in options[:-1])
+        assert list(options) == sorted(set(options))
+        assert len(options) <= most
+
+
+class SharedFeed(nn.Module):
+    """One convolution that only two blocks read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.shared = nn.Conv2d(8, 6, 1)
+        self.a = conv_bn(6, 8)
+        self.b = conv_bn(6, 8)
+        self.head = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        fed = self.shared(x)
+        return self.head((x + self.a(fed)) + self.b(fed)).mean((2, 3))
+
+
+def test_what_two_removed_blocks_share_is_counted_as_if_it_stayed() -> None:
+    torch.manual_seed(0)
+    inputs = (image(side=4),)
+    analysis, _, space = built(SharedFeed().eval(), inputs)
+    assert [block.name for block in analysis.blocks.removable] == ["a", "a#2", "b"]
+    selection = normalise(space, Selection(space.dense().sizes, ("a#2", "b")))
+    slim = rewritten(analysis, selection)
+    shared = 8 * 6 + 6
+    assert evaluate(space, selection)["params"] == sum(parameter.numel() for parameter in slim.parameters()) + shared
+
+
+def test_smallest_reachable_sizes() -> None:
+    analysis, choices, _ = specimen_space("vgg")
+    by_dim = {g.dim: d for g, d in zip(analysis.groups, choices.dimensions, strict=True)}
+    flat = next(r for r in analysis.regions if r.name == "classifier.0").axes[1]
+    assert choices.smallest(flat, by_dim) == 2 * 9
+    assert replace(choices, held=frozenset({"features.3"})).smallest(flat, by_dim) == 54
+    assert choices.smallest(flat, {}) == 54
+    assert choices.dimensions[0] == Dimension("features.0", (2, 4, 6, 8))

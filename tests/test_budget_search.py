@@ -1,0 +1,462 @@
+"""Meeting a measured budget on a target whose times are a formula: no clocks, so every number is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdp_fx import budget_search
+from mdp_fx.analysis import analyse, choose
+from mdp_fx.budget_search import MISS, OVER, UNDER, BudgetSearch, Outcome, SolverOptions, selection_changes
+from mdp_fx.budgets import Budget
+from mdp_fx.errors import BudgetError
+from mdp_fx.latency import LatencyTable, Timing
+from mdp_fx.latency.network import KnownNetworks
+from mdp_fx.latency.targets import RegionSpec, Runner, Target
+from mdp_fx.latency.timing import Effort
+from mdp_fx.passes import minlp
+from mdp_fx.passes.build_space import Analysis
+from mdp_fx.passes.importance import LayerImportance, score
+from mdp_fx.passes.search_space import Selection
+from tests.latency.fakes import steady
+from tests.zoo import Head, Residual, conv_bn, image
+
+STEP = 2
+
+LEAST = 0.93
+"""Measured over asked latency that a network of a few layers can be expected to come up to."""
+
+
+class Stages(nn.Module):
+    """A stem and two stages of two residual blocks each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 16)
+        self.one = nn.Sequential(Residual(16, 24), Residual(16, 24))
+        self.widen = conv_bn(16, 32, stride=2)
+        self.two = nn.Sequential(Residual(32, 40), Residual(32, 40))
+        self.head = Head(32)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.two(F.relu(self.widen(self.one(F.relu(self.stem(x)))))))
+
+
+def work(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    """Seconds of a network: 1 us and 1 ns per multiply-accumulate for every convolution and linear layer."""
+    total = 0.0
+
+    def count(layer: nn.Module, _: object, out: Tensor) -> None:
+        nonlocal total
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        total += 1e-6 + 1e-9 * weight.numel() * out.numel() / out.shape[1 if isinstance(layer, nn.Conv2d) else -1]
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        module(*inputs)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+class FakeRunner(Runner):
+    """Knows its time."""
+
+    def __init__(self, seconds: float, open_runners: set[FakeRunner]) -> None:
+        self.seconds = seconds
+        self._open = open_runners
+        self._open.add(self)
+
+    def __call__(self) -> None:
+        raise AssertionError("nothing is timed by a clock")
+
+    def close(self) -> None:
+        self._open.discard(self)
+
+
+class WorkTarget(Target):
+    """Takes as long as there is work, a whole network `whole` of the work of its layers."""
+
+    name = "work"
+
+    def __init__(self, threads: int | None = None, whole: Callable[[float], float] = lambda seconds: seconds) -> None:
+        self.threads = threads or 1
+        self.alignment = 2
+        self.asked: list[tuple[int, ...]] = []
+        self.prepared: list[float] = []
+        self.open: set[FakeRunner] = set()
+        self._whole = whole
+
+    def fingerprint(self) -> str:
+        return "work"
+
+    def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
+        self.prepared.append(self._whole(work(module, inputs)))
+        return FakeRunner(self.prepared[-1], self.open)
+
+    def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
+        self.asked.append(sizes)
+        return steady(work(*region.build(sizes)) + 1e-8)
+
+
+def compare_fakes(runners: Mapping[str, Runner]) -> dict[str, Timing]:
+    found: dict[str, Timing] = {}
+    for name, runner in runners.items():
+        assert isinstance(runner, FakeRunner)
+        found[name] = steady(runner.seconds)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_search, "_compare", compare_fakes)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[LatencyTable]:
+    with LatencyTable(tmp_path / "t.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def analysed() -> tuple[Analysis, tuple[LayerImportance, ...], tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    inputs = (image(side=16, batch=1),)
+    analysis = analyse(Stages().eval(), inputs)
+    return analysis, score(analysis.graph, analysis.groups, "l1"), inputs
+
+
+Analysed = tuple[Analysis, tuple[LayerImportance, ...], tuple[Tensor, ...]]
+
+
+def search(analysed: Analysed, target: Target, table: LatencyTable, **options: Any) -> BudgetSearch:
+    analysis, importance, inputs = analysed
+    return BudgetSearch(
+        analysis,
+        choose(analysis, STEP),
+        importance,
+        target,
+        table,
+        inputs,
+        step=STEP,
+        options=SolverOptions(**{"gap": 1e-3, **options}),
+        stage=lambda _: None,
+    )
+
+
+def dense_time(analysed: Analysed) -> float:
+    analysis, _, inputs = analysed
+    return work(analysis.graph.module, inputs[:1])
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("share", [0.7, 0.5, 0.3])
+def test_the_measured_latency_meets_the_budget(share: float, analysed: Analysed, table: LatencyTable) -> None:
+    target = WorkTarget()
+    outcome = search(analysed, target, table).run(Budget(share=share), {})
+    assert outcome.asked_s == pytest.approx(share * dense_time(analysed))
+    assert LEAST <= outcome.ratio <= OVER
+    assert outcome.slim.median_s == pytest.approx(work(outcome.module, analysed[2]))
+    # Regions at their exact sizes say what the network takes.
+    assert outcome.predicted_s == pytest.approx(outcome.slim.median_s, rel=1e-3)
+    assert outcome.dense_sum_s == pytest.approx(dense_time(analysed), rel=1e-3)
+    assert 1 <= outcome.rounds <= 3
+    assert target.open == set()
+
+
+def test_an_absolute_budget_counts_in_seconds(analysed: Analysed, table: LatencyTable) -> None:
+    wanted = 0.6 * dense_time(analysed)
+    outcome = search(analysed, WorkTarget(), table).run(Budget(amount=wanted), {})
+    assert outcome.asked_s == wanted
+    assert LEAST * wanted <= outcome.slim.median_s <= OVER * wanted
+
+
+def test_the_most_important_units_are_kept(analysed: Analysed, table: LatencyTable) -> None:
+    analysis, importance, _ = analysed
+    outcome = search(analysed, WorkTarget(), table).run(Budget(share=0.5), {})
+    assert selection_changes(outcome.selection, analysis)
+    for group in analysis.groups:
+        worth = sum((entry.values for entry in importance if entry.group == group.name), np.zeros(group.size))
+        kept = outcome.kept[group.name]
+        assert len(kept) == outcome.selection.sizes[group.name]
+        assert kept == sorted(kept)
+        left_out = set(range(group.size)) - set(kept)
+        assert not left_out or worth[kept].min() >= worth[sorted(left_out)].max()
+
+
+SLOWER_WHEN_SLIM: dict[str, Callable[[float, float], float]] = {
+    "a constant beside the regions": lambda seconds, dense: 0.2 * dense + 0.8 * seconds,
+    "slim networks are slower than their regions": lambda s, dense: s * (1 + 0.25 * (1 - s / dense)),
+    "slim networks are faster than their regions": lambda s, dense: s * (1 - 0.2 * (1 - s / dense)),
+}
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+@pytest.mark.parametrize("bias", SLOWER_WHEN_SLIM)
+def test_a_biased_table_is_corrected_within_three_rounds(
+    bias: str, share: float, analysed: Analysed, table: LatencyTable
+) -> None:
+    dense = dense_time(analysed)
+    target = WorkTarget(whole=lambda seconds: SLOWER_WHEN_SLIM[bias](seconds, dense))
+    outcome = search(analysed, target, table).run(Budget(share=share), {})
+    # The first prepared network is the dense one, then one for each round.
+    first = target.prepared[1] / (share * dense)
+    assert not UNDER <= first <= OVER
+    assert 1 < outcome.rounds <= len(target.prepared) - 1 <= 3
+    assert LEAST <= outcome.ratio <= OVER
+    assert target.open == set()
+
+
+def test_known_networks_spare_a_round(analysed: Analysed, table: LatencyTable) -> None:
+    dense = dense_time(analysed)
+
+    def whole(seconds: float) -> float:
+        return 0.2 * dense + 0.8 * seconds
+
+    target = WorkTarget(whole=whole)
+    first = search(analysed, target, table).run(Budget(share=0.5), {})
+    missed = target.prepared[1] / (0.5 * dense)
+    assert first.rounds > 1
+    target = WorkTarget(whole=whole)
+    known = KnownNetworks(analysed[0].regions, target, table)
+    assert known.nearest(0.5 * dense) == pytest.approx((work(first.module, analysed[2]), first.slim.low_s), rel=1e-2)
+    again = search(analysed, target, table).run(Budget(share=0.5), {})
+    assert again.rounds == 1
+    assert LEAST <= again.ratio <= OVER
+    assert abs(target.prepared[1] / (0.5 * dense) - 1) < 0.5 * abs(missed - 1)
+    assert (again.regions_measured, again.regions_cached) == (0, first.regions_measured + first.regions_cached)
+    assert again.calibration is not None
+    assert again.calibration.offset_s == pytest.approx(0.2 * dense, rel=0.05)
+
+
+def scripted(ratios: Sequence[float], asked_s: float) -> Callable[[Mapping[str, Runner]], dict[str, Timing]]:
+    """Measured times of the rounds, whatever was built."""
+    left = list(ratios)
+
+    def compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:
+        found = compare_fakes(runners)
+        if "slim" in found:
+            found["slim"] = steady(left.pop(0) * asked_s)
+        return found
+
+    return compare
+
+
+def distance(outcome: Outcome) -> float:
+    """Above the budget counts three times; a prediction that is off by more than it may counts too."""
+    above = outcome.ratio > OVER
+    return (3 if above else 1) * abs(outcome.ratio - 1) + max(0.0, outcome.miss - MISS)
+
+
+@pytest.mark.parametrize(
+    "ratios",
+    [(0.80, 0.90, 0.85), (0.90, 1.05, 0.80), (1.20, 1.10, 1.05), (1.03, 0.80, 1.10), (0.90, 0.90, 0.90)],
+)
+def test_the_best_of_three_rounds_is_returned(
+    ratios: tuple[float, ...], analysed: Analysed, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Outcome] = []
+
+    def record(**fields: Any) -> Outcome:
+        made.append(Outcome(**fields))
+        return made[-1]
+
+    monkeypatch.setattr(budget_search, "Outcome", record)
+    monkeypatch.setattr(budget_search, "_compare", scripted(ratios, 0.6 * dense_time(analysed)))
+    outcome = search(analysed, WorkTarget(), table).run(Budget(share=0.6), {})
+    assert [each.ratio for each in made] == pytest.approx(ratios)
+    assert [each.rounds for each in made] == [1, 2, 3]
+    assert outcome is min(made, key=distance)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        # (measured over asked, predicted over measured)
+        ((0.90, 1.0), (0.80, 1.0)),
+        ((1.01, 1.0), (0.98, 1.0)),
+        ((0.90, 1.0), (1.05, 1.0)),
+        ((1.05, 1.0), (0.80, 1.0)),
+        ((0.99, 1.0), (0.99, 1.2)),
+        ((0.99, 0.8), (0.99, 0.7)),
+        ((0.95, 1.0), (1.00, 1.3)),
+    ],
+)
+def test_which_of_two_rounds_is_better(
+    better: tuple[float, float], worse: tuple[float, float], analysed: Analysed, table: LatencyTable
+) -> None:
+    some = search(analysed, WorkTarget(), table).run(None, {"params": Budget(share=0.9)})
+
+    def outcome(ratio: float, off: float) -> Outcome:
+        return replace(some, asked_s=1.0, slim=steady(ratio), predicted_s=off * ratio)
+
+    assert budget_search._better(outcome(*better), outcome(*worse))
+    assert not budget_search._better(outcome(*worse), outcome(*better))
+    assert not budget_search._better(outcome(*better), outcome(*better))
+
+
+def test_a_round_that_hits_by_luck_is_not_the_last(
+    analysed: Analysed, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first round is predicted at 85 % at most, so a measured 100 % says that the model is wrong.
+    monkeypatch.setattr(budget_search, "AIM", 0.85)
+    monkeypatch.setattr(budget_search, "_compare", scripted((1.0, 0.9, 0.9), 0.6 * dense_time(analysed)))
+    target = WorkTarget()
+    search(analysed, target, table).run(Budget(share=0.6), {})
+    assert len(target.prepared) - 1 > 1
+
+
+@pytest.mark.parametrize("ratio", [0.8, 1.5])
+def test_when_nothing_comes_closer_a_round_within_the_budget_counts(
+    ratio: float, analysed: Analysed, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def solve_once(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise BudgetError("no structure comes closer", {"latency": 1e6})
+        return minlp.solve(*arguments, **options)
+
+    monkeypatch.setattr(budget_search, "solve", solve_once)
+    monkeypatch.setattr(budget_search, "_compare", scripted((ratio,), 0.6 * dense_time(analysed)))
+    target = WorkTarget()
+    budgeted = search(analysed, target, table)
+    if ratio <= OVER:
+        outcome = budgeted.run(Budget(share=0.6), {})
+        assert (outcome.rounds, calls) == (1, 2)
+        assert outcome.ratio == pytest.approx(ratio)
+    else:
+        with pytest.raises(BudgetError, match=r"^the latency budget of .* cannot be met: the smallest reachable is "):
+            budgeted.run(Budget(share=0.6), {})
+    assert target.open == set()
+
+
+def test_an_impossible_latency_states_the_smallest(analysed: Analysed, table: LatencyTable) -> None:
+    target = WorkTarget()
+    with pytest.raises(
+        BudgetError, match=r"^the latency budget of .* cannot be met: the smallest reachable is "
+    ) as caught:
+        search(analysed, target, table).run(Budget(share=0.001), {})
+    text = str(caught.value)
+    smallest = float(text.rpartition("smallest reachable is ")[2].partition(" ms")[0])
+    assert "\n" not in text
+    assert 0.001 * dense_time(analysed) < smallest * 1e-3 < 0.3 * dense_time(analysed)
+    assert target.open == set()
+    # What the message promises can be had.
+    outcome = search(analysed, WorkTarget(), table).run(Budget(amount=1.02 * smallest * 1e-3), {})
+    assert outcome.slim.median_s <= OVER * 1.02 * smallest * 1e-3
+
+
+def test_a_latency_above_the_dense_one_is_refused(analysed: Analysed, table: LatencyTable) -> None:
+    dense = dense_time(analysed)
+    target = WorkTarget()
+    message = (
+        rf"^the latency budget of {2e3 * dense:.4g} ms is above the {1e3 * dense:.4g} ms of the dense network on work: "
+        r"nothing needs pruning$"
+    )
+    with pytest.raises(BudgetError, match=message):
+        search(analysed, target, table).run(Budget(amount=2 * dense), {})
+    assert target.open == set()
+    assert len(target.prepared) == 1
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+@pytest.mark.parametrize("what", ["params", "macs"])
+def test_a_budget_of_parameters_or_macs_needs_no_tables(
+    what: str, share: float, analysed: Analysed, table: LatencyTable
+) -> None:
+    target = WorkTarget()
+    outcome = search(analysed, target, table).run(None, {what: Budget(share=share)})
+    assert target.asked == []
+    assert (outcome.asked_s, outcome.predicted_s, outcome.calibration, outcome.dense_sum_s) == (None, None, None, None)
+    assert (outcome.rounds, outcome.ratio) == (1, 0.0)
+    dense = analysed[0].graph.module
+    counts = {
+        "params": parameters(outcome.module) / parameters(dense),
+        "macs": (outcome.slim.median_s - 1e-6 * layers(outcome.module))
+        / (outcome.dense.median_s - 1e-6 * layers(dense)),
+    }
+    assert 0.9 * share <= counts[what] <= share * (1 + 1e-9)
+    assert target.open == set()
+
+
+def layers(module: nn.Module) -> int:
+    return sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in module.modules())
+
+
+def test_several_budgets_hold_together(analysed: Analysed, table: LatencyTable) -> None:
+    outcome = search(analysed, WorkTarget(), table).run(Budget(share=0.7), {"params": Budget(share=0.3)})
+    assert parameters(outcome.module) <= 0.3 * parameters(analysed[0].graph.module)
+    assert outcome.slim.median_s <= OVER * 0.7 * outcome.dense.median_s
+    amount = 0.5 * parameters(analysed[0].graph.module)
+    outcome = search(analysed, WorkTarget(), table).run(None, {"params": Budget(amount=amount)})
+    assert parameters(outcome.module) <= amount
+
+
+def test_impossible_parameters_state_the_smallest(analysed: Analysed, table: LatencyTable) -> None:
+    target = WorkTarget()
+    with pytest.raises(BudgetError, match=r"^the params budget of .* cannot be met: the smallest is [\d,]+ params \("):
+        search(analysed, target, table).run(None, {"params": Budget(amount=10.0)})
+    assert target.open == set()
+
+
+@pytest.mark.parametrize("method", ["mdp", "mgp", "mdlm", "halp", "uniform"])
+def test_every_method_stays_within_the_budget(method: str, analysed: Analysed, table: LatencyTable) -> None:
+    outcome = search(analysed, WorkTarget(), table, method=method).run(Budget(share=0.6), {})
+    assert outcome.certificate.method == method
+    assert outcome.ratio <= OVER
+    if method in ("mdlm", "halp", "uniform"):
+        assert outcome.selection.removed_blocks == ()
+
+
+def test_stages_are_told_in_order(analysed: Analysed, table: LatencyTable) -> None:
+    analysis, importance, inputs = analysed
+    told: list[str] = []
+    measured: list[tuple[int, int, str]] = []
+    BudgetSearch(
+        analysis,
+        choose(analysis, 8),
+        importance,
+        WorkTarget(),
+        table,
+        inputs,
+        step=8,
+        options=SolverOptions(gap=0.05),
+        stage=told.append,
+        progress=lambda *call: measured.append(call),
+    ).run(Budget(share=0.5), {})
+    assert told[:3] == ["prepare the dense network", "measure cost regions", "time the dense network"]
+    assert told[3:7] == ["solve", "measure the chosen regions", "rewrite", "time dense and slim in turn"]
+    assert measured[-1][0] == measured[-1][1] > 10
+
+
+def test_a_selection_that_changes_something(analysed: Analysed) -> None:
+    analysis = analysed[0]
+    dense = {group.name: group.size for group in analysis.groups}
+    assert not selection_changes(Selection(dense), analysis)
+    assert selection_changes(Selection(dense | {"stem.0": 8}), analysis)
+    assert selection_changes(Selection(dense, ("one.0",)), analysis)
+
+
+def test_the_certificate_is_about_the_selection(analysed: Analysed, table: LatencyTable) -> None:
+    outcome: Outcome = search(analysed, WorkTarget(), table).run(Budget(share=0.5), {})
+    certificate = outcome.certificate
+    assert certificate.costs["params"] == parameters(outcome.module)
+    assert certificate.costs["latency"] <= certificate.budgets["latency"] * (1 + 1e-9)
+    assert certificate.bound is not None
+    assert certificate.bound >= certificate.objective
