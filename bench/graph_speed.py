@@ -22,10 +22,10 @@ import torchvision
 from torch import nn
 
 from bench.common import save
-from mdp_fx.analysis import FRONT_END, REWRITES
 from mdp_fx.passes.base import Compilation, run_passes
 from mdp_fx.passes.channel_groups import FindChannelGroups
 from mdp_fx.passes.residual_blocks import FindResidualBlocks
+from mdp_fx.pipeline import FRONT_END, REWRITES
 
 NETWORKS = {"resnet50": 5, "densenet121": 3, "densenet201": 1}
 

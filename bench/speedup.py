@@ -26,11 +26,11 @@ from torch import nn
 
 from bench.common import load, save
 from bench.resnet_cifar import resnet56
-from mdp_fx.analysis import analyse, rewrite
+from mdp_fx.api import bench, prune
 from mdp_fx.graph.verify import WithoutBlocks, zeroed_copy
 from mdp_fx.passes.drop_blocks import chosen_blocks
 from mdp_fx.passes.slice_channels import unit_masks
-from mdp_fx.pipeline import bench, prune
+from mdp_fx.pipeline import analyse, rewrite
 from mdp_fx.recipe import Recipe
 
 BUDGETS = (0.7, 0.5, 0.3)

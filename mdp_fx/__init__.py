@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mdp_fx.api import PruneResult, apply, bench, diff, inspect, load, profile, prune, save
     from mdp_fx.checkpoint import SlimCheckpoint, load_slim
     from mdp_fx.errors import MdpFxError
     from mdp_fx.exporters.onnx_export import export_onnx
-    from mdp_fx.pipeline import PruneResult, apply, bench, diff, inspect, load, profile, prune, save
     from mdp_fx.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -22,19 +22,19 @@ __version__ = "0.1.0"
 # Where each public name lives: importing mdp_fx alone must not import torch.
 _HOMES = {
     "MdpFxError": "mdp_fx.errors",
-    "PruneResult": "mdp_fx.pipeline",
+    "PruneResult": "mdp_fx.api",
     "Recipe": "mdp_fx.recipe",
     "SlimCheckpoint": "mdp_fx.checkpoint",
-    "apply": "mdp_fx.pipeline",
-    "bench": "mdp_fx.pipeline",
-    "diff": "mdp_fx.pipeline",
+    "apply": "mdp_fx.api",
+    "bench": "mdp_fx.api",
+    "diff": "mdp_fx.api",
     "export_onnx": "mdp_fx.exporters.onnx_export",
-    "inspect": "mdp_fx.pipeline",
-    "load": "mdp_fx.pipeline",
+    "inspect": "mdp_fx.api",
+    "load": "mdp_fx.api",
     "load_slim": "mdp_fx.checkpoint",
-    "profile": "mdp_fx.pipeline",
-    "prune": "mdp_fx.pipeline",
-    "save": "mdp_fx.pipeline",
+    "profile": "mdp_fx.api",
+    "prune": "mdp_fx.api",
+    "save": "mdp_fx.api",
 }
 
 __all__ = [

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import fx
 
-from mdp_fx.analysis import rewrite
 from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError
 from mdp_fx.graph.axes import Dim
@@ -19,10 +18,12 @@ from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
 from mdp_fx.passes.base import Stage
-from mdp_fx.passes.build_space import Analysis, Choices, build_space, unit_order
+from mdp_fx.passes.build_space import build_space, unit_order
+from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.importance import LayerImportance
 from mdp_fx.passes.minlp import Certificate, solve
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate
+from mdp_fx.pipeline import rewrite
 
 _log = logging.getLogger(__name__)
 

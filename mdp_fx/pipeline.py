@@ -1,360 +1,126 @@
-"""The pipeline: prune, apply, inspect, profile, bench. Each stage can also be called alone."""
+"""The pipeline: the passes in order, and running them."""
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import copy
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
-from mdp_fx.analysis import Stopwatch, analyse, as_inputs, choose, rewrite
-from mdp_fx.budget_search import BudgetSearch, Outcome, SolverOptions
-from mdp_fx.budgets import Budget, parse_budget
-from mdp_fx.checkpoint import load_slim, save_slim
-from mdp_fx.errors import RecipeError
-from mdp_fx.example_inputs import random_inputs, recipe_types
-from mdp_fx.latency.measuring import compare
-from mdp_fx.latency.network import exact_sum, region_tables
-from mdp_fx.latency.tables import LatencyTable
-from mdp_fx.latency.targets import get_target
-from mdp_fx.model_source import check_finite
-from mdp_fx.passes.base import Stage, batch_of, silent
-from mdp_fx.passes.build_space import Analysis
-from mdp_fx.passes.importance import Loss, score
-from mdp_fx.recipe import Recipe, fingerprint
-from mdp_fx.report.diff import Diff
-from mdp_fx.report.diff import diff as compare_networks
-from mdp_fx.report.facts import (
-    BenchRow,
-    Inspection,
-    Profile,
-    PruneReport,
-    RegionRow,
-)
-from mdp_fx.run_report import inspection, prune_report
+from mdp_fx.errors import InputError, ParityError
+from mdp_fx.exporters.parity import compare
+from mdp_fx.passes.base import Compilation, Pass, Stage, batch_of, run_passes, silent
+from mdp_fx.passes.channel_groups import FindChannelGroups
+from mdp_fx.passes.choices import Analysis
+from mdp_fx.passes.cost_regions import FindCostRegions
+from mdp_fx.passes.drop_blocks import DropBlocks
+from mdp_fx.passes.front_end import InferAxisTypes, TraceModel
+from mdp_fx.passes.normalize import Normalize
+from mdp_fx.passes.residual_blocks import FindResidualBlocks
+from mdp_fx.passes.slice_channels import SliceChannels, slice_channels
 
-MeasureProgress = Callable[[int, int, str], None]
+FRONT_END: tuple[Pass, ...] = (TraceModel(), Normalize(), InferAxisTypes())
+ANALYSES: tuple[Pass, ...] = (FindChannelGroups(), FindResidualBlocks(), FindCostRegions())
+REWRITES: tuple[Pass, ...] = (SliceChannels(), DropBlocks())
 
 
-@dataclass(frozen=True)
-class PruneResult:
-    """What `prune` returns.
-
-    Attributes:
-        module: the slim network, in eval mode.
-        recipe: what was kept and removed; `apply` repeats it on the same dense network.
-        report: the facts of the run.
-    """
-
-    module: fx.GraphModule
-    recipe: Recipe
-    report: PruneReport
+def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
+    """Example inputs as positional arguments; a single tensor may be given bare."""
+    return tuple(example_inputs) if isinstance(example_inputs, list | tuple) else (example_inputs,)
 
 
-def prune(
-    model: nn.Module,
-    example_inputs: Any,
-    *,
-    latency: str | float | Budget | None = None,
-    params: str | float | Budget | None = None,
-    macs: str | float | Budget | None = None,
-    target: str = "onnxruntime:cpu",
-    threads: int | None = None,
-    method: str = "mdp",
-    importance: str | None = None,
-    data: Iterable[Any] | None = None,
-    loss: Loss | None = None,
-    step: int = 8,
-    keep: Sequence[str] = (),
-    only: Sequence[str] = (),
-    seed: int = 0,
-    gap: float = 1e-3,
-    time_limit: float = 20.0,
-    name: str | None = None,
-    pretrained: bool = True,
-    stage: Stage = silent,
-    progress: MeasureProgress | None = None,
-) -> PruneResult:
-    """Prunes a network to a measured latency.
+def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> Analysis:
+    """Runs every analysis pass.
 
     Args:
-        model: the trained dense network; left unchanged.
-        example_inputs: a tensor, or the positional arguments of its forward; axis 0 is the batch that counts.
-        latency: "50%" of the dense latency, "12.5ms", or a share as a number; 50 % where no budget is given.
-        params: budget of parameters: "60%", "4M", or a share.
-        macs: budget of multiply-accumulates, likewise.
-        target: where latency counts: "onnxruntime:cpu" or "torch:cpu".
-        threads: CPU threads of the target, None for one per physical core.
-        method: "mdp", "mgp", "mdlm", "halp" or "uniform".
-        importance: "taylor" (default with data), "l2" (default without), "l1", "bn", "random".
-        data: batches of (inputs, targets), for taylor.
-        loss: of (outputs, targets), cross-entropy by default.
-        step: channel step.
-        keep: patterns of module names to leave alone.
-        only: patterns of module names to prune.
-        seed: of everything random.
-        gap: relative optimality gap the solver may stop at.
-        time_limit: seconds for each call of the solver.
-        name: of the model, for the report.
-        pretrained: False adds a warning that the weights are random.
-        stage: called with the name of each stage as it starts.
-        progress: called with (done, total, text) while measuring.
-
-    Raises:
-        MdpFxError: one line that says what, where and what to do.
+        model: the dense network, left unchanged.
+        example_inputs: positional arguments of its forward; axis 0 is the batch that latency is asked for.
+        stage: called with the name of each pass as it starts.
     """
-    budgets = _budgets(latency, params, macs)
-    kind = importance or ("taylor" if data is not None else "l2")
+    if not isinstance(model, nn.Module):
+        msg = f"the model must be a torch.nn.Module, not {type(model).__name__}"
+        raise InputError(msg)
     inputs = as_inputs(example_inputs)
-    device = get_target(target, threads)
-    watch = Stopwatch(stage)
-    analysis = analyse(model, inputs, stage=watch)
-    check_finite(model)
-    choices = choose(analysis, step, keep, only)
-    watch("score importance")
-    scores = score(
-        analysis.graph,
-        analysis.groups,
-        kind,
-        model=model,
-        data=data,
-        loss=loss,
-        seed=seed,
-        progress=progress,
-    )
-    with LatencyTable() as table:
-        search = BudgetSearch(
-            analysis,
-            choices,
-            scores,
-            device,
-            table,
-            inputs,
-            step=step,
-            options=SolverOptions(method, gap, time_limit, seed),
-            stage=watch,
-            progress=progress,
-        )
-        outcome = search.run(budgets.get("latency"), {k: v for k, v in budgets.items() if k != "latency"})
-    watch("")
-    recipe = _recipe(model, analysis, outcome, kind, step, inputs, device.name)
-    report = prune_report(
-        name or type(model).__name__,
-        analysis,
-        outcome,
-        device,
-        importance=kind,
-        batch=batch_of(inputs),
-        has_data=data is not None,
-        pretrained=pretrained,
-        seconds=watch.seconds,
-    )
-    return PruneResult(outcome.module, recipe, report)
+    if batch_of(inputs) == 0:
+        msg = "the example inputs hold an empty batch: give at least one example"
+        raise InputError(msg)
+    asked = Compilation(model, inputs)
+    state = run_passes(FRONT_END, asked, stage=stage)
+    assert state.traced is not None
+    assert state.graph is not None
+    if state.traced.batch is not None and not _batch_is_open(state):
+        # Something ties the batch to a constant: it must be the user's batch then, not the doubled one.
+        state = run_passes((TraceModel(open_batch=False), *FRONT_END[1:]), asked, stage=stage)
+    state = run_passes(ANALYSES, state, stage=stage)
+    assert state.graph is not None
+    assert state.groups is not None
+    assert state.blocks is not None
+    assert state.regions is not None
+    return Analysis(state.graph, state.groups, state.blocks, state.regions)
 
 
-def _budgets(
-    latency: str | float | Budget | None, params: str | float | Budget | None, macs: str | float | Budget | None
-) -> dict[str, Budget]:
-    given = {"latency": latency, "params": params, "macs": macs}
-    if all(value is None for value in given.values()):
-        given["latency"] = "50%"
-    return {what: parse_budget(value, what) for what, value in given.items() if value is not None}
+def _batch_is_open(state: Compilation) -> bool:
+    """Whether the graph takes any batch: its types say so, and a batch of one gives what the model gives.
 
-
-def _recipe(
-    model: nn.Module,
-    analysis: Analysis,
-    outcome: Outcome,
-    importance: str,
-    step: int,
-    inputs: tuple[Any, ...],
-    target: str,
-) -> Recipe:
-    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
-    budgets = dict(outcome.certificate.budgets)
-    predicted = dict(outcome.certificate.costs)
-    if outcome.asked_s is not None and outcome.predicted_s is not None:
-        budgets["latency"], predicted["latency"] = outcome.asked_s, outcome.predicted_s
-    return Recipe(
-        kept=outcome.kept,
-        removed_blocks=list(outcome.selection.removed_blocks),
-        group_sizes={group.name: group.size for group in analysis.groups},
-        method=outcome.certificate.method,
-        target=target,
-        budgets=budgets,
-        predicted=predicted,
-        certificate=outcome.certificate.to_json(),
-        importance=importance,
-        step=step,
-        input_shapes=[list(value.shape) for value in tensors],
-        input_dtypes=[str(value.dtype).removeprefix("torch.") for value in tensors],
-        fingerprint=fingerprint(model),
-        versions=versions(),
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions of mdp-fx and the libraries that decide what it does."""
-    from importlib import metadata
-
-    found = {"mdp-fx": _package_version(), "torch": torch.__version__}
-    for package in ("onnx", "onnxruntime", "onnxruntime-gpu", "highspy", "pyomo", "torchvision", "timm"):
+    That is run only where the forward looked at sizes: numbers that it made of the batch's size are baked in.
+    """
+    assert state.traced is not None
+    assert state.graph is not None
+    if state.graph.batch is None or not state.traced.reads_batch:
+        return state.graph.batch is not None
+    single = pytree.tree_map(lambda leaf: leaf[:1] if isinstance(leaf, torch.Tensor) else leaf, state.inputs)
+    network = slice_channels(state.graph, {})
+    with torch.no_grad():
+        expected = copy.deepcopy(state.model).eval()(*copy.deepcopy(single))
         try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+            found = fx.Interpreter(network).run(*copy.deepcopy(single))
+            compare(expected, found)
+        except (ParityError, RuntimeError, ValueError, IndexError, TypeError):
+            return False
+    numbers = [[leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, int)] for value in (expected, found)]
+    return numbers[0] == numbers[1]
 
 
-def _package_version() -> str:
-    import mdp_fx
-
-    return str(mdp_fx.__version__)
-
-
-def apply(model: nn.Module, recipe: Recipe, example_inputs: Any | None = None) -> fx.GraphModule:
-    """Applies a recipe to the dense network it was made for.
-
-    Args:
-        model: the dense network.
-        recipe: from `prune` or a file.
-        example_inputs: inputs to trace with; random ones of the recipe's shapes by default.
+def rewrite(
+    analysis: Analysis, kept: Mapping[str, Sequence[int]], removed_blocks: Sequence[str], *, training: bool = False
+) -> fx.GraphModule:
+    """The slim network: kept units sliced, removed blocks dropped.
 
     Raises:
-        RecipeError: the recipe belongs to other weights or another network.
+        RecipeError: units or blocks that this network does not have.
     """
-    if recipe.fingerprint != fingerprint(model):
-        msg = "the recipe belongs to another model: the weights it was made for have another fingerprint"
-        raise RecipeError(msg)
-    inputs = example_inputs
-    if inputs is None:
-        inputs = random_inputs(recipe.input_shapes, recipe_types(recipe))
-    return rewrite(analyse(model, inputs), recipe.kept, recipe.removed_blocks, training=model.training)
-
-
-def save(result: PruneResult, path: str | os.PathLike[str]) -> None:
-    """Writes a pruning result as slim.pt; `load` reads it in any process.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    save_slim(path, result.module, result.recipe, result.report.to_json())
-
-
-def load(path: str | os.PathLike[str]) -> fx.GraphModule:
-    """The slim network in a slim.pt: trainable, on the CPU, in eval mode; the original class is not needed.
-
-    `load_slim` also returns its recipe and report.
-
-    Raises:
-        ModelError: it is no slim.pt of ours.
-    """
-    return load_slim(path).module
-
-
-def diff(
-    a: nn.Module,
-    b: nn.Module,
-    example_inputs: Any,
-    *,
-    target: str | None = None,
-    threads: int | None = None,
-    progress: MeasureProgress | None = None,
-) -> Diff:
-    """Compares two networks module by module; with a target also by predicted latency."""
-    inputs = as_inputs(example_inputs)
-    if target is None:
-        return compare_networks(a, b, inputs)
-    device = get_target(target, threads)
-    with LatencyTable() as table:
-        sides = [
-            exact_sum(analyse(network, inputs).regions, lambda dim: dim.size, device, table, progress)
-            for network in (a, b)
-        ]
-    return compare_networks(a, b, inputs, latency=(sides[0], sides[1]))
-
-
-def inspect(model: nn.Module, example_inputs: Any, *, name: str | None = None) -> Inspection:
-    """Says what of a network can be pruned, and why the rest cannot."""
-    return inspection(analyse(model, example_inputs), name or type(model).__name__)
-
-
-def profile(
-    model: nn.Module,
-    example_inputs: Any,
-    *,
-    target: str = "onnxruntime:cpu",
-    threads: int | None = None,
-    step: int = 8,
-    name: str | None = None,
-    stage: Stage = silent,
-    progress: MeasureProgress | None = None,
-) -> Profile:
-    """Measures the latency tables that pruning a network needs, and says where its time goes."""
-    inputs = as_inputs(example_inputs)
-    device = get_target(target, threads)
-    analysis = analyse(model, inputs, stage=stage)
-    stage("measure cost regions")
-    with LatencyTable() as table:
-        tables = region_tables(analysis, choose(analysis, step), device, table, step=step, progress=progress)
-        seconds = exact_sum(analysis.regions, lambda dim: dim.size, device, table)
-        where = str(table.path)
-    stage("time the dense network")
-    runner = device.prepare(rewrite(analysis, {}, ()), inputs)
-    dense_s = compare({"dense": runner})["dense"].median_s
-    runner.close()
-    total = sum(seconds.values())
-    return Profile(
-        model=name or type(model).__name__,
-        target=device.name,
-        device=device.fingerprint(),
-        dense_ms=1e3 * dense_s,
-        sum_ms=1e3 * total,
-        calibration=dense_s / total,
-        regions=tuple(
-            RegionRow(
-                region.name,
-                region.key.split(" ")[0],
-                1e3 * seconds[region.name],
-                seconds[region.name] / total,
-                round(region.macs(region.dense_sizes)),
-            )
-            for region in analysis.regions
-        ),
-        regions_measured=tables.measured,
-        regions_cached=tables.cached,
-        table=where,
+    state = Compilation(
+        analysis.graph.module,
+        analysis.graph.example_inputs,
+        graph=analysis.graph,
+        groups=analysis.groups,
+        blocks=analysis.blocks,
+        kept=kept,
+        removed_blocks=removed_blocks,
     )
+    slim = run_passes(REWRITES, state).slim
+    assert slim is not None
+    return slim.train(training)
 
 
-def bench(
-    models: Mapping[str, nn.Module],
-    example_inputs: Any,
-    *,
-    target: str = "onnxruntime:cpu",
-    threads: int | None = None,
-) -> tuple[BenchRow, ...]:
-    """Times networks in turn on a target; ratios are over the first one."""
-    inputs = as_inputs(example_inputs)
-    device = get_target(target, threads)
-    runners = {name: device.prepare(model.eval(), inputs) for name, model in models.items()}
-    timings = compare(runners)
-    for runner in runners.values():
-        runner.close()
-    first = next(iter(timings.values())).median_s
-    batch = batch_of(inputs)
-    return tuple(
-        BenchRow(
-            name,
-            1e3 * timing.median_s,
-            1e3 * timing.p90_s,
-            timing.runs,
-            batch / timing.median_s if timing.median_s else math.inf,
-            timing.median_s / first,
-        )
-        for name, timing in timings.items()
-    )
+class Stopwatch:
+    """Seconds per stage, in order."""
+
+    def __init__(self, forward: Stage) -> None:
+        self.seconds: dict[str, float] = {}
+        self._forward = forward
+        self._name = ""
+        self._since = 0.0
+
+    def __call__(self, name: str) -> None:
+        """Ends the stage before and starts `name`."""
+        now = time.perf_counter()
+        if self._name:
+            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name, now
+        if name:
+            self._forward(name)

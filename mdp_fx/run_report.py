@@ -9,8 +9,8 @@ from torch import nn
 from mdp_fx.budget_search import Outcome
 from mdp_fx.graph.axes import free_dims
 from mdp_fx.latency.targets import Target
-from mdp_fx.passes.build_space import Analysis
 from mdp_fx.passes.channel_groups import find_frozen
+from mdp_fx.passes.choices import Analysis
 from mdp_fx.report.facts import BlockRow, Change, FrozenRow, GroupRow, Inspection, LatencyFacts, PruneReport
 
 LOW_SHARE = 0.2

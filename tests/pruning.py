@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from mdp_fx.analysis import analyse, rewrite
 from mdp_fx.graph.verify import WithoutBlocks, check_types, zeroed_copy
-from mdp_fx.passes.build_space import Analysis
 from mdp_fx.passes.channel_groups import ChannelGroup
+from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.residual_blocks import Blocks
 from mdp_fx.passes.slice_channels import unit_masks
+from mdp_fx.pipeline import analyse, rewrite
 
 Norm = nn.modules.batchnorm._BatchNorm
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdp_fx import budget_search
-from mdp_fx.analysis import analyse, choose
 from mdp_fx.budget_search import MISS, OVER, UNDER, BudgetSearch, Outcome, SolverOptions, selection_changes
 from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError
@@ -23,9 +22,10 @@ from mdp_fx.latency.network import KnownNetworks
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
 from mdp_fx.latency.timing import Effort
 from mdp_fx.passes import minlp
-from mdp_fx.passes.build_space import Analysis
+from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.passes.importance import LayerImportance, score
 from mdp_fx.passes.search_space import Selection
+from mdp_fx.pipeline import analyse
 from tests.latency.fakes import steady
 from tests.zoo import Head, Residual, conv_bn, image
 

@@ -36,8 +36,8 @@ def command(
 
         wanted = Recipe.load(recipe)
         loaded = options.load(model, arch, trust_pickle)
+        from mdp_fx.api import apply
         from mdp_fx.checkpoint import save_slim
-        from mdp_fx.pipeline import apply
 
         reporter.stage("rewrite")
         slim = apply(loaded.module, wanted)

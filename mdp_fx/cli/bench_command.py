@@ -41,7 +41,7 @@ def command(
         inputs = options.make_inputs(shapes, batch, next(iter(loaded.values())), recipe)
         for model in loaded.values():
             options.check_forward(model, inputs)
-        from mdp_fx.pipeline import bench
+        from mdp_fx.api import bench
         from mdp_fx.report.tables import bench_tables
 
         reporter.stage("time them in turn")

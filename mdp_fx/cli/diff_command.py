@@ -35,7 +35,7 @@ def command(
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the networks")
         first, second = (options.load(spec, arch, trust_pickle) for spec in (a, b))
-        from mdp_fx.pipeline import diff
+        from mdp_fx.api import diff
         from mdp_fx.report.tables import diff_tables
 
         inputs = options.make_inputs(shapes, batch, first, second.recipe)

@@ -27,7 +27,7 @@ def command(
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")
         loaded = options.load(model, arch, trust_pickle)
-        from mdp_fx.pipeline import inspect
+        from mdp_fx.api import inspect
         from mdp_fx.report.tables import inspect_tables
 
         reporter.stage("inspect")

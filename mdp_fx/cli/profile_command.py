@@ -38,7 +38,7 @@ def command(
 
         get_target(target, threads)
         loaded = options.load(model, arch, trust_pickle)
-        from mdp_fx.pipeline import profile
+        from mdp_fx.api import profile
         from mdp_fx.report.tables import profile_tables
 
         found = profile(

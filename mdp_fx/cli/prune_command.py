@@ -113,10 +113,10 @@ def command(
         inputs = options.make_inputs(shapes, batch, loaded)
         batches = load_loader(data, tuple(inputs[0].shape[1:]), batch_size=32, seed=seed) if data is not None else None
 
+        from mdp_fx.api import prune
         from mdp_fx.checkpoint import check_savable, save_slim
         from mdp_fx.exporters.onnx_export import export_onnx
         from mdp_fx.files import together
-        from mdp_fx.pipeline import prune
         from mdp_fx.report.tables import prune_tables
 
         result = prune(

@@ -15,7 +15,8 @@ from mdp_fx.latency.measuring import Progress, measure_regions
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Target
 from mdp_fx.latency.timing import Timing
-from mdp_fx.passes.build_space import Analysis, Choices, Points, table_points
+from mdp_fx.passes.build_space import Points, table_points
+from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.cost_regions import CostRegion
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from mdp_fx.graph.axes import Axis, Dim, free_dims, kept_size, size_terms
+from mdp_fx.graph.axes import Axis, Dim, free_dims, size_terms
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.channel_groups import ChannelGroup
+from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.cost_regions import CostRegion, innermost_blocks
 from mdp_fx.passes.importance import FloatArray, LayerImportance
-from mdp_fx.passes.residual_blocks import Blocks
 from mdp_fx.passes.search_space import (
     Block,
     CostAxis,
@@ -29,54 +28,9 @@ from mdp_fx.passes.search_space import (
 GRID_POINTS = {1: 6, 2: 5, 3: 4}
 """Sizes measured on each axis of a region, by the number of its axes that vary."""
 
-MAX_OPTIONS = 12
-"""Kept sizes offered for each dimension."""
-
 Points = tuple[tuple[int, ...], ...]
 Grid = Callable[[int, int], tuple[int, ...]]
 """grid(dense size, count): sizes to measure on one axis."""
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What the analysis passes found in a network."""
-
-    graph: PruneGraph
-    groups: tuple[ChannelGroup, ...]
-    blocks: Blocks
-    regions: tuple[CostRegion, ...]
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What may be chosen.
-
-    Attributes:
-        dimensions: options of each group, in the order of the groups.
-        held: names of groups that keep their dense size.
-        blocks: names of blocks that may be removed.
-    """
-
-    dimensions: tuple[Dimension, ...]
-    held: frozenset[str]
-    blocks: frozenset[str]
-
-    def smallest(self, axis: Axis, by_dim: Mapping[Dim, Dimension]) -> int:
-        """Smallest reachable size of an axis."""
-
-        def size_of(dim: Dim) -> int:
-            dimension = by_dim.get(dim)
-            if dimension is None:
-                return dim.size
-            return dim.size if dimension.name in self.held else dimension.sizes[0]
-
-        return kept_size(axis, size_of)
-
-
-def option_sizes(size: int, step: int, most: int = MAX_OPTIONS) -> tuple[int, ...]:
-    """Kept sizes offered for a dimension: multiples of `step`, thinned evenly to about `most`, and the dense size."""
-    wide = step * max(1, -(-size // (step * most)))
-    return (*range(wide, size, wide), size)
 
 
 def table_points(analysis: Analysis, choices: Choices, region: CostRegion, grid: Grid) -> Points:

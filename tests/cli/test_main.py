@@ -123,7 +123,7 @@ def test_user_errors_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_args: object, **_kwargs: object) -> None:
         raise BudgetError("first\n  second")
 
-    monkeypatch.setattr("mdp_fx.pipeline.inspect", fail)
+    monkeypatch.setattr("mdp_fx.api.inspect", fail)
     done = run("inspect", TINY, *SHAPE)
     assert (done.code, done.out, done.err) == (1, "", "mdp-fx: error: first second\n")
 
@@ -132,7 +132,7 @@ def test_interruption_says_that_measurements_are_kept(run: Run, monkeypatch: pyt
     def interrupt(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mdp_fx.pipeline.profile", interrupt)
+    monkeypatch.setattr("mdp_fx.api.profile", interrupt)
     done = run("profile", TINY, *SHAPE)
     assert done.code == 130
     assert done.out == ""
@@ -143,7 +143,7 @@ def test_unexpected_errors_are_tracebacks(run: Run, monkeypatch: pytest.MonkeyPa
     def fail(*_args: object, **_kwargs: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("mdp_fx.pipeline.inspect", fail)
+    monkeypatch.setattr("mdp_fx.api.inspect", fail)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         run("inspect", TINY, *SHAPE)
 

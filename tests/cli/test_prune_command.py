@@ -32,7 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(options, model=model, inputs=inputs)
         raise ReachedError("reached")
 
-    monkeypatch.setattr("mdp_fx.pipeline.prune", prune)
+    monkeypatch.setattr("mdp_fx.api.prune", prune)
     return seen
 
 

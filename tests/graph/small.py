@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mdp_fx.analysis import analyse, rewrite
-from mdp_fx.passes.build_space import Analysis
 from mdp_fx.passes.channel_groups import find_frozen
+from mdp_fx.passes.choices import Analysis
+from mdp_fx.pipeline import analyse, rewrite
 from tests.pruning import randomise
 
 Body = Callable[["Net", Tensor], Any]

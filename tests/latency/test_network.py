@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mdp_fx.analysis import analyse, choose
 from mdp_fx.graph.axes import Dim
 from mdp_fx.latency import LatencyTable
 from mdp_fx.latency.network import Calibration, KnownNetworks, exact_sum, region_tables
-from mdp_fx.passes.build_space import Analysis
+from mdp_fx.passes.choices import Analysis, choose
+from mdp_fx.pipeline import analyse
 from tests.latency.fakes import FormulaTarget, steady
 from tests.zoo import ZOO
 

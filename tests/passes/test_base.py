@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mdp_fx.analysis import ANALYSES, FRONT_END, REWRITES
 from mdp_fx.errors import InputError
 from mdp_fx.passes.base import VERIFY_VARIABLE, Compilation, Pass, PassError, PassResult, run_passes
 from mdp_fx.passes.channel_groups import FindChannelGroups
 from mdp_fx.passes.front_end import InferAxisTypes, TraceModel
 from mdp_fx.passes.normalize import Normalize
+from mdp_fx.pipeline import ANALYSES, FRONT_END, REWRITES
 from tests.zoo import NestedBlocks, PreActivation, image
 
 

@@ -13,19 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdp_fx.analysis import analyse, choose, rewrite
 from mdp_fx.latency.interpolation import grid
-from mdp_fx.passes.build_space import (
-    GRID_POINTS,
-    MAX_OPTIONS,
-    Analysis,
-    Choices,
-    Points,
-    build_space,
-    option_sizes,
-    table_points,
-    unit_order,
-)
+from mdp_fx.passes.build_space import GRID_POINTS, Points, build_space, table_points, unit_order
+from mdp_fx.passes.choices import MAX_OPTIONS, Analysis, Choices, choose, option_sizes
 from mdp_fx.passes.importance import score
 from mdp_fx.passes.search_space import (
     Block,
@@ -38,6 +28,7 @@ from mdp_fx.passes.search_space import (
     normalise,
     violations,
 )
+from mdp_fx.pipeline import analyse, rewrite
 from tests.cifar_resnet import resnet56
 from tests.pruning import random_removed
 from tests.zoo import ZOO, Specimen, conv_bn, image

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdp_fx.analysis import analyse, rewrite
-from mdp_fx.passes.build_space import Analysis
 from mdp_fx.passes.channel_groups import FrozenAxis, find_channel_groups, find_frozen, owner
+from mdp_fx.passes.choices import Analysis
+from mdp_fx.pipeline import analyse, rewrite
 from tests.zoo import ZOO, Specimen, image
 
 

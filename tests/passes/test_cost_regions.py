@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdp_fx.analysis import analyse
 from mdp_fx.graph.axes import Axis, free_dims, kept_size
-from mdp_fx.passes.build_space import Analysis
+from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.cost_regions import CostRegion, find_cost_regions, innermost_blocks
 from mdp_fx.passes.residual_blocks import Blocks, ResidualBlock
+from mdp_fx.pipeline import analyse
 from tests.zoo import ZOO, Specimen, image
 
 # Nodes that only name or re-arrange memory.

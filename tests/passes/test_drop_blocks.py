@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from mdp_fx.analysis import analyse, rewrite
 from mdp_fx.errors import RecipeError
 from mdp_fx.graph.trace import trace
 from mdp_fx.passes.drop_blocks import chosen_blocks, drop_blocks
 from mdp_fx.passes.normalize import normalize
 from mdp_fx.passes.residual_blocks import find_residual_blocks
+from mdp_fx.pipeline import analyse, rewrite
 from tests.pruning import error, reference
 from tests.zoo import ZOO, PlainResidual, Residual, image
 

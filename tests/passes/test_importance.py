@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdp_fx.analysis import analyse
 from mdp_fx.errors import DataError, InputError
-from mdp_fx.passes.build_space import Analysis, unit_order
+from mdp_fx.passes.build_space import unit_order
+from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.importance import KINDS, LayerImportance, cross_entropy, find_layers, score
+from mdp_fx.pipeline import analyse
 from tests.zoo import ZOO, image
 
 Batch = tuple[Tensor, Tensor]

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from mdp_fx.analysis import analyse, rewrite
 from mdp_fx.graph.trace import trace
 from mdp_fx.passes.normalize import normalize
 from mdp_fx.passes.residual_blocks import Blocks, ResidualBlock, find_residual_blocks
+from mdp_fx.pipeline import analyse, rewrite
 from tests.pruning import error, reference
 from tests.zoo import ZOO, Specimen, image
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdp_fx.analysis import analyse, rewrite
 from mdp_fx.errors import RecipeError
 from mdp_fx.graph.axes import Axis, Dim, constant
-from mdp_fx.passes.build_space import Analysis
+from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.slice_channels import slice_channels, slice_tensor, unit_masks
+from mdp_fx.pipeline import analyse, rewrite
 from tests.pruning import error, random_kept, randomise, reference
 from tests.zoo import ZOO, Specimen, image
 

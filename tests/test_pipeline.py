@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdp_fx.analysis import Stopwatch, analyse, as_inputs, choose, rewrite
 from mdp_fx.errors import InputError, NothingToPruneError, RecipeError
-from mdp_fx.passes.build_space import Analysis, Choices, build_space
+from mdp_fx.passes.build_space import build_space
+from mdp_fx.passes.choices import Analysis, Choices, choose
+from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, rewrite
 from tests.zoo import ZOO, Head, Residual, conv_bn, image
 
 

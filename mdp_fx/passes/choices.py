@@ -1,0 +1,124 @@
+"""What may be chosen: the sizes offered for every group, and the blocks that may go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from mdp_fx.errors import InputError, NothingToPruneError
+from mdp_fx.graph.axes import Axis, Dim, kept_size
+from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.passes.channel_groups import ChannelGroup, find_frozen, owner
+from mdp_fx.passes.cost_regions import CostRegion
+from mdp_fx.passes.residual_blocks import Blocks, ResidualBlock
+from mdp_fx.passes.search_space import Dimension
+
+MAX_OPTIONS = 12
+"""Kept sizes offered for each dimension."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the analysis passes found in a network."""
+
+    graph: PruneGraph
+    groups: tuple[ChannelGroup, ...]
+    blocks: Blocks
+    regions: tuple[CostRegion, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What may be chosen.
+
+    Attributes:
+        dimensions: options of each group, in the order of the groups.
+        held: names of groups that keep their dense size.
+        blocks: names of blocks that may be removed.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    held: frozenset[str]
+    blocks: frozenset[str]
+
+    def smallest(self, axis: Axis, by_dim: Mapping[Dim, Dimension]) -> int:
+        """Smallest reachable size of an axis."""
+
+        def size_of(dim: Dim) -> int:
+            dimension = by_dim.get(dim)
+            if dimension is None:
+                return dim.size
+            return dim.size if dimension.name in self.held else dimension.sizes[0]
+
+        return kept_size(axis, size_of)
+
+
+def option_sizes(size: int, step: int, most: int = MAX_OPTIONS) -> tuple[int, ...]:
+    """Kept sizes offered for a dimension: multiples of `step`, thinned evenly to about `most`, and the dense size."""
+    wide = step * max(1, -(-size // (step * most)))
+    return (*range(wide, size, wide), size)
+
+
+def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequence[str] = ()) -> Choices:
+    """What may be pruned.
+
+    Args:
+        analysis: the analysed network.
+        step: channel step; a group of no more units is held.
+        keep: patterns of module names to leave alone.
+        only: patterns of module names to prune; all where empty.
+
+    Raises:
+        InputError: a step below 1, or a pattern that no module matches.
+        NothingToPruneError: nothing is left; the message says why.
+    """
+    if not isinstance(step, int) or step < 1:
+        msg = f"the channel step must be a whole number of at least 1, not {step!r}"
+        raise InputError(msg)
+    names = [str(node.target) for node in analysis.graph.module.graph.nodes if node.op in ("call_module", "get_attr")]
+    for pattern in [*keep, *only]:
+        if not any(_matches(name, pattern) for name in names):
+            msg = f"no module of the network matches {pattern!r}: see `mdp-fx inspect` for their names"
+            raise InputError(msg)
+
+    def open_to(modules: Sequence[str]) -> bool:
+        if any(_matches(name, pattern) for name in modules for pattern in keep):
+            return False
+        return not only or all(any(_matches(name, pattern) for pattern in only) for name in modules)
+
+    dimensions = tuple(Dimension(group.name, option_sizes(group.size, step)) for group in analysis.groups)
+    held = frozenset(group.name for group in analysis.groups if not open_to(_makers(group)))
+    blocks = frozenset(
+        block.name for block in analysis.blocks.removable if open_to(_block_modules(analysis.graph, block))
+    )
+    if not blocks and all(len(d.sizes) == 1 or d.name in held for d in dimensions):
+        raise NothingToPruneError(_why_nothing(analysis, step, bool(keep or only)))
+    return Choices(dimensions, held, blocks)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, pattern + ".*")
+
+
+def _makers(group: ChannelGroup) -> list[str]:
+    """Modules that make the group's units, rather than read them: a norm's tensors have no other axis."""
+    made = [owner(member.tensor) for member in group.members if member.axis == 0 and member.rank > 1]
+    return list(dict.fromkeys(made)) or list(group.modules)
+
+
+def _block_modules(graph: PruneGraph, block: ResidualBlock) -> list[str]:
+    inside = set(block.nodes)
+    return [str(n.target) for n in graph.module.graph.nodes if n.name in inside and n.op in ("call_module", "get_attr")]
+
+
+def _why_nothing(analysis: Analysis, step: int, patterns: bool) -> str:
+    if patterns:
+        return "nothing is left to prune: --keep and --only exclude every channel group and block"
+    if analysis.groups:
+        largest = max(group.size for group in analysis.groups)
+        return f"nothing to prune: the largest channel group has {largest} units, --step {step} offers no smaller size"
+    frozen = find_frozen(analysis.graph)
+    if not frozen:
+        return "nothing to prune: the network has no layer with prunable channels"
+    return f"nothing to prune: every channel is frozen, as {frozen[0].where} is ({frozen[0].reason})"
