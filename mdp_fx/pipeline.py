@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, ParityError
 from mdp_fx.exporters.parity import compare
+from mdp_fx.graph.trace import detached_copy
 from mdp_fx.passes.base import Compilation, Pass, Stage, batch_of, run_passes, silent
 from mdp_fx.passes.channel_groups import FindChannelGroups
 from mdp_fx.passes.choices import Analysis
@@ -64,20 +65,38 @@ def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> 
 
 
 def _batch_is_open(state: Compilation) -> bool:
-    """Whether the graph takes any batch: its types say so, and a batch of one gives what the model gives.
+    """Whether the graph takes any batch: its types say so, and other batches give what the model gives.
 
-    That is run only where the forward looked at sizes: numbers that it made of the batch's size are baked in.
+    They are run only where the forward looked at sizes: numbers that it made of the batch's size are baked in.
     """
     assert state.traced is not None
     assert state.graph is not None
     if state.graph.batch is None or not state.traced.reads_batch:
         return state.graph.batch is not None
-    single = pytree.tree_map(lambda leaf: leaf[:1] if isinstance(leaf, torch.Tensor) else leaf, state.inputs)
-    network = slice_channels(state.graph, {})
+    network, model = slice_channels(state.graph, {}), detached_copy(state.model).eval()
+    return all(_agree(model, network, state.inputs, rows) for rows in (1, 2 * state.batch + 1))
+
+
+def _agree(model: nn.Module, network: fx.GraphModule, inputs: tuple[Any, ...], rows: int) -> bool:
+    """Whether a model and its graph give the same for a number of examples, or the model does not take that many."""
+
+    def resize(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        several = leaf[[0] * rows]
+        if leaf.is_floating_point():
+            # Examples that differ show their order.
+            several = several * torch.linspace(1, 2, rows, dtype=leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
+        return several
+
+    batch = pytree.tree_map(resize, inputs)
     with torch.no_grad():
-        expected = copy.deepcopy(state.model).eval()(*copy.deepcopy(single))
         try:
-            found = fx.Interpreter(network).run(*copy.deepcopy(single))
+            expected = model(*copy.deepcopy(batch))
+        except Exception:  # noqa: BLE001 - the user's own forward: what it does not take, the graph need not take
+            return True
+        try:
+            found = fx.Interpreter(network).run(*copy.deepcopy(batch))
             compare(expected, found)
         except (ParityError, RuntimeError, ValueError, IndexError, TypeError):
             return False

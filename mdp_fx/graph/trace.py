@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
@@ -93,6 +94,7 @@ class ValueProxy(fx.Proxy):
         return len(self.__dict__["value"])
 
     def __iter__(self) -> Iterator[Any]:
+        self.__dict__["tracer"].note_size(self)
         value = self.__dict__["value"]
         return iter(value) if isinstance(value, dict) else iter([self[i] for i in range(len(value))])  # type: ignore[index]
 
@@ -151,6 +153,10 @@ _SIZES = frozenset("size numel nelement".split())
 """Methods and functions of tensors that may give the batch size, or a multiple of it."""
 
 
+class _AutocastError(Exception):
+    """The forward switches automatic number types on."""
+
+
 class _EntriesReadError(Exception):
     """The forward takes entries of a tensor that depends on the input for a Python value."""
 
@@ -196,13 +202,14 @@ def _dtypes(value: Any) -> Any:
 class ValueTracer(fx.Tracer):
     """Traces with values; `trace` is the way in."""
 
-    def __init__(self, inputs: dict[str, Any]) -> None:
+    def __init__(self, inputs: dict[str, Any], model: nn.Module) -> None:
         super().__init__()
         self.proxy_buffer_attributes = True
         self._inputs = inputs
         self._running = False
         self._storages: dict[fx.Node, set[int]] = {}
         self._from_input: set[fx.Node] = set()
+        self._own = {id(module) for module in model.modules()}
         self.constants: list[str] = []
         self.reads_batch = False
 
@@ -216,7 +223,8 @@ class ValueTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self._running:
+        if self._running or id(m) not in self._own:
+            # Inside of a node, or made by the forward itself: there is no module to name.
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
@@ -230,6 +238,8 @@ class ValueTracer(fx.Tracer):
             return a.node
         if isinstance(a, _EvalFlag):
             return a
+        if isinstance(a, np.integer | np.floating):
+            return a.item()
         made = super().create_arg(a)
         if isinstance(made, fx.Node) and SHAPE not in made.meta:
             # A tensor that the forward made from nothing that is traced: torch.fx stored it as a constant.
@@ -247,6 +257,9 @@ class ValueTracer(fx.Tracer):
         type_expr: Any | None = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            msg = f"its forward runs under autocast ({_user_line()}), which a graph cannot hold; cast the model instead"
+            raise _AutocastError(msg)
         if target not in (operator.getitem, getattr):
             args, kwargs = _taken_apart(args), _taken_apart(kwargs)
         value = self._run(kind, target, args, kwargs)
@@ -376,8 +389,17 @@ def _shadow(model: nn.Module) -> nn.Module:
 
     Buffers are copied, since a forward may write to them.
     """
-    shared = {id(parameter): parameter for parameter in model.parameters()}
-    return copy.deepcopy(model, shared).eval()
+    return detached_copy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
+
+
+def detached_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy of a model that may hold results of an earlier run, which torch refuses to copy."""
+    memo = dict(memo or {})
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 def _trace(shadow: nn.Module, copies: tuple[Any, ...], inputs: tuple[Any, ...], batch: int | None) -> Traced:
@@ -388,7 +410,7 @@ def _trace(shadow: nn.Module, copies: tuple[Any, ...], inputs: tuple[Any, ...], 
         kind = signature.parameters[name].kind
         star = "*" * (kind is kind.VAR_POSITIONAL) + "**" * (kind is kind.VAR_KEYWORD)
         named[star + name] = value
-    tracer = ValueTracer(named)
+    tracer = ValueTracer(named, shadow)
     flag = _EvalFlag()
     for module in shadow.modules():
         if not tracer.is_leaf_module(module, ""):
@@ -433,7 +455,7 @@ def _explanation(model: nn.Module, example_inputs: tuple[Any, ...], failure: Exc
     )
     try:
         with torch.no_grad():
-            copy.deepcopy(model).eval()(*copy.deepcopy(example_inputs))
+            detached_copy(model).eval()(*copy.deepcopy(example_inputs))
     except Exception as error:  # noqa: BLE001 - as above
         return InputError(
             f"the network rejects an input of shape {shapes}: {first_line(error)}; set the shape with --input CxHxW"

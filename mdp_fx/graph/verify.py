@@ -91,5 +91,6 @@ class WithoutBlocks(fx.Interpreter):
         """Runs one node, or passes the remaining operand on."""
         if n.name in self._flows:
             operand = next(source for source in n.all_input_nodes if source.name == self._flows[n.name])
-            return self.env[operand]
+            # What is written to the sum must not reach the operand.
+            return self.env[operand].clone()
         return super().run_node(n)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from mdp_fx.graph.purity import IN_PLACE_OPERATORS, WRITES, is_pure
+from mdp_fx.graph.purity import IN_PLACE_OPERATORS, WRITES, is_pure, remove_dead_nodes
 from mdp_fx.graph.trace import ALIASES, DTYPE, is_eval_flag
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 
@@ -24,9 +24,9 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
 
-# In-place methods whose out-of-place spelling still shares the operand's memory.
 # In-place methods whose out-of-place spelling gives booleans.
 _TESTS = frozenset("eq ne lt le gt ge logical_and logical_or logical_xor logical_not".split())
+# In-place methods whose out-of-place spelling still shares the operand's memory.
 _VIEWS = frozenset("unsqueeze squeeze transpose t swapaxes swapdims detach".split())
 
 
@@ -184,6 +184,7 @@ def make_dropout_modules(module: fx.GraphModule) -> bool:
 def normalize(module: fx.GraphModule) -> bool:
     """Runs all normalisations in place; returns whether anything changed, so a second run returns False."""
     changed = [step(module) for step in (make_dropout_modules, write_out_of_place)]
+    changed.append(remove_dead_nodes(module.graph))
     if any(changed):
         module.graph.lint()
         module.recompile()

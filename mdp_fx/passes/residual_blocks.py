@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from mdp_fx.graph.purity import is_pure
-from mdp_fx.graph.trace import SHAPE
+from mdp_fx.graph.trace import ALIASES, DTYPE, SHAPE
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 
 ADDITIONS: tuple[Callable[..., Any] | str, ...] = (operator.add, torch.add, "add")
@@ -68,6 +68,7 @@ def find_residual_blocks(module: fx.GraphModule) -> Blocks:
     for node in order:
         if node.op == "placeholder" or any(source in reads_input for source in node.all_input_nodes):
             reads_input.add(node)
+    written = _written_to(order)
     candidates: list[_Candidate] = []
     for node in order:
         if not _is_addition(node):
@@ -77,8 +78,23 @@ def find_residual_blocks(module: fx.GraphModule) -> Blocks:
             assert isinstance(other, fx.Node)
             region = _feeds_only(branch, node)
             if any(_has_parameters(module, part) for part in region):
-                candidates.append(_Candidate(node, other, region, _why_not(node, branch, other, region, reads_input)))
+                reason = _why_not(node, branch, other, region, reads_input, written)
+                candidates.append(_Candidate(node, other, region, reason))
     return _name_blocks(candidates, order)
+
+
+def _written_to(nodes: Iterable[fx.Node]) -> set[str]:
+    """Names of the nodes whose memory is written to by a node that stayed in place."""
+    by_name = {node.name: node for node in nodes}
+    written: set[str] = set()
+    writers = [node for node in by_name.values() if node.op not in ("placeholder", "output") and not is_pure(node)]
+    pending = [source.name for node in writers for source in node.all_input_nodes]
+    while pending:
+        name = pending.pop()
+        if name not in written:
+            written.add(name)
+            pending.extend(by_name[name].meta.get(ALIASES, ()))
+    return written
 
 
 def _is_addition(node: fx.Node) -> bool:
@@ -113,7 +129,12 @@ def _has_parameters(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _why_not(
-    addition: fx.Node, branch: fx.Node, other: fx.Node, region: frozenset[fx.Node], reads_input: set[fx.Node]
+    addition: fx.Node,
+    branch: fx.Node,
+    other: fx.Node,
+    region: frozenset[fx.Node],
+    reads_input: set[fx.Node],
+    written: set[str],
 ) -> str | None:
     if other not in reads_input:
         return "without it nothing that depends on the input would be left"
@@ -121,6 +142,10 @@ def _why_not(
         return "it does not depend on the input"
     if other.meta[SHAPE] != addition.meta[SHAPE]:
         return "the other operand has another shape"
+    if other.meta[DTYPE] != addition.meta[DTYPE]:
+        return "the other operand has another number type"
+    if addition.name in written:
+        return "the sum is written to in place"
     impure = next((node.name for node in region if not is_pure(node)), None)
     return f"it writes in place at {impure}" if impure is not None else None
 

@@ -54,9 +54,10 @@ def _unary_targets() -> list[Any]:
     return [*_named(nn, _MODULES), *functions, *methods, *_OTHER_PACKAGES]
 
 
-@rule(*_unary_targets())
+@rule(*_unary_targets(), args="input other")
 def unary(op: Op) -> Types:
-    """One operand, one value per entry."""
+    """One operand, one value per entry; another one says at most the number type."""
+    op.types("other")
     return op.types("input")
 
 

@@ -15,6 +15,12 @@ from mdp_fx.graph.ops.registry import Op, Types, freeze_operands, rule
 _CONV = "input weight bias stride padding dilation groups"
 
 
+def _check_contraction(op: Op, one: str, other: str, *axes: Axis) -> None:
+    """A sum over units loses what the dropped ones add, unless that is zero in one of the two factors."""
+    if not op.vanishes(one) and not op.vanishes(other):
+        op.freeze(axes, "units that need not be zero when dropped are multiplied with each other")
+
+
 def _channel_place(x: TensorType, weight: TensorType) -> int:
     """Which axis of a convolution's operand has the channels: the first one where it has no batch."""
     return len(x) - len(weight) + 1
@@ -25,6 +31,7 @@ def conv(op: Op) -> Types:
     """x (B, (G, I), ...), weight ((G, O), I, ...): dense, grouped, depthwise, and with a multiplier."""
     x, weight = op.tensor("input"), op.tensor("weight")
     place = _channel_place(x, weight)
+    _check_contraction(op, "input", "weight", x[place], weight[1])
     groups = fresh(int(op.value("groups", 1)))
     outer = fresh(weight[0].size // groups.size)
     unify(weight[0], product(groups, outer), f"groups of {op.where}")
@@ -47,6 +54,7 @@ def conv_transpose(op: Op) -> Types:
     """x (B, (G, I), ...), weight ((G, I), O, ...)."""
     x, weight = op.tensor("input"), op.tensor("weight")
     place = _channel_place(x, weight)
+    _check_contraction(op, "input", "weight", x[place], weight[0])
     groups = fresh(int(op.value("groups", 1)))
     inner = fresh(weight[0].size // groups.size)
     unify(weight[0], product(groups, inner), f"groups of {op.where}")
@@ -74,6 +82,9 @@ def _convolved(op: Op, x: TensorType, place: int, groups: Axis, out: Axis) -> Te
 def linear(op: Op) -> Types:
     """x (..., I), weight (O, I)."""
     x, weight, bias = op.tensor("input"), op.tensor("weight"), op.types("bias")
+    if len(weight) != 2:
+        return freeze_operands(op, "linear layer of one unit")
+    _check_contraction(op, "input", "weight", x[-1], weight[1])
     unify(x[-1], weight[1], f"features of {op.where}")
     if bias is not None:
         unify(bias[0], weight[0], f"bias of {op.where}")
@@ -88,8 +99,7 @@ def linear(op: Op) -> Types:
 def matmul(op: Op) -> Types:
     """x (..., M, K), y (..., K, N): K is unified, M and N pass."""
     x, y = op.tensor("input"), op.tensor("other")
-    if not op.vanishes("input") and not op.vanishes("other"):
-        op.freeze([x[-1]], "units that need not be zero when dropped are multiplied with each other")
+    _check_contraction(op, "input", "other", x[-1])
     unify(x[-1], y[-2] if len(y) > 1 else y[-1], f"inner axis of {op.where}")
     result: TensorType
     if len(y) == 1:
@@ -108,14 +118,14 @@ def attention(op: Op) -> Types:
     if op.value("enable_gqa"):
         return freeze_operands(op, "attention with fewer key heads")
     q, k, v = op.tensor("query"), op.tensor("key"), op.tensor("value")
-    if not op.vanishes("query") and not op.vanishes("key"):
-        op.freeze([q[-1]], "units that need not be zero when dropped are multiplied with each other")
+    _check_contraction(op, "query", "key", q[-1])
     unify(q[-1], k[-1], f"query and key of {op.where}")
     op.freeze([k[-2], v[-2], q[-2]], "softmax over the axis")
     outer = broadcast(op, [q[:-2], k[:-2], v[:-2]])
     mask = op.types("attn_mask")
     if mask is not None:
-        op.freeze(mask, "attention mask")
+        op.freeze(mask[-2:], "attention mask")
+        outer = broadcast(op, [outer, mask[:-2]])
     if op.value("scale") is None:
         scale = {"scale": float(q[-1].size) ** -0.5}
         op.emit_call(F.scaled_dot_product_attention, *op.node.args, **{**op.node.kwargs, **scale})

@@ -66,6 +66,9 @@ def rule(*targets: type[nn.Module] | Callable[..., Any] | str, args: str = "inpu
     return decorate
 
 
+_COMPUTING = ("forward", "_conv_forward")
+
+
 def _find(target: Any) -> _Entry | None:
     if isinstance(target, str):
         return _METHODS.get(target)
@@ -73,8 +76,9 @@ def _find(target: Any) -> _Entry | None:
         for base in target.__mro__:
             entry = _MODULES.get(base) or _MODULE_PATHS.get(f"{base.__module__}.{base.__qualname__}")
             if entry is not None:
-                # A subclass that overrides forward computes something else.
-                return entry if getattr(target, "forward", None) is getattr(base, "forward", None) else None
+                # A subclass that overrides what is computed is something else.
+                same = all(getattr(target, name, None) is getattr(base, name, None) for name in _COMPUTING)
+                return entry if same else None
         return None
     return _FUNCTIONS.get(target) if callable(target) and getattr(target, "__hash__", None) else None
 
@@ -124,6 +128,10 @@ class Inference:
         return self.tensors[id(tensor)]
 
 
+_ALIASES = {"axis": "dim", "keepdims": "keepdim"}
+"""Other names that torch has for arguments."""
+
+
 class Op:
     """One node, seen by its rule: module, function and method spellings look alike.
 
@@ -138,7 +146,11 @@ class Op:
         self._state = state
         self._names = names
         self._module = state.module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        self._bound: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        named = {_ALIASES.get(name, name): value for name, value in node.kwargs.items()}
+        # What else is passed to a module's forward is none of its attributes.
+        positional = names[:1] if self._module is not None else names
+        self._bound: dict[str, Any] = dict(zip(positional, node.args, strict=False)) | named
+        self._read: set[fx.Node] = set()
 
     @property
     def where(self) -> str:
@@ -149,6 +161,11 @@ class Op:
         return f"{called} (node {self.node.name})"
 
     @property
+    def unread(self) -> bool:
+        """Whether the rule has not looked at some operand: it does not know this spelling."""
+        return not self._read.issuperset(self.node.all_input_nodes)
+
+    @property
     def kind(self) -> str:
         """What is called: the module's class, the function or the method."""
         return _called(self.node, self._module)
@@ -156,7 +173,9 @@ class Op:
     def vanishes(self, name: str) -> bool:
         """Whether an argument's units are zero where all parameter entries that mention them are zero."""
         value = self.value(name)
-        return isinstance(value, fx.Node) and _vanishes(value, self._state.module)
+        if isinstance(value, fx.Node):
+            return _vanishes(value, self._state.module)
+        return isinstance(value, nn.Parameter)
 
     @property
     def extra(self) -> tuple[Any, ...]:
@@ -176,6 +195,7 @@ class Op:
     def types_of(self, value: Any) -> Types:
         """Types of an argument's value."""
         if isinstance(value, fx.Node):
+            self._read.add(value)
             return self._state.types[value.name]
         if isinstance(value, torch.Tensor):
             return self._state.tensor_type(value)
@@ -188,10 +208,10 @@ class Op:
         types: TensorType = self.types(name)
         return types
 
-    def freeze(self, axes: Iterable[Axis], why: str) -> None:
-        """Freezes axes with a reason that names this node."""
+    def freeze(self, axes: Iterable[Axis], why: str, *, batch: bool = False) -> None:
+        """Freezes axes with a reason that names this node; the batch too where `batch` is true."""
         for axis in axes:
-            freeze(axis, f"{why} at {self.where}")
+            freeze(axis, f"{why} at {self.where}", batch=batch)
 
     def count_macs(self, *products: TensorType) -> None:
         """Says that the node does as many multiply-accumulates as the products of these axes' sizes, added up."""
@@ -243,6 +263,21 @@ def _called(node: fx.Node, module: nn.Module | None) -> str:
     return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
 
 
+def _has_zero_bias(node: fx.Node, module: fx.GraphModule) -> bool:
+    """Whether weight and bias of a convolution or linear layer are parameters: only those are zero."""
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        stored = [getattr(layer, "weight", None), getattr(layer, "bias", None)]
+    else:
+        values = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+        stored = [_stored_at(module, v) if isinstance(v, fx.Node) else v for v in map(values.get, ("weight", "bias"))]
+        if values.get("bias") is None:
+            stored[1] = None
+        elif stored[1] is None:
+            return False
+    return isinstance(stored[0], nn.Parameter) and (stored[1] is None or isinstance(stored[1], nn.Parameter))
+
+
 def _vanishes(node: fx.Node, module: fx.GraphModule) -> bool:
     while True:
         if node.op == "get_attr":
@@ -251,7 +286,7 @@ def _vanishes(node: fx.Node, module: fx.GraphModule) -> bool:
         first = node.args[0] if node.args else None
         scaled = called in ("mul", "truediv", "div") and not isinstance(node.args[1], fx.Node)
         if called in _GIVE_ZERO:
-            return True
+            return _has_zero_bias(node, module)
         if not isinstance(first, fx.Node) or not (called in _KEEP_ZERO or scaled):
             return False
         node = first
@@ -270,7 +305,26 @@ def infer_node(node: fx.Node, state: Inference) -> None:
     # A result that is written into another operand ties the two: no rule says so.
     entry = _find(target) if node.kwargs.get("out") is None else None
     op = Op(node, state, entry.names if entry else ())
-    state.types[node.name] = entry.rule(op) if entry and not _is_opaque(op, entry) else _unknown(op, state)
+    if entry is None or _is_opaque(op, entry):
+        state.types[node.name] = _unknown(op, state)
+        return
+    types = entry.rule(op)
+    if op.unread or not _fits(types, op.shapes):
+        state.emissions.pop(node.name, None)
+        types = freeze_operands(op, "operands that the typing rule does not know")
+    state.types[node.name] = types
+
+
+def _fits(types: Types, shapes: Any) -> bool:
+    """Whether types have the sizes of the recorded shapes."""
+    if isinstance(shapes, torch.Size):
+        sizes = [axis.size for axis in types] if isinstance(types, tuple) else None
+        return types is None or sizes == list(shapes)
+    if isinstance(shapes, dict):
+        return isinstance(types, dict) and all(_fits(types.get(key), part) for key, part in shapes.items())
+    if isinstance(shapes, list | tuple):
+        return len(types) == len(shapes) and all(map(_fits, types, shapes))
+    return True
 
 
 def _stored_at(module: fx.GraphModule, node: fx.Node) -> Any:
@@ -280,13 +334,16 @@ def _stored_at(module: fx.GraphModule, node: fx.Node) -> Any:
 
 def _does_more(module: nn.Module) -> bool:
     """Whether calling a module runs more than its class's forward on its own tensors: hooks, parametrisations."""
-    return parametrize.is_parametrized(module) or bool(module._forward_pre_hooks or module._forward_hooks)
+    hooked = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+    return parametrize.is_parametrized(module) or bool(hooked)
 
 
 def _is_opaque(op: Op, entry: _Entry) -> bool:
-    """Whether a rule cannot read its operand: a tensor method or function applied to something that is not typed."""
+    """Whether a rule cannot read its operands: the first one has no types, or one has a name that it does not know."""
     first = op.value(entry.names[0])
-    return isinstance(first, fx.Node) and op.types_of(first) is None
+    known = {*entry.names, *_ALIASES}
+    foreign = any(isinstance(value, fx.Node) and name not in known for name, value in op.node.kwargs.items())
+    return foreign or (isinstance(first, fx.Node) and op.types_of(first) is None)
 
 
 def _unknown(op: Op, state: Inference) -> Types:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def flatten(op: Op) -> Types:
     x = op.tensor("input")
     if 0 in op.shapes:
         return freeze_operands(op, "empty tensor")
-    if len(op.shapes) < len(x) and "squeeze" in op.where and not op.extra and not op.node.kwargs:
+    if len(op.shapes) < len(x) and op.kind == "squeeze" and not op.extra and not op.node.kwargs:
         # An axis of which one unit is left must stay.
         op.emit_call(torch.squeeze, op.value("input"), tuple(i for i, axis in enumerate(x) if axis.size == 1))
     return view_types(op, x, op.shapes)
@@ -133,6 +134,8 @@ def split(op: Op) -> Types:
     place = _place(op.value("dim", 0), len(x))
     parts: list[Axis] = []
     rest = x[place]
+    if batch_dims(x[place]):
+        op.freeze([x[place]], "split through the batch", batch=True)
     for shape in op.shapes[:-1]:
         pieces = cut(rest, shape[place])
         if pieces is None:
@@ -149,7 +152,7 @@ def unbind(op: Op) -> Types:
     """The axis is taken apart into single entries."""
     x = op.tensor("input")
     place = _place(op.value("dim", 0), len(x))
-    op.freeze([x[place]], "taken apart")
+    op.freeze([x[place]], "taken apart", batch=True)
     return [(*x[:place], *x[place + 1 :])] * len(op.shapes)
 
 
@@ -196,6 +199,8 @@ def getitem(op: Op) -> Types:
 def _slice(op: Op, axis: Axis, key: slice) -> tuple[Axis, Any]:
     """The part of an axis that a slice takes, and the slice with bounds as types."""
     start, stop, step = key.indices(axis.size)
+    if batch_dims(axis) and (key.start, key.stop, key.step) != (None, None, None):
+        op.freeze([axis], "part of the batch", batch=True)
     taken = len(range(start, stop, step))
     if taken == axis.size and step == 1:
         return axis, slice(None)
@@ -271,7 +276,8 @@ def _pool_targets() -> list[Any]:
 def pool(op: Op) -> Types:
     """Channels pass, spatial axes are resampled."""
     x = op.tensor("input")
-    if not isinstance(op.shapes, torch.Size) or op.shapes[:2] != (x[0].size, x[1].size) or len(op.shapes) != len(x):
+    rank = re.search(r"(\d)d$", op.kind)
+    if not isinstance(op.shapes, torch.Size) or len(op.shapes) != len(x) or (rank and len(x) != int(rank[1]) + 2):
         return freeze_operands(op, "pooling that cannot be followed")
     op.freeze(x[2:], "spatial axis")
     return (*x[:2], *(constant(size) for size in op.shapes[2:]))
@@ -288,7 +294,11 @@ _REDUCTIONS = "mean sum amax amin std var prod argmax logsumexp"
 def reduce(op: Op) -> Types:
     """Reduced axes are frozen: a mean over fewer units is another mean."""
     x, dim = op.tensor("input"), op.value("dim")
-    if not isinstance(op.shapes, torch.Size) or isinstance(dim, bool) or not isinstance(dim, int | tuple | list):
+    if (
+        not isinstance(op.shapes, torch.Size)
+        or isinstance(dim, bool)
+        or not (isinstance(dim, int) or (isinstance(dim, tuple | list) and dim))
+    ):
         return freeze_operands(op, "reduced")
     places = {_place(d, len(x)) for d in (dim if isinstance(dim, tuple | list) else (dim,))}
     op.freeze([x[i] for i in places], "reduced")

@@ -118,7 +118,9 @@ class _Context:
         elsewhere = {a for f in factors if f is not factor for a in f.axes} | {a for t in factor.ties for a in t}
         inner = [i for i, a in enumerate(factor.axes) if a in self.private and a not in elsewhere]
         outer = [i for i in range(len(factor.axes)) if i not in inner]
-        if not inner or len(factor.axes) == 1:
+        between = any(isinstance(axis, SizeAxis) and axis.kind == "between" for axis in factor.axes)
+        # A size between two positions mixes their cells: what is dominated at one may be best between them.
+        if not inner or len(factor.axes) == 1 or between:
             return factor
         shape = tuple(self.problem.positions(a) for a in factor.axes)
         worth = np.zeros(shape)

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdp_fx.errors import ModelError
+from mdp_fx.passes.channel_groups import find_frozen
+from mdp_fx.pipeline import analyse, rewrite
 from tests.pruning import parity_error, randomise
 
 Middle = Callable[[Any, Tensor], Any]
@@ -202,6 +205,62 @@ OPS: dict[str, tuple[Middle, dict[str, Any]]] = {
         lambda n, x: n.t(n.d(n.c2(x))),
         {"d": nn.Conv2d(12, 24, 3, padding=1, groups=4), "t": nn.Conv2d(24, 16, 1, groups=2)},
     ),
+    "conv by a buffer": (lambda n, x: F.conv2d(n.c2(x).sigmoid(), n.k), {"k": nn.Buffer(torch.randn(16, 12, 1, 1))}),
+    "conv by computed": (
+        lambda n, x: F.conv2d(n.c2(x).sigmoid(), 1 - n.w),
+        {"w": nn.Parameter(torch.randn(16, 12, 1, 1))},
+    ),
+    "linear by computed": (
+        lambda n, x: F.linear(n.c2(x).sigmoid().mean((2, 3)), n.w.exp())[:, :, None, None],
+        {"w": nn.Parameter(torch.randn(16, 12))},
+    ),
+    "transposed by a buffer": (
+        lambda n, x: F.conv_transpose2d(n.c2(x).sigmoid(), n.k),
+        {"k": nn.Buffer(torch.randn(12, 16, 1, 1))},
+    ),
+    "products of computed": (
+        lambda n, x: n.t(F.linear((y := n.c2(x).flatten(2).mT), F.softplus(n.w)) @ F.linear(y, F.softplus(n.w)).mT)[
+            :, :16, :, None
+        ],
+        {"w": nn.Parameter(torch.randn(6, 12)), "t": nn.Linear(64, 8)},
+    ),
+    "pool over channels": (lambda n, x: n.c3(F.max_pool3d(n.c2(x), (3, 1, 1), 1, (1, 0, 0))), {}),
+    "pool of rows": (lambda n, x: n.c3(F.avg_pool1d(n.c2(x).mean((2, 3)), 3, 1, 1)[:, :, None, None]), {}),
+    "lerp by name": (
+        lambda n, x: n.c3(torch.lerp((y := n.c2(x)), end=n.d(x), weight=0.3) + y),
+        {"d": nn.Conv2d(16, 12, 1)},
+    ),
+    "addcmul by name": (
+        lambda n, x: n.c3(torch.addcmul(n.c2(x), tensor1=(y := n.d(x)), tensor2=y)),
+        {"d": nn.Conv2d(16, 12, 1)},
+    ),
+    "pow by name": (
+        lambda n, x: n.c3(torch.pow(n.c2(x).abs() + 1, exponent=n.d(x).sigmoid())),
+        {"d": nn.Conv2d(16, 12, 1)},
+    ),
+    "where by name": (
+        lambda n, x: n.c3(torch.where((y := n.c2(x)) > 0, input=y, other=n.d(x))),
+        {"d": nn.Conv2d(16, 12, 1)},
+    ),
+    "cat by axis": (lambda n, x: n.t(torch.cat([n.c2(x), n.c2(x)], axis=1)), {"t": nn.Conv2d(24, 16, 1)}),
+    "mean by axis": (lambda n, x: n.c3(n.c2(x).mean(axis=(2, 3), keepdims=True)), {}),
+    "bmm by name": (
+        lambda n, x: n.c3(torch.bmm((y := n.c2(x).flatten(2)).mT, mat2=y)[:, :12, :8, None]),
+        {},
+    ),
+    "unit made inside": (lambda n, x: n.c3(nn.ReLU()(n.c2(x))), {}),
+    "named squeeze": (
+        lambda n, x: n.c3(n.squeeze(n.c2(x).mean(3, keepdim=True))[:, :12, None, None]),
+        {"squeeze": nn.Flatten()},
+    ),
+    "masked heads": (
+        lambda n, x: n.c3(
+            F.scaled_dot_product_attention(
+                (y := n.c2(x).flatten(2).view(-1, 4, 3, 64).mT), y, y, attn_mask=n.table
+            ).mT.reshape(-1, 12, 8, 8)
+        ),
+        {"table": nn.Parameter(torch.randn(4, 64, 64))},
+    ),
 }
 
 
@@ -211,3 +270,71 @@ def test_pruned_right_or_frozen(name: str) -> None:
     model = randomise(Around(*OPS[name])).eval()
     for seed in (0, 1):
         assert parity_error(model, (torch.randn(2, 3, 8, 8),), seed) <= LIMIT
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that computes its weight in between."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+def test_a_convolution_that_computes_its_weight_is_frozen() -> None:
+    model = randomise(Around(lambda n, x: n.c3(n.t(n.c2(x))), {"t": Standardised(12, 12, 3, padding=1)})).eval()
+    assert parity_error(model, (torch.randn(2, 3, 8, 8),), 0) <= LIMIT
+
+
+def test_a_forward_that_was_replaced_is_frozen() -> None:
+    model = randomise(Around(lambda n, x: n.c3(n.c2(x)), {})).eval()
+    plain = model.c2.forward
+    model.c2.forward = lambda x: plain(x).cumsum(1)  # type: ignore[method-assign]
+    reasons = {row.reason for row in find_frozen(analyse(model, torch.randn(2, 3, 8, 8)).graph)}
+    assert "no typing rule for Conv2d with hooks or parametrisations at c2" in reasons
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.cat([x[x.shape[0] // 2 :], x[: x.shape[0] // 2]]),
+        lambda x: torch.stack([row * 2 for row in x]),
+        lambda x: torch.stack([row * 2 for row in x.unbind(0)]),
+        lambda x: torch.cat([part * 2 for part in x.split(1, 0)]),
+        lambda x: torch.cat([part * 2 for part in x.chunk(2, 0)]),
+        lambda x: x[:2],
+    ],
+    ids=["rolled", "iterated", "unbound", "split", "chunked", "cut"],
+)
+def test_a_batch_that_is_taken_apart_is_right_for_the_batch_that_was_given(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    model = randomise(Around(lambda n, x: function(n.c3(n.c2(x))), {})).eval()
+    x = torch.randn(1, 3, 8, 8)
+    slim = rewrite(analyse(model, x), {}, ())
+    with torch.no_grad():
+        assert torch.allclose(slim(x), model(x), atol=1e-5)
+
+
+def test_a_sum_that_is_written_to_keeps_its_block() -> None:
+    def body(n: Any, x: Tensor) -> Any:
+        z = x + n.c3(n.c2(x))
+        seen = z.flatten(1)
+        z.relu_()
+        return seen.view(z.shape) + x
+
+    blocks = analyse(randomise(Around(body, {})).eval(), torch.randn(2, 3, 8, 8)).blocks
+    assert "the sum is written to in place" in {block.reason for block in blocks.kept}
+
+
+def test_autocast_inside_of_a_forward_is_refused() -> None:
+    def body(n: Any, x: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return n.c3(n.c2(x)).float()
+
+    with pytest.raises(ModelError, match="its forward runs under autocast"):
+        analyse(Around(body, {}).eval(), torch.randn(2, 3, 8, 8))
+
+
+def test_a_model_that_kept_a_result_can_be_traced() -> None:
+    model = Around(lambda n, x: n.c3(n.c2(x)), {}).eval()
+    model.last = model(torch.randn(2, 3, 8, 8))
+    assert analyse(model, torch.randn(2, 3, 8, 8)).groups

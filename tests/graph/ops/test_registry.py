@@ -340,6 +340,7 @@ def test_getitem_of_a_tensor_and_of_a_tuple_are_one_rule() -> None:
     assert has_rule(operator.getitem)
     parts = [(constant(2),), (constant(3),)]
     op = op_of(lambda g, p: g.call_function(operator.getitem, (p["x"], 1)), "input index", x=parts)
+    op.node.meta["shape"] = torch.Size((3,))
     infer_node(op.node, op._state)
     assert op._state.types[op.node.name] == (constant(3),)
 
