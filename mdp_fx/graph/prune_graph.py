@@ -12,7 +12,8 @@ from torch import fx
 from mdp_fx.graph import ops
 from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, freeze
 from mdp_fx.graph.ops.registry import Emission, Inference, Types, infer_node, tensor_types
-from mdp_fx.graph.trace import SHAPE, Traced
+from mdp_fx.graph.trace import Traced
+from mdp_fx.graph.tracer import SHAPE
 
 __all__ = ["PruneGraph", "infer_types", "ops"]
 

@@ -12,7 +12,7 @@ from torch import fx
 
 from mdp_fx.graph.axes import Axis, BoolArray, Dim, kept_mask
 from mdp_fx.graph.prune_graph import PruneGraph
-from mdp_fx.graph.trace import SHAPE
+from mdp_fx.graph.tracer import SHAPE
 
 
 def check_types(graph: PruneGraph) -> None:

@@ -15,7 +15,7 @@ from torch import fx, nn
 from mdp_fx.graph.axes import Axis, Dim, Factor, Span, batch_dims, concat, free_dims, fresh, kept_size
 from mdp_fx.graph.ops.registry import Inference, Types, has_rule, tensor_types
 from mdp_fx.graph.prune_graph import PruneGraph, infer
-from mdp_fx.graph.trace import DTYPE, SHAPE, attribute
+from mdp_fx.graph.tracer import DTYPE, SHAPE, attribute
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.emission import emit_sizes
 from mdp_fx.passes.residual_blocks import ADDITIONS, Blocks

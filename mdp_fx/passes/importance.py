@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from mdp_fx.errors import DataError, InputError, first_line
 from mdp_fx.graph.axes import Axis, free_dims, occurrences
 from mdp_fx.graph.prune_graph import PruneGraph
-from mdp_fx.graph.trace import SHAPE
+from mdp_fx.graph.tracer import SHAPE
 from mdp_fx.passes.channel_groups import ChannelGroup
 
 Kind = Literal["l2", "l1", "bn", "taylor", "random"]

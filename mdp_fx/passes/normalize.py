@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from mdp_fx.graph.purity import IN_PLACE_OPERATORS, WRITES, is_pure, remove_dead_nodes
-from mdp_fx.graph.trace import ALIASES, DTYPE, is_eval_flag
+from mdp_fx.graph.tracer import ALIASES, DTYPE, is_eval_flag
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 
 _DROPOUTS: dict[Any, type[nn.Module]] = {

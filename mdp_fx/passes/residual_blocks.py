@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from mdp_fx.graph.purity import is_pure
-from mdp_fx.graph.trace import ALIASES, DTYPE, SHAPE
+from mdp_fx.graph.tracer import ALIASES, DTYPE, SHAPE
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 
 ADDITIONS: tuple[Callable[..., Any] | str, ...] = (operator.add, torch.add, "add")

@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, MdpFxError, ModelError
 from mdp_fx.graph.prune_graph import infer_types
-from mdp_fx.graph.trace import ALIASES, DTYPE, SHAPE, Traced, attribute, is_eval_flag, trace
+from mdp_fx.graph.trace import Traced, trace
+from mdp_fx.graph.tracer import ALIASES, DTYPE, SHAPE, attribute, is_eval_flag
 from mdp_fx.pipeline import analyse, rewrite
 from tests.graph.small import images, net, parameter, tokens, vectors
 from tests.zoo import ZOO, Specimen

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from mdp_fx.graph.purity import WRITES, is_pure, remove_dead_nodes
-from mdp_fx.graph.trace import is_eval_flag, trace
+from mdp_fx.graph.trace import trace
+from mdp_fx.graph.tracer import is_eval_flag
 from mdp_fx.passes.normalize import make_dropout_modules, normalize, write_out_of_place
 from tests.pruning import tensors
 from tests.zoo import ZOO, Specimen, image
