@@ -50,3 +50,9 @@ def make_loader() -> Iterator[tuple[Tensor, Tensor]]:
 def make_bad_labels() -> Iterator[tuple[Tensor, Tensor]]:
     """Labels outside of the network's classes."""
     yield torch.randn(2, 3, 16, 16), torch.tensor([1, 9])
+
+
+def make_breaking() -> Iterator[tuple[Tensor, Tensor]]:
+    """A loader that fails after two batches."""
+    yield from make_loader()
+    raise OSError("disk gone")
