@@ -228,9 +228,8 @@ class BudgetSearch:
             )
             networks.remember(exact, slim)
             best = outcome if best is None or _better(outcome, best) else best
-            if (UNDER <= outcome.ratio <= OVER and outcome.miss <= MISS) or not selection_changes(
-                selection, self._analysis
-            ):
+            settled = UNDER <= outcome.ratio <= OVER and outcome.miss <= MISS
+            if settled or not selection_changes(selection, self._analysis):
                 break
             dense_s = dense.low_s
             bias *= 1e-6 * (certificate.costs["latency"] - gain) / predicted

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_fx.errors import RecipeError
-from mdp_fx.files import atomic_write
+from mdp_fx.files import atomic_write, finite
 
 FORMAT = "mdp-fx recipe"
 VERSION = 1
@@ -63,7 +62,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """JSON data; infinite and undefined numbers become null."""
-        data: dict[str, Any] = _finite({"format": FORMAT, **dataclasses.asdict(self)})
+        data: dict[str, Any] = finite({"format": FORMAT, **dataclasses.asdict(self)})
         return data
 
     @classmethod
@@ -141,14 +140,6 @@ def fingerprint(module: nn.Module) -> str:
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(data.numpy().data)
     return digest.hexdigest()
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _is_int(value: object) -> bool:

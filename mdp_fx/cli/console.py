@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any
 import click
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from mdp_fx.files import finite
 
 PIPE_WIDTH = 100
 """Columns where stdout is no terminal and COLUMNS does not say otherwise."""
@@ -123,12 +124,4 @@ def render(*parts: RenderableType) -> str:
 
 def print_json(data: Any) -> None:
     """Prints exactly one JSON document; infinite and undefined numbers become null."""
-    click.echo(json.dumps(_finite(data), indent=1, allow_nan=False))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    click.echo(json.dumps(finite(data), indent=1, allow_nan=False))

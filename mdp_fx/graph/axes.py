@@ -125,6 +125,12 @@ def batch_dims(axis: Axis) -> list[Dim]:
     return list(dict.fromkeys(dim for dim in _dims(axis.normal) if dim.rigid))
 
 
+def is_batch(axis: Axis) -> bool:
+    """Whether an axis is the batch and nothing else."""
+    spans = axis.normal.spans
+    return len(spans) == 1 and len(spans[0]) == 1 and getattr(spans[0][0], "rigid", False)
+
+
 # Normal form -----------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from mdp_fx.graph import ops
-from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, freeze
+from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, freeze, is_batch
 from mdp_fx.graph.ops.registry import Emission, Inference, Types, infer_node, tensor_types
 from mdp_fx.graph.trace import Traced
 from mdp_fx.graph.tracer import SHAPE
@@ -47,10 +47,8 @@ class PruneGraph:
         """The first node whose axis 0 is the batch: an input, or what is taken out of one."""
         for node in self.module.graph.nodes:
             types = self.types.get(node.name)
-            if isinstance(types, tuple) and types and isinstance(types[0], Axis) and self.batch is not None:
-                spans = types[0].normal.spans
-                if len(spans) == 1 and spans[0] == (self.batch,):
-                    return str(node.name)
+            if isinstance(types, tuple) and types and isinstance(types[0], Axis) and is_batch(types[0]):
+                return str(node.name)
         return None
 
     def stored(self) -> Iterator[tuple[str, torch.Tensor, TensorType]]:

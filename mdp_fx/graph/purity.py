@@ -17,6 +17,11 @@ IN_PLACE_OPERATORS: dict[Any, Any] = {
 """Augmented assignments that write to a tensor, and the operators that compute the same."""
 
 
+def target_name(target: Any) -> str:
+    """The name of the function or method that a node calls."""
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
+
+
 def is_pure(node: fx.Node) -> bool:
     """Whether a node only computes its value: it writes to no tensor and is no input or output."""
     if node.op in ("placeholder", "output") or node.meta.get(WRITES):
@@ -25,7 +30,7 @@ def is_pure(node: fx.Node) -> bool:
         return True
     if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
         return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = target_name(node.target)
     if node.target in (operator.and_, operator.or_, operator.not_):
         return True
     if node.target is operator.setitem or node.target in IN_PLACE_OPERATORS:

@@ -22,7 +22,7 @@ from torch.fx.proxy import Attribute
 from torch.utils import _pytree as pytree
 
 from mdp_fx.graph.ops.registry import has_rule
-from mdp_fx.graph.purity import IN_PLACE_OPERATORS
+from mdp_fx.graph.purity import IN_PLACE_OPERATORS, target_name
 
 SHAPE = "shape"
 """Key in `node.meta`: the shape of the node's value, a torch.Size, or a pytree of them."""
@@ -257,10 +257,10 @@ class ValueTracer(fx.Tracer):
         if target not in (operator.getitem, getattr):
             args, kwargs = _taken_apart(args), _taken_apart(kwargs)
         value = self._run(kind, target, args, kwargs)
-        name_of = target if isinstance(target, str) else getattr(target, "__name__", "")
-        if name_of in _READERS:
+        called = target_name(target)
+        if called in _READERS:
             self._refuse_input(args)
-        elif name_of in _SIZES and args[1:] != (1,) and not kwargs:
+        elif called in _SIZES and args[1:] != (1,) and not kwargs:
             self.note_size(args[0])
         if kind != "placeholder" and value is not None and not _holds_tensor(value):
             return value

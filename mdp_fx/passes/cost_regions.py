@@ -15,6 +15,7 @@ from torch import fx, nn
 from mdp_fx.graph.axes import Axis, Dim, Factor, Span, batch_dims, concat, free_dims, fresh, kept_size
 from mdp_fx.graph.ops.registry import Inference, Types, has_rule, tensor_types
 from mdp_fx.graph.prune_graph import PruneGraph, infer
+from mdp_fx.graph.purity import target_name
 from mdp_fx.graph.tracer import DTYPE, SHAPE, attribute
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.emission import emit_sizes
@@ -113,8 +114,7 @@ def _weights(graph: PruneGraph, node: fx.Node) -> bool:
 def _is_free(graph: PruneGraph, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(graph.module.get_submodule(str(node.target)), _FREE_MODULES)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in _FREE or not isinstance(node.meta.get(SHAPE), torch.Size)
+    return target_name(node.target) in _FREE or not isinstance(node.meta.get(SHAPE), torch.Size)
 
 
 def _fused_chain(graph: PruneGraph, start: fx.Node, taken: set[str], order: Mapping[fx.Node, int]) -> list[fx.Node]:
@@ -140,7 +140,7 @@ def _is_entrywise(graph: PruneGraph, node: fx.Node, tail: fx.Node) -> bool:
         return len(node.all_input_nodes) == 1 and not _resamples(graph, node)
     if node.target in ADDITIONS:
         return all(source.meta[SHAPE] == tail.meta[SHAPE] for source in node.all_input_nodes)
-    return len(node.all_input_nodes) == 1 and getattr(node.target, "__name__", str(node.target)) not in (
+    return len(node.all_input_nodes) == 1 and target_name(node.target) not in (
         "softmax",
         "roll",
     )
@@ -333,19 +333,15 @@ def _key(isolated: _Isolated, dims: tuple[Dim, ...], batch: int) -> str:
             text.append(spell_tensor(attribute(isolated.module, str(node.target))))
         else:
             args, kwargs = (node.args, node.kwargs) if emission is None or emission.node is None else emission.node[2:]
-            text.append(f"{node.op} {_name_of(node.target)} {written(args)} {written(kwargs)}")
+            text.append(f"{node.op} {target_name(node.target)} {written(args)} {written(kwargs)}")
     full = "; ".join(text)
     first = next(n for n in isolated.module.graph.nodes if n.op not in ("placeholder", "get_attr"))
     kind = (
         type(isolated.module.get_submodule(str(first.target))).__name__
         if first.op == "call_module"
-        else _name_of(first.target)
+        else target_name(first.target)
     )
     return f"{kind} {text[1] if len(text) > 1 else ''} {hashlib.sha256(full.encode()).hexdigest()[:16]}"
-
-
-def _name_of(target: Any) -> str:
-    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
 def _spell_module(module: nn.Module, sized: set[str]) -> str:

@@ -10,6 +10,7 @@ import torch
 from mdp_fx.errors import TargetError
 from mdp_fx.latency import Effort, get_target, target_names
 from mdp_fx.latency.cpu import physical_cores, vector_alignment
+from mdp_fx.latency.measuring import compare
 
 from .regions import conv_region, depthwise_region
 
@@ -70,7 +71,10 @@ def test_a_network_runs(name: str) -> None:
     module, inputs = depthwise_region().build((16,))
     runner = get_target(name, threads=1).prepare(module, inputs)
     runner()
+    timing = compare({"only": runner}, min_time_s=0.01, max_time_s=1.0)["only"]
     runner.close()
+    assert timing.runs >= 1
+    assert timing.low_s > 0
 
 
 def test_torch_threads_are_restored() -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from mdp_fx.graph.axes import Axis, TensorType, constant, freeze, fresh
+from mdp_fx.graph.axes import Axis, TensorType, constant, freeze, fresh, is_batch
+from mdp_fx.graph.purity import target_name
 
 Types: TypeAlias = Any
 """A TensorType, or a tuple, list or dict of Types, or None for what is no tensor."""
@@ -157,8 +158,7 @@ class Op:
         """The node as named in reasons: the module that was called, or the function and its node."""
         if self._module is not None:
             return str(self.node.target)
-        called = self.node.target if isinstance(self.node.target, str) else self.node.target.__name__
-        return f"{called} (node {self.node.name})"
+        return f"{target_name(self.node.target)} (node {self.node.name})"
 
     @property
     def unread(self) -> bool:
@@ -258,9 +258,7 @@ _GIVE_ZERO = frozenset("Linear Conv1d Conv2d Conv3d linear conv1d conv2d conv3d"
 
 
 def _called(node: fx.Node, module: nn.Module | None) -> str:
-    if module is not None:
-        return type(module).__name__
-    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
+    return type(module).__name__ if module is not None else target_name(node.target)
 
 
 def _has_zero_bias(node: fx.Node, module: fx.GraphModule) -> bool:
@@ -361,17 +359,12 @@ def freeze_operands(op: Op, why: str) -> Types:
     batch: Axis | None = None
     for operand in op.node.all_input_nodes:
         for tensor in tensor_types(op.types_of(operand)):
-            if tensor and tensor[0].normal.spans and _is_batch(tensor[0]):
+            if tensor and is_batch(tensor[0]):
                 batch = tensor[0]
                 op.freeze(tensor[1:], why)
             else:
                 op.freeze(tensor, why)
     return constants(op.shapes, batch)
-
-
-def _is_batch(axis: Axis) -> bool:
-    spans = axis.normal.spans
-    return len(spans) == 1 and len(spans[0]) == 1 and getattr(spans[0][0], "rigid", False)
 
 
 def constants(shapes: Any, batch: Axis | None = None) -> Types:
