@@ -21,12 +21,17 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu_model(), "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions()}
 
 
-def save(name: str, data: dict[str, Any]) -> None:
-    """Writes bench/results/NAME.json."""
+def write(file_name: str, text: str) -> None:
+    """Writes a file in bench/results, as a whole or not at all."""
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine()} | data, indent=1) + "\n"
-    atomic_write(RESULTS / f"{name}.json", lambda file: file.write(text.encode()))
-    print(f"wrote {RESULTS / f'{name}.json'}")
+    atomic_write(RESULTS / file_name, lambda file: file.write(text.encode()))
+
+
+def save(name: str, data: dict[str, Any], *, quiet: bool = False) -> None:
+    """Writes bench/results/NAME.json."""
+    write(f"{name}.json", json.dumps({"machine": machine()} | data, indent=1) + "\n")
+    if not quiet:
+        print(f"wrote {RESULTS / f'{name}.json'}")
 
 
 def load(name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mdp_fx.latency.targets import get_target
 from mdp_fx.model_source import check_finite
 from mdp_fx.passes.base import Stage, batch_of, silent
 from mdp_fx.passes.choices import Analysis, choose
+from mdp_fx.passes.front_end import Choice
 from mdp_fx.passes.importance import Loss, score
 from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, rewrite
 from mdp_fx.recipe import Recipe, fingerprint
@@ -71,6 +72,7 @@ def prune(
     step: int = 8,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
+    front_end: Choice = "auto",
     seed: int = 0,
     gap: float = 1e-3,
     time_limit: float = 20.0,
@@ -96,6 +98,7 @@ def prune(
         step: channel step.
         keep: patterns of module names to leave alone.
         only: patterns of module names to prune.
+        front_end: "symbolic" tracing, torch.export ("export"), or "auto": the first of them that can follow the model.
         seed: of everything random.
         gap: relative optimality gap the solver may stop at.
         time_limit: seconds for each call of the solver.
@@ -112,7 +115,7 @@ def prune(
     inputs = as_inputs(example_inputs)
     device = get_target(target, threads)
     watch = Stopwatch(stage)
-    analysis = analyse(model, inputs, stage=watch)
+    analysis = analyse(model, inputs, front_end=front_end, stage=watch)
     check_finite(model)
     choices = choose(analysis, step, keep, only)
     watch("score importance")
@@ -194,6 +197,7 @@ def _recipe(
         input_dtypes=[str(value.dtype).removeprefix("torch.") for value in tensors],
         fingerprint=fingerprint(model),
         versions=versions(),
+        front_end=analysis.graph.front_end,
     )
 
 
@@ -216,13 +220,16 @@ def _package_version() -> str:
     return str(mdp_fx.__version__)
 
 
-def apply(model: nn.Module, recipe: Recipe, example_inputs: Any | None = None) -> fx.GraphModule:
+def apply(
+    model: nn.Module, recipe: Recipe, example_inputs: Any | None = None, *, front_end: Choice = "auto"
+) -> fx.GraphModule:
     """Applies a recipe to the dense network it was made for.
 
     Args:
         model: the dense network.
         recipe: from `prune` or a file.
         example_inputs: inputs to trace with; random ones of the recipe's shapes by default.
+        front_end: "symbolic", "export", or "auto": the one that the recipe was made with.
 
     Raises:
         RecipeError: the recipe belongs to other weights or another network.
@@ -233,7 +240,8 @@ def apply(model: nn.Module, recipe: Recipe, example_inputs: Any | None = None) -
     inputs = example_inputs
     if inputs is None:
         inputs = random_inputs(recipe.input_shapes, recipe_types(recipe))
-    return rewrite(analyse(model, inputs), recipe.kept, recipe.removed_blocks, training=model.training)
+    analysis = analyse(model, inputs, front_end=recipe.front_end if front_end == "auto" else front_end)
+    return rewrite(analysis, recipe.kept, recipe.removed_blocks, training=model.training)
 
 
 def save(result: PruneResult, path: str | os.PathLike[str]) -> None:
@@ -263,6 +271,7 @@ def diff(
     *,
     target: str | None = None,
     threads: int | None = None,
+    front_end: Choice = "auto",
     progress: MeasureProgress | None = None,
 ) -> Diff:
     """Compares two networks module by module; with a target also by predicted latency."""
@@ -272,15 +281,17 @@ def diff(
     device = get_target(target, threads)
     with LatencyTable() as table:
         sides = [
-            exact_sum(analyse(network, inputs).regions, lambda dim: dim.size, device, table, progress)
-            for network in (a, b)
+            exact_sum(found.regions, lambda dim: dim.size, device, table, progress)
+            for found in (analyse(network, inputs, front_end=front_end) for network in (a, b))
         ]
     return compare_networks(a, b, inputs, latency=(sides[0], sides[1]))
 
 
-def inspect(model: nn.Module, example_inputs: Any, *, name: str | None = None) -> Inspection:
+def inspect(
+    model: nn.Module, example_inputs: Any, *, front_end: Choice = "auto", name: str | None = None
+) -> Inspection:
     """Says what of a network can be pruned, and why the rest cannot."""
-    return inspection(analyse(model, example_inputs), name or type(model).__name__)
+    return inspection(analyse(model, example_inputs, front_end=front_end), name or type(model).__name__)
 
 
 def profile(
@@ -290,6 +301,7 @@ def profile(
     target: str = "onnxruntime:cpu",
     threads: int | None = None,
     step: int = 8,
+    front_end: Choice = "auto",
     name: str | None = None,
     stage: Stage = silent,
     progress: MeasureProgress | None = None,
@@ -297,7 +309,7 @@ def profile(
     """Measures the latency tables that pruning a network needs, and says where its time goes."""
     inputs = as_inputs(example_inputs)
     device = get_target(target, threads)
-    analysis = analyse(model, inputs, stage=stage)
+    analysis = analyse(model, inputs, front_end=front_end, stage=stage)
     stage("measure cost regions")
     with LatencyTable() as table:
         tables = region_tables(analysis, choose(analysis, step), device, table, step=step, progress=progress)

@@ -19,7 +19,7 @@ from mdp_fx.passes.channel_groups import FindChannelGroups
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.cost_regions import FindCostRegions
 from mdp_fx.passes.drop_blocks import DropBlocks
-from mdp_fx.passes.front_end import InferAxisTypes, TraceModel
+from mdp_fx.passes.front_end import Choice, InferAxisTypes, TraceModel
 from mdp_fx.passes.normalize import Normalize
 from mdp_fx.passes.residual_blocks import FindResidualBlocks
 from mdp_fx.passes.slice_channels import SliceChannels, slice_channels
@@ -34,12 +34,13 @@ def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
     return tuple(example_inputs) if isinstance(example_inputs, list | tuple) else (example_inputs,)
 
 
-def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> Analysis:
+def analyse(model: nn.Module, example_inputs: Any, *, front_end: Choice = "auto", stage: Stage = silent) -> Analysis:
     """Runs every analysis pass.
 
     Args:
         model: the dense network, left unchanged.
         example_inputs: positional arguments of its forward; axis 0 is the batch that latency is asked for.
+        front_end: "symbolic" tracing, torch.export ("export"), or "auto": the first of them that can follow the model.
         stage: called with the name of each pass as it starts.
     """
     if not isinstance(model, nn.Module):
@@ -50,12 +51,12 @@ def analyse(model: nn.Module, example_inputs: Any, *, stage: Stage = silent) -> 
         msg = "the example inputs hold an empty batch: give at least one example"
         raise InputError(msg)
     asked = Compilation(model, inputs)
-    state = run_passes(FRONT_END, asked, stage=stage)
+    state = run_passes((TraceModel(front_end=front_end), *FRONT_END[1:]), asked, stage=stage)
     assert state.traced is not None
     assert state.graph is not None
     if state.traced.batch is not None and not _batch_is_open(state):
         # Something ties the batch to a constant: it must be the user's batch then, not the doubled one.
-        state = run_passes((TraceModel(open_batch=False), *FRONT_END[1:]), asked, stage=stage)
+        state = run_passes((TraceModel(open_batch=False, front_end=front_end), *FRONT_END[1:]), asked, stage=stage)
     state = run_passes(ANALYSES, state, stage=stage)
     assert state.graph is not None
     assert state.groups is not None

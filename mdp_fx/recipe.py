@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mdp_fx.errors import RecipeError
 from mdp_fx.files import atomic_write, finite
+from mdp_fx.graph.trace import FrontEnd
 
 FORMAT = "mdp-fx recipe"
 VERSION = 1
@@ -41,6 +42,7 @@ class Recipe:
         input_dtypes: their number types, such as "float32".
         fingerprint: `fingerprint` of the dense network.
         versions: versions of the libraries that made it.
+        front_end: what made the graph: "symbolic" or "export".
         version: version of the format.
     """
 
@@ -58,6 +60,7 @@ class Recipe:
     input_dtypes: list[str]
     fingerprint: str
     versions: dict[str, str] = field(default_factory=dict)
+    front_end: FrontEnd = "symbolic"
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +84,8 @@ class Recipe:
         if data.get("version") != VERSION:
             found = str(data.get("version"))[:20]
             raise RecipeError(f"{where} has format version {found}, this mdp-fx reads {VERSION}; use the other mdp-fx")
+        # Recipes from before there was a choice do not name the front end.
+        data = {"front_end": "symbolic", **data}
         fields = {entry.name for entry in dataclasses.fields(cls)}
         missing = sorted(fields - data.keys())
         if missing:
@@ -181,4 +186,5 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "input_dtypes": lambda value: _is_list(value, _is_dtype),
     "fingerprint": _is_text,
     "versions": lambda value: _is_dict(value, _is_text),
+    "front_end": lambda value: value in get_args(FrontEnd),
 }

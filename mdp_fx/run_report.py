@@ -11,7 +11,7 @@ from mdp_fx.graph.axes import free_dims
 from mdp_fx.latency.targets import Target
 from mdp_fx.passes.channel_groups import find_frozen
 from mdp_fx.passes.choices import Analysis
-from mdp_fx.report.facts import BlockRow, Change, FrozenRow, GroupRow, Inspection, LatencyFacts, PruneReport
+from mdp_fx.report.facts import BRANCH, BlockRow, Change, FrozenRow, GroupRow, Inspection, LatencyFacts, PruneReport
 
 LOW_SHARE = 0.2
 """A layer cut below this share of its channels is warned of."""
@@ -66,6 +66,8 @@ def prune_report(
         solver=outcome.certificate.to_json(),
         warnings=tuple(_warnings(analysis, outcome, groups, has_data, pretrained, importance)),
         seconds=dict(seconds),
+        front_end=analysis.graph.front_end,
+        front_end_why=analysis.graph.why,
     )
 
 
@@ -78,9 +80,15 @@ def _count(module: nn.Module) -> int:
 
 
 def _block_rows(analysis: Analysis, removed: set[str]) -> tuple[BlockRow, ...]:
-    rows = [BlockRow(block.name, block.name in removed) for block in analysis.blocks.removable]
-    rows += [BlockRow(block.name, False, block.reason) for block in analysis.blocks.kept]
-    return tuple(rows)
+    return tuple(
+        BlockRow(
+            block.name,
+            block.name in removed,
+            block.reason,
+            "residual block" if block.kept is not None else BRANCH,
+        )
+        for block in (*analysis.blocks.removable, *analysis.blocks.kept)
+    )
 
 
 def _frozen_rows(analysis: Analysis) -> tuple[FrozenRow, ...]:
@@ -93,7 +101,8 @@ def _warnings(
     gone = {n for b in analysis.blocks.removable if b.name in outcome.selection.removed_blocks for n in b.nodes}
     alive = {str(n.target) for n in analysis.graph.module.graph.nodes if n.name not in gone}
     for row in groups:
-        if row.after < LOW_SHARE * row.before and any(member in alive for member in row.members):
+        # What a removed block takes along is not there to collapse.
+        if 0 < row.after < LOW_SHARE * row.before and any(member in alive for member in row.members):
             yield f"{row.name} keeps {row.after} of {row.before} channels: accuracy may collapse there"
     if not pretrained:
         yield "the weights are random: this says how fast the network gets, not how accurate it stays"
@@ -133,4 +142,6 @@ def inspection(analysis: Analysis, name: str) -> Inspection:
         prunable_params_share=open_params / max(1, _count(analysis.graph.module)),
         prunable_macs_share=open_macs / dense if dense else 0.0,
         baked_in=analysis.graph.baked_in,
+        front_end=analysis.graph.front_end,
+        front_end_why=analysis.graph.why,
     )

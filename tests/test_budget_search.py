@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,10 @@ from mdp_fx.passes import minlp
 from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.passes.importance import LayerImportance, score
 from mdp_fx.passes.search_space import Selection
-from mdp_fx.pipeline import analyse
+from mdp_fx.pipeline import analyse, rewrite
 from tests.latency.fakes import steady
-from tests.zoo import Head, Residual, conv_bn, image
+from tests.pruning import error, randomise, reference
+from tests.zoo import FireModules, Head, Residual, conv_bn, image
 
 STEP = 2
 
@@ -460,3 +462,39 @@ def test_the_certificate_is_about_the_selection(analysed: Analysed, table: Laten
     assert certificate.costs["latency"] <= certificate.budgets["latency"] * (1 + 1e-9)
     assert certificate.bound is not None
     assert certificate.bound >= certificate.objective
+
+
+@pytest.fixture(scope="module")
+def fires() -> Analysed:
+    torch.manual_seed(0)
+    inputs = (image(side=16, batch=1).double(),)
+    analysis = analyse(randomise(FireModules()).double().eval(), inputs)
+    return analysis, score(analysis.graph, analysis.groups, "l1"), inputs
+
+
+def test_branches_of_a_concatenation_go_with_their_units(fires: Analysed, table: LatencyTable) -> None:
+    analysis, _, inputs = fires
+    target = WorkTarget()
+    outcome = search(fires, target, table).run(Budget(share=0.25), {})
+    gone = [block for block in analysis.blocks.removable if block.name in outcome.selection.removed_blocks]
+    emptied = {name for block in gone for name in block.empties}
+    assert emptied
+    assert {name for name, size in outcome.selection.sizes.items() if size == 0} == emptied
+    assert {name for name, units in outcome.kept.items() if not units} == emptied
+    assert all(all(sizes) for sizes in target.asked)
+    assert outcome.ratio <= OVER
+    assert outcome.predicted_s == pytest.approx(outcome.slim.median_s, rel=1e-3)
+    removed = outcome.selection.removed_blocks
+    with torch.no_grad():
+        expected = reference(analysis, outcome.kept, removed).run(*inputs)
+        assert error(expected, outcome.module(*inputs)) <= 1e-12
+        again = json.loads(json.dumps({"kept": outcome.kept, "removed": removed}))
+        twin = rewrite(analysis, again["kept"], again["removed"])
+        assert torch.equal(twin(*inputs), outcome.module(*inputs))
+
+
+@pytest.mark.parametrize("method", ["halp", "mdlm", "uniform"])
+def test_methods_that_hold_blocks_keep_every_branch(method: str, fires: Analysed, table: LatencyTable) -> None:
+    outcome = search(fires, WorkTarget(), table, method=method).run(Budget(share=0.6), {})
+    assert outcome.selection.removed_blocks == ()
+    assert min(outcome.selection.sizes.values()) > 0

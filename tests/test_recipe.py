@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from mdp_fx.api import apply
 from mdp_fx.errors import RecipeError
 from mdp_fx.recipe import Recipe, fingerprint
+from tests.zoo import FireModules, image
 
 
 def make_recipe(**changes: Any) -> Recipe:
@@ -61,6 +63,7 @@ def test_unbounded_gaps_become_null() -> None:
         ("budgets", {"latency": "1"}, "'budgets'"),
         ("input_shapes", [3, 32], "'input_shapes'"),
         ("input_dtypes", ["nn"], "'input_dtypes'"),
+        ("front_end", "auto", "'front_end'"),
     ],
 )
 def test_damaged_recipes_are_refused(field: str, value: object, message: str) -> None:
@@ -74,6 +77,30 @@ def test_a_missing_field_is_named() -> None:
     del data["kept"]
     with pytest.raises(RecipeError, match="'kept' is missing"):
         Recipe.from_json(data)
+
+
+def test_a_recipe_from_before_there_was_a_choice_was_traced() -> None:
+    data = make_recipe(front_end="export").to_json()
+    assert Recipe.from_json(data).front_end == "export"
+    del data["front_end"]
+    assert Recipe.from_json(data).front_end == "symbolic"
+
+
+def test_a_recipe_without_a_branch_is_applied_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = FireModules().eval()
+    recipe = make_recipe(
+        kept={"one.left": [], "one.right": [0, 3]},
+        removed_blocks=["one.left"],
+        group_sizes={"one.left": 10, "one.right": 12},
+        input_shapes=[[2, 3, 8, 8]],
+        fingerprint=fingerprint(model),
+    )
+    recipe.save(tmp_path / "recipe.json")
+    slim = apply(model, Recipe.load(tmp_path / "recipe.json"))
+    assert slim.get_parameter("two.squeeze.weight").shape == (5, 2, 1, 1)
+    assert "one.left" not in dict(slim.named_modules())
+    assert slim(image()).shape == (2, 5)
 
 
 def test_unreadable_files_are_one_line(tmp_path: Path) -> None:

@@ -355,6 +355,103 @@ class WithoutRule(nn.Module):
         return self.head(F.relu(self.point(torch.cumsum(x, 1))))
 
 
+class Fire(nn.Module):
+    """A squeezing convolution that two expanding ones read side by side."""
+
+    def __init__(self, width: int, squeezed: int, left: int, right: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(width, squeezed, 1)
+        self.left = nn.Conv2d(squeezed, left, 1)
+        self.right = nn.Conv2d(squeezed, right, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x))
+        return torch.cat([F.relu(self.left(x)), F.relu(self.right(x))], 1)
+
+
+class FireModules(nn.Module):
+    """Three fire modules, the last as a residual block: both sides of it, and of the one before, add to one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.one = Fire(8, 6, 10, 12)
+        self.two = Fire(22, 5, 14, 9)
+        self.three = Fire(23, 4, 14, 9)
+        self.head = Head(23)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(self.one(F.relu(self.stem(x))))
+        return self.head(x + self.three(x))
+
+
+class Inception(nn.Module):
+    """Branches side by side, one of which ends in branches again; then one beside a pooling without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.point = conv_bn(8, 6, 1)
+        self.reduce = conv_bn(8, 5, 1)
+        self.wide = conv_bn(5, 7)
+        self.enter = conv_bn(8, 4, 1)
+        self.rows = nn.Conv2d(4, 9, (1, 3), padding=(0, 1))
+        self.columns = nn.Conv2d(4, 11, (3, 1), padding=(1, 0))
+        self.project = conv_bn(8, 10, 1)
+        self.shrink = conv_bn(43, 12, 3, stride=2)
+        self.head = Head(55)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        parts = self.enter(x)
+        cross = torch.cat([self.rows(parts), self.columns(parts)], dim=1)
+        pooled = F.avg_pool2d(x, 3, 1, 1)
+        x = torch.cat((self.point(x), self.wide(F.relu(self.reduce(x))), cross, self.project(pooled)), -3)
+        x = F.relu(x)
+        return self.head(torch.cat(tensors=[self.shrink(x), F.max_pool2d(x, 3, 2, 1)], dim=1))
+
+
+class CrossStage(nn.Module):
+    """Halves of which one goes through a chain; every link of the chain is concatenated, and only the last may go."""
+
+    def __init__(self, *, shortcut: bool) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self.enter = conv_bn(3, 16, 1)
+        self.links = nn.ModuleList(nn.Sequential(conv_bn(8, 6), nn.SiLU(), conv_bn(6, 8)) for _ in range(2))
+        self.leave = conv_bn(32, 12, 1)
+        self.head = Head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(F.silu(self.enter(x)).chunk(2, 1))
+        for link in self.links:
+            made = link(parts[-1])
+            parts.append(parts[-1] + made if self.shortcut else made)
+        return self.head(F.silu(self.leave(torch.cat(parts, 1))))
+
+
+class NeededUnits(nn.Module):
+    """Concatenated branches whose units are read apart again, added to others, or also frozen ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.left = nn.Conv2d(8, 6, 1)
+        self.right = nn.Conv2d(8, 10, 1)
+        self.again = nn.Conv2d(6, 7, 1)
+        self.other = nn.Conv2d(10, 9, 1)
+        self.beside = nn.Conv2d(8, 7, 1)
+        self.sorted = nn.Conv2d(8, 5, 1)
+        self.head = Head(21)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        left, right = torch.split(torch.cat([self.left(x), self.right(x)], 1), [6, 10], 1)
+        left, beside = F.relu(self.again(left)), self.beside(x)
+        ordered = torch.cumsum(self.sorted(x), 1)
+        return self.head(torch.cat([left + beside, self.other(F.relu(right)), ordered], 1))
+
+
 @dataclass(frozen=True)
 class Specimen:
     """A network and what is known of it.
@@ -398,18 +495,54 @@ ZOO: tuple[Specimen, ...] = (
         (("left", "right"),),
     ),
     Specimen("pre_activation", PreActivation, _one, (12, 16), ("add", "third")),
-    Specimen("dense_concat", DenseConcat, _one, (6, 6, 8)),
+    # Nothing but the last concatenation reads the last layer.
+    Specimen("dense_concat", DenseConcat, _one, (6, 6, 8), ("grow2",)),
     Specimen("depthwise", Depthwise, _one, (3, 8, 10)),
     Specimen("grouped", Grouped, _one, (3, 4, 5, 6)),
     Specimen("squeeze_excite", SqueezeExcite, _one, (6, 16)),
-    Specimen("channel_shuffle", ChannelShuffle, _one, (2, 6, 8)),
+    Specimen("channel_shuffle", ChannelShuffle, _one, (8, 12)),
     Specimen("vgg", Vgg, _one, (6, 8, 14)),
     Specimen("two_inputs", TwoInputs, lambda: (image(), torch.randn(2, 4)), (6, 10), ("vector",)),
     Specimen("twice", Twice, _one, (9,)),
     Specimen("tied", Tied, lambda: (torch.randn(2, 6),), (10, 14)),
     Specimen("many_outputs", ManyOutputs, _one, (8, 10)),
     # stem: two halves; mix: 1 + 4 + 7, of which the 1 is a constant; point: 4 + 2.
-    Specimen("splits", Splits, _one, (2, 4, 4, 6, 6, 6, 7)),
+    Specimen("splits", Splits, _one, (2, 4, 4, 6, 6, 6, 7), ("left",)),
     Specimen("functional_dropout", FunctionalDropout, _one, (8, 12)),
     Specimen("without_rule", WithoutRule, _one, (6, 8)),
+    # Either side of a module may go, unless a sum needs its units.
+    Specimen(
+        "fire_modules",
+        FireModules,
+        _one,
+        (4, 5, 6, 8, 9, 10, 12, 14),
+        ("one.left", "one.right", "three"),
+        (("one.left", "one.right"),),
+    ),
+    # "cat_1" is the branch that ends in rows and columns; the pooled part of the last concatenation has no weights.
+    Specimen(
+        "inception",
+        Inception,
+        _one,
+        (4, 5, 6, 7, 8, 9, 10, 11, 12),
+        ("cat_1", "rows", "columns", "project", "point", "wide.0", "shrink"),
+        (("rows", "columns"), ("cat_1", "project", "point", "wide.0")),
+    ),
+    Specimen("cross_stage", lambda: CrossStage(shortcut=False), _one, (6, 6, 8, 8, 8, 8, 12), ("links.1",)),
+    Specimen(
+        "cross_stage_with_shortcuts",
+        lambda: CrossStage(shortcut=True),
+        _one,
+        (6, 6, 8, 8, 12),
+        ("links.0", "links.1#2"),
+    ),
+    # The first "again" is its sum with beside, the second what it adds.
+    Specimen(
+        "needed_units",
+        NeededUnits,
+        _one,
+        (6, 7, 8, 9, 10),
+        ("again", "again#2", "other", "beside"),
+        (("again#2", "beside"),),
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from mdp_fx.cli import options
 @click.option("--recipe", type=click.Path(path_type=Path), required=True, help="Recipe from `mdp-fx prune --recipe`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Slim network to write.")
 @options.force_option
+@options.front_end_option
 @options.model_options
 @options.output_format
 def command(
@@ -21,12 +23,16 @@ def command(
     recipe: Path,
     output: Path,
     force: bool,
+    front_end: Any,
     arch: str | None,
     trust_pickle: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Apply a recipe to MODEL, the dense network it was made for."""
+    """Apply a recipe to MODEL, the dense network it was made for.
+
+    With --front-end auto it is followed by the front end that the recipe was made with.
+    """
     from mdp_fx.cli.console import Reporter, print_json, show
 
     options.check_outputs({"--output": output}, force)
@@ -40,7 +46,7 @@ def command(
         from mdp_fx.checkpoint import save_slim
 
         reporter.stage("rewrite")
-        slim = apply(loaded.module, wanted)
+        slim = apply(loaded.module, wanted, front_end=front_end)
         params = {
             "dense": sum(parameter.numel() for parameter in loaded.module.parameters()),
             "slim": sum(parameter.numel() for parameter in slim.parameters()),

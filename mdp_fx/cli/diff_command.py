@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from mdp_fx.cli import options
@@ -15,6 +17,7 @@ from mdp_fx.cli import options
     "--target", metavar="NAME", help="Also predict each module's latency on this target (measures what is not known)."
 )
 @options.threads_option
+@options.front_end_option
 @options.model_options
 @options.output_format
 def command(
@@ -24,6 +27,7 @@ def command(
     batch: int,
     target: str | None,
     threads: int | None,
+    front_end: Any,
     arch: str | None,
     trust_pickle: bool,
     as_json: bool,
@@ -40,7 +44,15 @@ def command(
 
         inputs = options.make_inputs(shapes, batch, first, second.recipe)
         reporter.stage("compare")
-        found = diff(first.module, second.module, inputs, target=target, threads=threads, progress=reporter.measured)
+        found = diff(
+            first.module,
+            second.module,
+            inputs,
+            target=target,
+            threads=threads,
+            front_end=front_end,
+            progress=reporter.measured,
+        )
     if as_json:
         print_json({"a": a, "b": b} | found.to_json())
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from mdp_fx.cli import options
@@ -10,12 +12,14 @@ from mdp_fx.cli import options
 @click.command("inspect")
 @options.model_argument()
 @options.input_options
+@options.front_end_option
 @options.model_options
 @options.output_format
 def command(
     model: str,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
+    front_end: Any,
     arch: str | None,
     trust_pickle: bool,
     as_json: bool,
@@ -31,7 +35,8 @@ def command(
         from mdp_fx.report.tables import inspect_tables
 
         reporter.stage("inspect")
-        found = inspect(loaded.module, options.make_inputs(shapes, batch, loaded), name=loaded.name)
+        inputs = options.make_inputs(shapes, batch, loaded)
+        found = inspect(loaded.module, inputs, front_end=front_end, name=loaded.name)
     if as_json:
         print_json(found.to_json())
         return

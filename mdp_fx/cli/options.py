@@ -107,6 +107,17 @@ def step_option(function: F) -> F:
     )(function)
 
 
+def front_end_option(function: F) -> F:
+    """How to make a graph of a network."""
+    return click.option(
+        "--front-end",
+        type=click.Choice(["auto", "symbolic", "export"]),
+        default="auto",
+        show_default=True,
+        help="Symbolic tracing, torch.export, or the first that can follow MODEL.",
+    )(function)
+
+
 def output_format(function: F) -> F:
     """How to answer."""
     return stack(

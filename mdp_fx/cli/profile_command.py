@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from mdp_fx.cli import options
@@ -12,6 +14,7 @@ from mdp_fx.cli import options
 @options.target_options
 @options.input_options
 @options.step_option
+@options.front_end_option
 @options.model_options
 @options.output_format
 def command(
@@ -21,6 +24,7 @@ def command(
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     step: int,
+    front_end: Any,
     arch: str | None,
     trust_pickle: bool,
     as_json: bool,
@@ -47,6 +51,7 @@ def command(
             target=target,
             threads=threads,
             step=step,
+            front_end=front_end,
             name=loaded.name,
             stage=reporter.stage,
             progress=reporter.measured,

@@ -56,6 +56,7 @@ from mdp_fx.cli import options
 @click.option("--onnx", type=click.Path(path_type=Path), help="Also export it to ONNX.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Also write the recipe as JSON.")
 @options.force_option
+@options.front_end_option
 @options.model_options
 @options.output_format
 def command(
@@ -81,6 +82,7 @@ def command(
     onnx: Path | None,
     recipe: Path | None,
     force: bool,
+    front_end: Any,
     arch: str | None,
     trust_pickle: bool,
     as_json: bool,
@@ -132,6 +134,7 @@ def command(
             step=step,
             keep=keep,
             only=only,
+            front_end=front_end,
             seed=seed,
             gap=proven,
             time_limit=time_limit,

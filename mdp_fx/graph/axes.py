@@ -5,6 +5,7 @@ Every axis of every tensor has a type, written as a sum of products::
     Axis    sum of spans            cat([a, b]) is (A) + (B)
     Span    product of factors      row-major: (H, D) has H*D entries, (C, 49) is a flattened C x 7 x 7
     Factor  Dim | int | Axis        a nested sum is needed where it does not lead its product
+            | Shuffled              all entries of an axis in another order, as a channel shuffle gives
     Dim     a prunable dimension of n units; `exp` says what it turned out to be
 
 Types are stored as written and normalised when read, so a type that was recorded early is never stale. `unify` makes
@@ -14,7 +15,6 @@ two types equal: what is left free after all nodes have been visited are the cha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -49,12 +49,13 @@ class Dim:
 class Axis:
     """A sum of spans. Equality is structural, so compare normal forms."""
 
-    __slots__ = ("_normal", "size", "spans")
+    __slots__ = ("_mentions", "_normal", "size", "spans")
 
     def __init__(self, *spans: Span) -> None:
         self.spans = spans
-        self.size: int = sum(_span_size(span) for span in spans)
+        self.size: int = _span_size(spans[0]) if len(spans) == 1 else sum(map(_span_size, spans))
         self._normal: Axis | None = None
+        self._mentions: tuple[Dim, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Axis) and self.spans == other.spans
@@ -68,12 +69,45 @@ class Axis:
     @property
     def normal(self) -> Axis:
         """The normal form; see `normalise`."""
-        if self._normal is None or any(dim.exp is not None for dim in _dims(self._normal)):
-            self._normal = normalise(self)
+        # Found before and still right, unless a dimension in it has turned out to be something since.
+        if self._normal is not None:
+            for dim in self._mentions:
+                if dim.exp is not None:
+                    break
+            else:
+                return self._normal
+        self._normal = self if _is_free_dim(self) else normalise(self)
+        self._mentions = tuple(_dims(self._normal))
         return self._normal
 
 
-Factor: TypeAlias = Dim | int | Axis
+class Shuffled:
+    """All entries of an axis in another order.
+
+    Attributes:
+        axis: the axis.
+        order: entry i of the shuffled axis is entry order[i] of `axis`; a permutation, shape (size,).
+    """
+
+    __slots__ = ("_key", "axis", "order", "size")
+
+    def __init__(self, axis: Axis, order: IntArray) -> None:
+        self.axis = axis
+        self.order = order
+        self.size = axis.size
+        self._key = order.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shuffled) and self._key == other._key and self.axis == other.axis
+
+    def __hash__(self) -> int:
+        return hash((self.axis, self._key))
+
+    def __repr__(self) -> str:
+        return f"shuffled {self.axis!r}"
+
+
+Factor: TypeAlias = Dim | int | Axis | Shuffled
 Span: TypeAlias = tuple[Factor, ...]
 TensorType: TypeAlias = tuple[Axis, ...]
 
@@ -98,12 +132,30 @@ def concat(*axes: Axis) -> Axis:
     return Axis(*(span for axis in axes for span in axis.spans))
 
 
+def shuffled(axis: Axis, order: IntArray) -> Axis:
+    """All entries of `axis` in the given order, a permutation of shape (size,)."""
+    return Axis((Shuffled(axis, np.asarray(order, dtype=np.int64)),))
+
+
 def _factor_size(factor: Factor) -> int:
     return factor if isinstance(factor, int) else factor.size
 
 
 def _span_size(span: Span) -> int:
-    return prod(_factor_size(factor) for factor in span)
+    size = 1
+    for factor in span:
+        size *= factor if isinstance(factor, int) else factor.size
+    return size
+
+
+def _is_free_dim(axis: Axis) -> bool:
+    dim = _single_dim(axis)
+    return dim is not None and dim.exp is None
+
+
+def unordered(factor: Axis | Shuffled) -> Axis:
+    """The axis whose entries a factor has, in whatever order."""
+    return factor if isinstance(factor, Axis) else factor.axis
 
 
 def _dims(axis: Axis) -> Iterator[Dim]:
@@ -111,18 +163,24 @@ def _dims(axis: Axis) -> Iterator[Dim]:
         for factor in span:
             if isinstance(factor, Dim):
                 yield factor
-            elif isinstance(factor, Axis):
-                yield from _dims(factor)
+            elif isinstance(factor, Axis | Shuffled):
+                yield from _dims(unordered(factor))
 
 
 def free_dims(axis: Axis) -> list[Dim]:
     """The free, prunable dimensions that `axis` mentions, in order, each once."""
-    return list(dict.fromkeys(dim for dim in _dims(axis.normal) if not dim.rigid))
+    return list(dict.fromkeys(dim for dim in _mentions(axis) if not dim.rigid))
 
 
 def batch_dims(axis: Axis) -> list[Dim]:
     """The rigid dimensions that `axis` mentions."""
-    return list(dict.fromkeys(dim for dim in _dims(axis.normal) if dim.rigid))
+    return list(dict.fromkeys(dim for dim in _mentions(axis) if dim.rigid))
+
+
+def _mentions(axis: Axis) -> tuple[Dim, ...]:
+    """The dimensions in the normal form of an axis."""
+    axis.normal  # noqa: B018 - finds them
+    return axis._mentions
 
 
 def is_batch(axis: Axis) -> bool:
@@ -159,7 +217,7 @@ def _expand(span: Span) -> list[Span]:
                 factors.append(factor)
                 continue
             factor = factor.exp
-        inner = factor.normal
+        inner = factor.normal if isinstance(factor, Axis) else _in_order(factor)
         if len(inner.spans) == 1:
             factors.extend(inner.spans[0])
         elif not inner.spans:
@@ -173,6 +231,70 @@ def _expand(span: Span) -> list[Span]:
     for factor in factors:
         pulled.extend(_pull_common(factor) if isinstance(factor, Axis) else (factor,))
     return [_merge_ints(pulled)]
+
+
+def _in_order(factor: Shuffled) -> Axis:
+    """The normal form of a shuffled axis: spans that lie together in order, and what is left shuffled."""
+    axis, order = _unshuffle(factor.axis.normal, factor.order)
+    if all(isinstance(f, int) for span in axis.spans for f in span):
+        return constant(axis.size)
+    columns = _transposed(axis, order)
+    if columns is not None:
+        return columns
+    parts = _whole_spans(axis, order)
+    return parts if parts is not None else Axis((Shuffled(axis, order),))
+
+
+def _unshuffle(axis: Axis, order: IntArray) -> tuple[Axis, IntArray]:
+    """An axis without shuffled spans, and the order of its entries."""
+    if not any(len(span) == 1 and isinstance(span[0], Shuffled) for span in axis.spans):
+        return axis, order
+    inner: list[Span] = []
+    places: list[IntArray] = []
+    offset = 0
+    for span in axis.spans:
+        size = _span_size(span)
+        only = span[0] if len(span) == 1 else None
+        inner.extend(only.axis.spans if isinstance(only, Shuffled) else (span,))
+        places.append(offset + (only.order if isinstance(only, Shuffled) else np.arange(size)))
+        offset += size
+    return Axis(*inner).normal, np.concatenate(places)[order]
+
+
+def _transposed(axis: Axis, order: IntArray) -> Axis | None:
+    """The product (Q, P) where the order transposes the product (P, Q) that the axis is."""
+    span = axis.spans[0] if len(axis.spans) == 1 else tuple(_pull_common(axis))
+    rows = 1
+    for at, factor in enumerate(span):
+        if np.array_equal(order, np.arange(axis.size).reshape(rows, -1).T.reshape(-1)):
+            return Axis((*span[at:], *span[:at])).normal
+        rows *= _factor_size(factor)
+    return None
+
+
+def _whole_spans(axis: Axis, order: IntArray) -> Axis | None:
+    """The sum in which spans that the order leaves whole stand apart from the rest; None where they cannot."""
+    sizes = [_span_size(span) for span in axis.spans]
+    starts = [int(end) - size for end, size in zip(np.cumsum(sizes), sizes, strict=True)]
+    runs: list[int | None] = []
+    rest: list[int] = []
+    at = 0
+    while at < len(order):
+        place = starts.index(order[at]) if order[at] in starts else None
+        if place is not None and np.array_equal(order[at : at + sizes[place]], order[at] + np.arange(sizes[place])):
+            runs.append(place)
+            at += sizes[place]
+        else:
+            if not runs or runs[-1] is not None:
+                runs.append(None)
+            rest.append(int(order[at]))
+            at += 1
+    if runs == [None] or runs.count(None) > 1:
+        return None
+    left = [i for i in range(len(starts)) if i not in runs]
+    entries = np.concatenate([starts[i] + np.arange(sizes[i]) for i in left] or [np.empty(0, dtype=np.int64)])
+    local = Shuffled(Axis(*(axis.spans[i] for i in left)), np.searchsorted(entries, np.asarray(rest, dtype=np.int64)))
+    return Axis(*((local,) if i is None else axis.spans[i] for i in runs)).normal
 
 
 def _merge_ints(factors: list[Factor]) -> Span:
@@ -257,8 +379,8 @@ def frozen_reasons(axis: Axis) -> Iterator[tuple[int, str]]:
                     yield factor.size, factor.reason
                 elif factor.exp is not None:
                     yield from frozen_reasons(factor.exp)
-            elif isinstance(factor, Axis):
-                yield from frozen_reasons(factor)
+            elif isinstance(factor, Axis | Shuffled):
+                yield from frozen_reasons(unordered(factor))
 
 
 def _is_constant(axis: Axis) -> bool:
@@ -283,10 +405,12 @@ def unify(left: Axis, right: Axis, reason: str) -> None:
         ValueError: the sizes differ: the caller paired two axes that are not the same.
     """
     pending = [(left, right)]
-    root = next((why for side in (left, right) if _is_constant(side.normal) for why in frozen_reasons(side)), None)
-    if root is not None:
+    if left is right:
+        return
+    if _is_constant(left.normal) or _is_constant(right.normal):
         # What meets a frozen axis is frozen for the same reason.
-        reason = root[1]
+        frozen = (why for side in (left, right) if _is_constant(side.normal) for _, why in frozen_reasons(side))
+        reason = next(frozen, reason)
     while pending:
         x, y = pending.pop()
         x, y = x.normal, y.normal
@@ -327,6 +451,18 @@ def _split_sums(x: Axis, y: Axis) -> list[tuple[Axis, Axis]] | None:
 
 def _split_products(x: Axis, y: Axis) -> list[tuple[Axis, Axis]] | None:
     a, b = x.spans[0], y.spans[0]
+    if isinstance(a[0], Shuffled) and isinstance(b[0], Shuffled) and _is_shuffled(x) and _is_shuffled(y):
+        same = np.array_equal(a[0].order, b[0].order)
+        return [(a[0].axis, b[0].axis)] if same else None
+    for one, other in ((x, y), (y, x)):
+        only = one.spans[0][0]
+        if isinstance(only, Shuffled) and _is_shuffled(one):
+            columns = _as_columns(only)
+            if columns is None:
+                return None
+            unify(*columns, "shuffled into columns")
+            # Where its axis turned out to be no rows and columns, it stays shuffled.
+            return None if _is_shuffled(one.normal) else [(one, other)]
     if len(a) == 1 and len(b) == 1:
         return None
     if _factor_size(a[-1]) == _factor_size(b[-1]):
@@ -346,10 +482,25 @@ def _split_products(x: Axis, y: Axis) -> list[tuple[Axis, Axis]] | None:
     return None
 
 
+def _is_shuffled(axis: Axis) -> bool:
+    return len(axis.spans) == 1 and len(axis.spans[0]) == 1 and isinstance(axis.spans[0][0], Shuffled)
+
+
+def _as_columns(factor: Shuffled) -> tuple[Axis, Axis] | None:
+    """What must be equal for a shuffled axis to be a product: its axis, and rows and columns whose exchange it is."""
+    columns = int(factor.order[1])
+    if columns <= 1 or factor.size % columns:
+        return None
+    grid = np.arange(factor.size).reshape(-1, columns)
+    if not np.array_equal(factor.order, grid.T.reshape(-1)):
+        return None
+    return factor.axis, product(Dim(grid.shape[0]), Dim(columns))
+
+
 def _refine(factor: Factor, size: int, *, trailing: bool) -> tuple[Factor, Factor] | None:
     """Splits a factor of n units into (n/size, size), or (size, n/size) where `trailing` is false."""
     total = _factor_size(factor)
-    if total % size or isinstance(factor, Axis):
+    if total % size or isinstance(factor, Axis | Shuffled):
         return None
     outer, inner = (total // size, size) if trailing else (size, total // size)
     if isinstance(factor, int):
@@ -392,6 +543,11 @@ def _cut_span(span: Span, at: int) -> tuple[Axis, Axis] | None:
         first, last = fresh(whole), fresh(after)
         lead.exp = concat(first, constant(int(inside > 0)), last)
         head, tail = product(first, *rest), product(last, *rest)
+    elif isinstance(lead, Shuffled) and not inside:
+        pieces = _cut_shuffled(lead, whole)
+        if pieces is None:
+            return None
+        head, tail = product(pieces[0], *rest), product(pieces[1], *rest)
     else:
         return None
     if not whole:
@@ -404,6 +560,35 @@ def _cut_span(span: Span, at: int) -> tuple[Axis, Axis] | None:
     if parts is None:
         return None
     return concat(head, parts[0]), concat(parts[1], tail)
+
+
+MOST_RANGES = 64
+"""A shuffled axis is cut only where the parts are made of at most so many runs of entries."""
+
+
+def _cut_shuffled(factor: Shuffled, at: int) -> tuple[Axis, Axis] | None:
+    """Cuts a shuffled axis: its axis is cut wherever entries of one part end and those of the other begin."""
+    in_head = np.zeros(factor.size, dtype=bool)
+    in_head[factor.order[:at]] = True
+    edges = (np.flatnonzero(in_head[1:] != in_head[:-1]) + 1).tolist()
+    if len(edges) > MOST_RANGES:
+        return None
+    runs: list[Axis] = []
+    rest, done = factor.axis, 0
+    for edge in edges:
+        pieces = cut(rest, edge - done)
+        if pieces is None:
+            return None
+        runs.append(pieces[0])
+        rest, done = pieces[1], edge
+    runs.append(rest)
+    ranges = list(zip([0, *edges], [*edges, factor.size], strict=True))
+    result = []
+    for part, order in ((True, factor.order[:at]), (False, factor.order[at:])):
+        mine = [i for i, (start, _) in enumerate(ranges) if in_head[start] == part]
+        entries = np.concatenate([np.arange(*ranges[i]) for i in mine])
+        result.append(shuffled(concat(*(runs[i] for i in mine)), np.searchsorted(entries, order)))
+    return result[0], result[1]
 
 
 # Evaluation ------------------------------------------------------------------------------------------------------
@@ -419,6 +604,8 @@ def kept_mask(axis: Axis, kept: Mapping[Dim, BoolArray]) -> BoolArray:
                 inner = np.ones(factor, dtype=bool)
             elif isinstance(factor, Dim):
                 inner = kept.get(factor, np.ones(factor.size, dtype=bool))
+            elif isinstance(factor, Shuffled):
+                inner = kept_mask(factor.axis, kept)[factor.order]
             else:
                 inner = kept_mask(factor, kept)
             mask = np.logical_and.outer(mask, inner).reshape(-1)
@@ -434,8 +621,10 @@ def kept_size(axis: Axis, size_of: Callable[[Dim], int]) -> int:
         for factor in span:
             if isinstance(factor, int):
                 entries *= factor
+            elif isinstance(factor, Dim):
+                entries *= size_of(factor)
             else:
-                entries *= size_of(factor) if isinstance(factor, Dim) else kept_size(factor, size_of)
+                entries *= kept_size(unordered(factor), size_of)
         total += entries
     return total
 
@@ -452,9 +641,12 @@ def occurrences(axis: Axis) -> list[tuple[Dim, IntArray]]:
             inner_size //= _factor_size(factor)
             if isinstance(factor, int):
                 continue
-            mentions = (
-                [(factor, np.arange(factor.size, dtype=np.int64))] if isinstance(factor, Dim) else occurrences(factor)
-            )
+            if isinstance(factor, Dim):
+                mentions = [(factor, np.arange(factor.size, dtype=np.int64))]
+            elif isinstance(factor, Shuffled):
+                mentions = [(dim, units[factor.order]) for dim, units in occurrences(factor.axis)]
+            else:
+                mentions = occurrences(factor)
             for dim, units in mentions:
                 index = np.full(normal.size, -1, dtype=np.int64)
                 index[offset : offset + entries] = np.tile(np.repeat(units, inner_size), outer)
@@ -476,7 +668,7 @@ def size_terms(axis: Axis) -> tuple[int, list[tuple[int, tuple[Dim, ...]]]]:
             elif isinstance(factor, Dim):
                 monomials = [(c, (*dims, factor)) for c, dims in monomials]
             else:
-                base, inner = size_terms(factor)
+                base, inner = size_terms(unordered(factor))
                 inner = inner + ([(base, ())] if base else [])
                 monomials = [(c * k, dims + more) for c, dims in monomials for k, more in inner]
         for coefficient, dims in monomials:

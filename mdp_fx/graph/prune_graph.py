@@ -11,8 +11,8 @@ from torch import fx
 
 from mdp_fx.graph import ops
 from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, freeze, is_batch
-from mdp_fx.graph.ops.registry import Emission, Inference, Types, infer_node, tensor_types
-from mdp_fx.graph.trace import Traced
+from mdp_fx.graph.ops.registry import Emission, Inference, Normalisation, Types, infer_node, tensor_types
+from mdp_fx.graph.trace import FrontEnd, Traced
 from mdp_fx.graph.tracer import SHAPE
 
 __all__ = ["PruneGraph", "infer_types", "ops"]
@@ -30,7 +30,10 @@ class PruneGraph:
         tensors: types of parameters and buffers, by identity; `stored` pairs them with names.
         emissions: how nodes that carry sizes are written again, by node name.
         scales: the stored scale and shift of every node that normalises, by node name.
+        norms: nodes that normalise prunable units together, by node name: their statistics see the kept units only.
+        pointers: for stored tensors that hold positions, by identity, the axis that they point into.
         baked_in: what the example inputs decided for good: a fixed batch, tensors that the forward made by itself.
+        front_end: what made the graph, and `why` the reason for that front end.
     """
 
     module: fx.GraphModule
@@ -40,7 +43,11 @@ class PruneGraph:
     tensors: dict[int, TensorType]
     emissions: dict[str, Emission]
     scales: dict[str, tuple[torch.Tensor, ...]]
+    norms: dict[str, Normalisation]
+    pointers: dict[int, Axis]
     baked_in: tuple[str, ...] = ()
+    front_end: FrontEnd = "symbolic"
+    why: str = ""
 
     @property
     def batch_source(self) -> str | None:
@@ -92,7 +99,11 @@ def infer_types(traced: Traced) -> PruneGraph:
         state.tensors,
         state.emissions,
         state.scales,
+        state.norms,
+        state.pointers,
         tuple(_baked_in(traced, alive)),
+        traced.front_end,
+        traced.why,
     )
 
 

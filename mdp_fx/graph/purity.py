@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 from torch import fx
+from torch._ops import OpOverload
 
 WRITES = "writes"
 """Key in `node.meta`: the node writes to memory that others read."""
@@ -18,7 +19,9 @@ IN_PLACE_OPERATORS: dict[Any, Any] = {
 
 
 def target_name(target: Any) -> str:
-    """The name of the function or method that a node calls."""
+    """The name of the function or method that a node calls; of an ATen overload that of its operator."""
+    if isinstance(target, OpOverload):
+        return target._schema.name.rpartition("::")[2]
     return target if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
@@ -33,6 +36,8 @@ def is_pure(node: fx.Node) -> bool:
     name = target_name(node.target)
     if node.target in (operator.and_, operator.or_, operator.not_):
         return True
+    if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+        return False
     if node.target is operator.setitem or node.target in IN_PLACE_OPERATORS:
         return False
     return not name.endswith("_") or name.endswith("__") or name == "requires_grad_"

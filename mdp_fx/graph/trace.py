@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import fx, nn
+from torch._functorch import vmap
 from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, MdpFxError, ModelError, first_line
-from mdp_fx.graph.tracer import EvalFlag, ValueTracer
+from mdp_fx.graph.copies import copy_network
+from mdp_fx.graph.tracer import EvalFlag, ValueProxy, ValueTracer
+
+FrontEnd: TypeAlias = Literal["symbolic", "export"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Traced:
         constants: names of the tensors that the forward made by itself; they are baked in.
         reads_batch: whether the forward looked at a size that may be the batch's: a number it made of that is baked in.
         training_branches: lines of the model's code that branch on `self.training`; the branch of eval mode was taken.
+        front_end: what made the graph.
+        why: the reason for that front end.
     """
 
     module: fx.GraphModule
@@ -37,6 +43,12 @@ class Traced:
     constants: tuple[str, ...]
     reads_batch: bool
     training_branches: tuple[str, ...]
+    front_end: FrontEnd = "symbolic"
+    why: str = "its forward can be traced"
+
+
+Capture: TypeAlias = Callable[[nn.Module, tuple[Any, ...], tuple[Any, ...], int | None], Traced]
+"""Makes a graph of (shadow of the model, inputs that it may write to, the inputs, size of their batch)."""
 
 
 def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, open_batch: bool = True) -> Traced:
@@ -53,6 +65,21 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, open_batch: bool
         InputError: the network rejects the inputs.
         ModelError: it runs, but its forward cannot be traced.
     """
+    return attempt(_trace, "traced", model, example_inputs, open_batch=open_batch)
+
+
+def attempt(
+    capture: Capture, done: str, model: nn.Module, example_inputs: tuple[Any, ...], *, open_batch: bool
+) -> Traced:
+    """Captures a model with its batch open where it allows it, else baked in; see `trace`.
+
+    Args:
+        capture: makes the graph.
+        done: what that is called, for messages.
+        model: any module; left unchanged.
+        example_inputs: positional arguments of its forward.
+        open_batch: False bakes the batch of the inputs in.
+    """
     batches = {leaf.shape[0] if leaf.ndim else 0 for leaf in pytree.tree_leaves(example_inputs) if _is_tensor(leaf)}
     attempts: list[tuple[tuple[Any, ...], int | None]] = [(example_inputs, None)]
     if open_batch and batches == {1}:
@@ -66,10 +93,10 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, open_batch: bool
             with torch.no_grad():
                 # A forward may write to its inputs: it gets copies.
                 copies = pytree.tree_map(lambda leaf: leaf.clone() if _is_tensor(leaf) else leaf, inputs)
-                return _trace(_shadow(model), copies, inputs, batch)
+                return capture(_shadow(model), copies, inputs, batch)
         except Exception as error:  # noqa: BLE001 - a user's forward may raise anything; `_explain` reports it
             failure = error
-    raise _explanation(model, example_inputs, failure) from failure
+    raise _explanation(model, example_inputs, failure, done) from failure
 
 
 def _is_tensor(leaf: object) -> bool:
@@ -81,7 +108,9 @@ def _shadow(model: nn.Module) -> nn.Module:
 
     Buffers are copied, since a forward may write to them.
     """
-    return detached_copy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    memo |= {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
+    return detached_copy(model, memo).eval()
 
 
 def detached_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -91,25 +120,37 @@ def detached_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
         for value in vars(module).values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    return copy_network(model, memo)
 
 
 def _trace(shadow: nn.Module, copies: tuple[Any, ...], inputs: tuple[Any, ...], batch: int | None) -> Traced:
-    signature = inspect.signature(shadow.forward)
-    bound = signature.bind(*copies)
-    named: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
-        star = "*" * (kind is kind.VAR_POSITIONAL) + "**" * (kind is kind.VAR_KEYWORD)
-        named[star + name] = value
-    tracer = ValueTracer(named, shadow)
+    tracer = ValueTracer(named_inputs(shadow, copies), shadow)
+
+    def follow() -> fx.Graph:
+        with _through_wrapped_functions(), _refusing_native_code():
+            return tracer.trace(shadow)
+
+    return record(tracer, shadow, follow, inputs, batch)
+
+
+def record(
+    tracer: ValueTracer,
+    shadow: nn.Module,
+    follow: Callable[[], fx.Graph],
+    inputs: tuple[Any, ...],
+    batch: int | None,
+    front_end: FrontEnd = "symbolic",
+) -> Traced:
+    """What `follow` makes of a model in eval mode, with the tracer; the model's buffers are as they were before."""
     flag = EvalFlag()
     for module in shadow.modules():
         if not tracer.is_leaf_module(module, ""):
             module.training = flag  # type: ignore[assignment]
-    buffers = [(module, dict(module._buffers), copy.deepcopy(module._buffers)) for module in shadow.modules()]
-    with _through_wrapped_functions():
-        graph = tracer.trace(shadow)
+    buffers = [
+        (module, dict(module._buffers), {name: _clone(buffer) for name, buffer in module._buffers.items()})
+        for module in shadow.modules()
+    ]
+    graph = follow()
     for module, own, before in buffers:
         # What the forward wrote to its buffers while it was traced is undone.
         module._buffers.clear()
@@ -125,7 +166,20 @@ def _trace(shadow: nn.Module, copies: tuple[Any, ...], inputs: tuple[Any, ...], 
     traced = fx.GraphModule(tracer.root, graph, type(shadow).__name__)
     traced.eval()
     branches = tuple(dict.fromkeys(flag.branches))
-    return Traced(traced, inputs, batch, tuple(tracer.constants), tracer.reads_batch, branches)
+    return Traced(traced, inputs, batch, tuple(tracer.constants), tracer.reads_batch, branches, front_end)
+
+
+def _clone(buffer: torch.Tensor | None) -> torch.Tensor | None:
+    return None if buffer is None else buffer.detach().clone()
+
+
+def named_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional inputs by the names that the model's forward has for them."""
+    named: dict[str, Any] = {}
+    for name, value in inspect.signature(model.forward).bind(*inputs).arguments.items():
+        kind = inspect.signature(model.forward).parameters[name].kind
+        named |= {f"{name}_{i}": part for i, part in enumerate(value)} if kind is kind.VAR_POSITIONAL else {name: value}
+    return named
 
 
 @contextlib.contextmanager
@@ -140,7 +194,42 @@ def _through_wrapped_functions() -> Iterator[None]:
         table.update(asked)
 
 
-def _explanation(model: nn.Module, example_inputs: tuple[Any, ...], failure: Exception | None) -> MdpFxError:
+_NATIVE: tuple[tuple[Any, str, str], ...] = (
+    (vmap, "_add_batch_dim", "torch.vmap"),
+    (torch.autograd.Function, "apply", "an autograd.Function"),
+    (torch._C.ScriptFunction, "__call__", "a scripted function"),
+    (torch._C.ScriptMethod, "__call__", "a scripted module"),
+)
+"""Python's ways into native code that takes whatever looks like a tensor for one: (owner, name, what it is)."""
+
+
+@contextlib.contextmanager
+def _refusing_native_code() -> Iterator[None]:
+    """Refuses calls that would hand a proxy to native code, which crashes on it."""
+    before = [vars(owner)[name] for owner, name, _ in _NATIVE]
+    for owner, name, what in _NATIVE:
+        setattr(owner, name, _refusing(vars(owner)[name], what))
+    try:
+        yield
+    finally:
+        for (owner, name, _), function in zip(_NATIVE, before, strict=True):
+            setattr(owner, name, function)
+
+
+def _refusing(function: Any, what: str) -> Any:
+    if isinstance(function, classmethod):
+        return classmethod(_refusing(function.__func__, what))
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if any(type(leaf) is ValueProxy for leaf in pytree.tree_leaves((args, kwargs))):
+            msg = f"its forward calls {what}"
+            raise TypeError(msg)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _explanation(model: nn.Module, example_inputs: tuple[Any, ...], failure: Exception | None, done: str) -> MdpFxError:
     """Why a trace failed: the inputs' fault if the model alone fails on them too, the tracer's otherwise."""
     shapes = ", ".join(
         "x".join(map(str, leaf.shape)) for leaf in pytree.tree_leaves(example_inputs) if _is_tensor(leaf)
@@ -152,4 +241,4 @@ def _explanation(model: nn.Module, example_inputs: tuple[Any, ...], failure: Exc
         return InputError(
             f"the network rejects an input of shape {shapes}: {first_line(error)}; set the shape with --input CxHxW"
         )
-    return ModelError(f"{type(model).__name__} runs but cannot be traced: {first_line(failure)}")
+    return ModelError(f"{type(model).__name__} runs but cannot be {done}: {first_line(failure)}")

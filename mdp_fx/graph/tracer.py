@@ -7,20 +7,25 @@ torch.nn, and those with a typing rule) stay modules under the dense model's nam
 
 from __future__ import annotations
 
+import builtins
+import contextlib
+import dataclasses
 import operator
 import os
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch.fx.proxy import Attribute
 from torch.utils import _pytree as pytree
 
+from mdp_fx.graph.ops.aten import respell
 from mdp_fx.graph.ops.registry import has_rule
 from mdp_fx.graph.purity import IN_PLACE_OPERATORS, target_name
 
@@ -66,11 +71,6 @@ class ValueProxy(fx.Proxy):
     def __init__(self, node: fx.Node, tracer: ValueTracer, value: Any) -> None:
         super().__init__(node, tracer)
         self.__dict__["value"] = value
-
-    # Lets `isinstance(x, torch.Tensor)` in a model's forward answer as it does outside of tracing.
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return type(self.__dict__["value"])
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.__dict__["value"], name)
@@ -164,6 +164,20 @@ def _user_line() -> str:
     return f"{Path(frame.filename).name}, line {frame.lineno}: {textwrap.shorten(frame.line or '', 80)}"
 
 
+def _plain(output: Any) -> Any:
+    """A forward's output with records as plain dicts: the slim network must not need the class."""
+    if type(output) is ValueProxy:
+        return output
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        fields = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+        return {name: _plain(value) for name, value in fields.items() if value is not None}
+    if isinstance(output, Mapping):
+        return {name: _plain(value) for name, value in output.items()}
+    if type(output) in (tuple, list):
+        return type(output)(_plain(part) for part in output)
+    return output
+
+
 def _taken_apart(item: Any) -> Any:
     """Nested arguments in which a proxy of several tensors stands as the list of them: nodes read single tensors."""
     if type(item) is ValueProxy and isinstance(item.__dict__["value"], tuple | list):
@@ -193,6 +207,24 @@ def _dtypes(value: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.dtype if isinstance(leaf, torch.Tensor) else None, value)
 
 
+@contextlib.contextmanager
+def _answering_for_values() -> Iterator[None]:
+    """Lets `isinstance(x, torch.Tensor)` in a forward answer as it does outside of tracing.
+
+    A proxy that claims to be a tensor by its `__class__` would be taken for one by native code, which crashes on it.
+    """
+    plain = builtins.isinstance
+
+    def answer(item: object, kinds: Any) -> bool:
+        return plain(item, kinds) or (type(item) is ValueProxy and plain(vars(item)["value"], kinds))
+
+    builtins.isinstance = answer
+    try:
+        yield
+    finally:
+        builtins.isinstance = plain
+
+
 class ValueTracer(fx.Tracer):
     """Traces with values; `trace` is the way in."""
 
@@ -204,15 +236,32 @@ class ValueTracer(fx.Tracer):
         self._storages: dict[fx.Node, set[int]] = {}
         self._from_input: set[fx.Node] = set()
         self._own = {id(module) for module in model.modules()}
+        self._stored = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self._reassigned: dict[int, tuple[torch.Tensor, ValueProxy]] = {}
         self.constants: list[str] = []
         self.reads_batch = False
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        with _answering_for_values():
+            return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if has_rule(type(m)):
             return True
-        return type(m).__module__.startswith(LEAF_PACKAGES) and not isinstance(
-            m, nn.Sequential | nn.ModuleList | nn.ModuleDict
-        )
+        # What is made of other modules is looked into, were it made of none.
+        made = bool(m._modules) or isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        return type(m).__module__.startswith(LEAF_PACKAGES) and not made
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """One placeholder per given input; a forward's other arguments keep their defaults."""
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in self._inputs]
+
+        def call(*given: Any) -> Any:
+            return _plain(root_fn(self.root, *given))
+
+        return call, proxies
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -225,6 +274,13 @@ class ValueTracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self._running:
             return attr_val
+        known = type(attr_val) is ValueProxy or id(attr_val) in self._stored
+        if isinstance(attr_val, torch.Tensor) and not known:
+            # A buffer that the forward has set to another tensor: under its name the network stores the one before.
+            if id(attr_val) not in self._reassigned:
+                proxy = ValueProxy(self.create_arg(attr_val.clone()), self, attr_val)
+                self._reassigned[id(attr_val)] = (attr_val, proxy)
+            return self._reassigned[id(attr_val)][1]
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Any:
@@ -256,6 +312,9 @@ class ValueTracer(fx.Tracer):
             raise _AutocastError(msg)
         if target not in (operator.getitem, getattr):
             args, kwargs = _taken_apart(args), _taken_apart(kwargs)
+        if isinstance(target, OpOverload):
+            spelling = respell(target, args, kwargs, lambda call: self._run(*call))
+            kind, target, args, kwargs = spelling or (kind, target, args, kwargs)
         value = self._run(kind, target, args, kwargs)
         called = target_name(target)
         if called in _READERS:
@@ -296,8 +355,7 @@ class ValueTracer(fx.Tracer):
 
     def _run(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kind == "placeholder":
-            default = args[0] if args else None
-            return self._inputs.get(target, default)
+            return self._inputs[target]
         values, named = _value(args), _value(kwargs)
         self._running = True
         try:
@@ -310,6 +368,15 @@ class ValueTracer(fx.Tracer):
             return target(*values, **named)
         finally:
             self._running = False
+
+
+def called_module(root: nn.Module, node: fx.Node) -> nn.Module:
+    """The module that a node calls; by far faster than `get_submodule`."""
+    module: Any = root
+    for part in str(node.target).split("."):
+        module = module._modules[part]
+    called: nn.Module = module
+    return called
 
 
 def attribute(root: nn.Module, target: str) -> Any:

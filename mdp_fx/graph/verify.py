@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from mdp_fx.graph.axes import Axis, BoolArray, Dim, kept_mask
+from mdp_fx.graph.axes import Axis, BoolArray, Dim, batch_dims, kept_mask
+from mdp_fx.graph.ops.registry import Normalisation
 from mdp_fx.graph.prune_graph import PruneGraph
-from mdp_fx.graph.tracer import SHAPE
+from mdp_fx.graph.tracer import SHAPE, attribute
 
 
 def check_types(graph: PruneGraph) -> None:
@@ -75,16 +76,22 @@ def zeroed_copy(graph: PruneGraph, masks: Mapping[Dim, BoolArray]) -> fx.GraphMo
     return module
 
 
-class WithoutBlocks(fx.Interpreter):
-    """Runs a dense network in which additions pass one operand on, as if blocks were removed.
+class Reference(fx.Interpreter):
+    """The dense network with all that was dropped set to zero, built without the rewriter.
+
+    Additions pass one operand on where the other side's block was removed. Norms over prunable units take their
+    statistics over the kept units: that is what a norm of the sliced units is.
 
     Args:
-        module: the dense network.
+        graph: the typed dense network.
+        masks: units that each dimension keeps.
         flows: by addition, the name of the operand that flows on.
     """
 
-    def __init__(self, module: fx.GraphModule, flows: Mapping[str, str]) -> None:
-        super().__init__(module)
+    def __init__(self, graph: PruneGraph, masks: Mapping[Dim, BoolArray], flows: Mapping[str, str]) -> None:
+        super().__init__(zeroed_copy(graph, masks))
+        self._graph = graph
+        self._masks = masks
         self._flows = flows
 
     def run_node(self, n: fx.Node) -> Any:
@@ -93,4 +100,38 @@ class WithoutBlocks(fx.Interpreter):
             operand = next(source for source in n.all_input_nodes if source.name == self._flows[n.name])
             # What is written to the sum must not reach the operand.
             return self.env[operand].clone()
+        norm = self._graph.norms.get(n.name)
+        if norm is not None and any(self._dropped(axis) for axis in self._graph.types[norm.operand]):
+            return self._normalise(norm)
         return super().run_node(n)
+
+    def _dropped(self, axis: Axis) -> bool:
+        return not kept_mask(axis, self._masks).all()
+
+    def _normalise(self, norm: Normalisation) -> torch.Tensor:
+        x = self._operand(norm.operand)
+        mask = torch.ones((), dtype=torch.bool)
+        for axis in self._graph.types[norm.operand]:
+            # The batch, which is all kept, may be another one now.
+            kept = np.ones(1, dtype=bool) if batch_dims(axis) else kept_mask(axis, self._masks)
+            mask = mask.unsqueeze(-1) & torch.from_numpy(kept)
+        shape = x.shape
+        if norm.groups is not None:
+            x, mask = (torch.unflatten(value, 1, (norm.groups, -1)) for value in (x, mask))
+        mask = mask.expand(x.shape)
+        count = mask.sum(norm.places, keepdim=True).clamp(min=1)
+        if norm.centred:
+            x = x - (x * mask).sum(norm.places, keepdim=True) / count
+        square = (x.square() * mask).sum(norm.places, keepdim=True) / count
+        result = (x / (square + norm.eps).sqrt() * mask).reshape(shape)
+        for name, combine in ((norm.weight, torch.mul), (norm.bias, torch.add)):
+            if name is not None:
+                scale = self._operand(name)
+                result = combine(result, scale if norm.groups is None else scale.view(-1, *[1] * (len(shape) - 2)))
+        return result
+
+    def _operand(self, name: str) -> torch.Tensor:
+        """The value of a node, or a stored tensor."""
+        known = {node.name: value for node, value in self.env.items()}
+        found: torch.Tensor = known[name] if name in known else attribute(self.module, name)
+        return found

@@ -126,8 +126,12 @@ def exact_sum(
     table: LatencyTable,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Seconds of each region at exactly the sizes that a selection keeps, measured where unknown, by region name."""
+    """Seconds of each region at exactly the sizes that a selection keeps, measured where unknown, by region name.
+
+    A region without entries is not there.
+    """
     at = {region.name: tuple(kept_size(axis, size_of) for axis in region.axes) for region in regions}
+    regions = [region for region in regions if all(at[region.name])]
     wanted: dict[str, list[tuple[int, ...]]] = {}
     for region in regions:
         wanted.setdefault(region.key, []).append(at[region.name])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mdp_fx.graph.axes import Axis, Dim, free_dims, size_terms
-from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.passes.branches import readers_of
 from mdp_fx.passes.channel_groups import ChannelGroup
 from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.cost_regions import CostRegion, innermost_blocks
@@ -34,9 +34,9 @@ Grid = Callable[[int, int], tuple[int, ...]]
 
 
 def table_points(analysis: Analysis, choices: Choices, region: CostRegion, grid: Grid) -> Points:
-    """Sizes at which each axis of a region is tabled: from the smallest reachable one to the dense one."""
+    """Sizes at which each axis of a region is measured: from the smallest one that is not 0 to the dense one."""
     by_dim = _by_dim(analysis, choices)
-    lows = [choices.smallest(axis, by_dim) for axis in region.axes]
+    lows = [choices.smallest_left(axis, by_dim) for axis in region.axes]
     varying = sum(low < axis.size for low, axis in zip(lows, region.axes, strict=True))
     points: list[tuple[int, ...]] = []
     for low, axis in zip(lows, region.axes, strict=True):
@@ -96,7 +96,11 @@ def build_space(
 
     return SearchSpace(
         dimensions=choices.dimensions,
-        blocks=tuple(Block(name, parent(name)) for name in parents if name in choices.blocks),
+        blocks=tuple(
+            Block(block.name, parent(block.name), block.empties)
+            for block in analysis.blocks.removable
+            if block.name in choices.blocks
+        ),
         exclusive=tuple(names for names in analysis.blocks.exclusive if choices.blocks.issuperset(names)),
         importance=tuple(terms),
         costs=costs,
@@ -131,10 +135,14 @@ def _latency(
     by_dim = _by_dim(analysis, choices)
     for region in analysis.regions:
         points, table = latency[region.name]
+        zeros = [choices.smallest(axis, by_dim) == 0 for axis in region.axes]
         axes = tuple(
-            _axis(axis, role, sizes, by_dim)
-            for axis, role, sizes in zip(region.axes, region.roles, points, strict=True)
+            _axis(axis, role, (0,) * zero + sizes, by_dim)
+            for axis, role, sizes, zero in zip(region.axes, region.roles, points, zeros, strict=True)
         )
+        if any(zeros):
+            # What has no entries costs nothing.
+            table = np.pad(table, [(int(zero), 0) for zero in zeros])
         yield CostTerm(region.name, inside.get(region.nodes[0]), axes, table)
 
 
@@ -149,7 +157,7 @@ def _macs(analysis: Analysis, choices: Choices, inside: Mapping[str, str]) -> It
             continue
         points = [_ends(choices.smallest(axis, by_dim), axis.size) for axis in region.axes]
         for i, (axis, ends) in enumerate(zip(region.axes, points, strict=True)):
-            if not _linear(region, i, ends):
+            if not _linear(region, i, (choices.smallest_left(axis, by_dim), axis.size)):
                 dims = [dim for dim in free_dims(axis) if dim in by_dim]
                 offered = by_dim[dims[0]].sizes if len(dims) == 1 and len(axis.normal.spans[0]) == 1 else ()
                 points[i] = tuple(sorted({*ends, *(size for size in offered if ends[0] <= size)}))
@@ -164,7 +172,7 @@ def _macs(analysis: Analysis, choices: Choices, inside: Mapping[str, str]) -> It
 
 
 def _linear(region: CostRegion, place: int, ends: tuple[int, ...]) -> bool:
-    """Whether a region's multiply-accumulates grow in proportion along one axis."""
+    """Whether a region's multiply-accumulates at both ends of one axis are in proportion to its size."""
     sizes = [(*region.dense_sizes[:place], size, *region.dense_sizes[place + 1 :]) for size in ends]
     return len({region.macs(at) / size for at, size in zip(sizes, ends, strict=True)}) == 1
 
@@ -179,13 +187,13 @@ def _params(analysis: Analysis, choices: Choices, inside: Mapping[str, str]) -> 
     What only removed blocks read goes with the last of them; it is counted as if it stayed, so this is never too low.
     """
     by_dim = _by_dim(analysis, choices)
-    users = _users(analysis.graph)
+    readers = readers_of(analysis.graph.module)
     constant = 0.0
     terms: list[CostTerm] = []
     for name, tensor, types in analysis.graph.stored():
         if not isinstance(tensor, torch.nn.Parameter):
             continue
-        blocks = {inside.get(node) for node in users.get(id(tensor), ())}
+        blocks = {inside.get(node.name) for node in readers.get(id(tensor), ())}
         block = blocks.pop() if len(blocks) == 1 else None
         axes = [axis for axis in types if free_dims(axis)]
         rest = float(np.prod([axis.size for axis in types if not free_dims(axis)]))
@@ -202,15 +210,3 @@ def _params(analysis: Analysis, choices: Choices, inside: Mapping[str, str]) -> 
         )
         terms.append(CostTerm(name, block, typed, table))
     return CostModel("params", constant, tuple(terms))
-
-
-def _users(graph: PruneGraph) -> dict[int, list[str]]:
-    users: dict[int, list[str]] = {}
-    stored = dict(graph.module.named_parameters())
-    for node in graph.module.graph.nodes:
-        if node.op == "call_module":
-            for tensor in graph.module.get_submodule(str(node.target)).parameters():
-                users.setdefault(id(tensor), []).append(node.name)
-        elif node.op == "get_attr" and str(node.target) in stored:
-            users.setdefault(id(stored[str(node.target)]), []).append(node.name)
-    return users

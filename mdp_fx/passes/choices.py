@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import gcd
 
 from mdp_fx.errors import InputError, NothingToPruneError
-from mdp_fx.graph.axes import Axis, Dim, kept_size
+from mdp_fx.graph.axes import Axis, Dim, kept_size, size_terms, unordered
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.channel_groups import ChannelGroup, find_frozen, owner
 from mdp_fx.passes.cost_regions import CostRegion
@@ -33,7 +34,8 @@ class Choices:
     """What may be chosen.
 
     Attributes:
-        dimensions: options of each group, in the order of the groups.
+        dimensions: options of each group, in the order of the groups; the first is 0 where a block of `blocks` takes
+            all that a group has.
         held: names of groups that keep their dense size.
         blocks: names of blocks that may be removed.
     """
@@ -43,13 +45,22 @@ class Choices:
     blocks: frozenset[str]
 
     def smallest(self, axis: Axis, by_dim: Mapping[Dim, Dimension]) -> int:
-        """Smallest reachable size of an axis."""
+        """Smallest reachable size of an axis, 0 where a block that goes takes all it has."""
+        return self._size(axis, by_dim, ())
+
+    def smallest_left(self, axis: Axis, by_dim: Mapping[Dim, Dimension]) -> int:
+        """Smallest reachable size of an axis of which something is left."""
+        terms = [()] if self.smallest(axis, by_dim) else [dims for _, dims in size_terms(axis)[1]]
+        return min(self._size(axis, by_dim, dims) for dims in terms)
+
+    def _size(self, axis: Axis, by_dim: Mapping[Dim, Dimension], left: Collection[Dim]) -> int:
+        """Size of an axis whose dimensions are as small as they can be, those of `left` not 0."""
 
         def size_of(dim: Dim) -> int:
             dimension = by_dim.get(dim)
-            if dimension is None:
+            if dimension is None or dimension.name in self.held:
                 return dim.size
-            return dim.size if dimension.name in self.held else dimension.sizes[0]
+            return next(size for size in dimension.sizes if size or dim not in left)
 
         return kept_size(axis, size_of)
 
@@ -60,12 +71,41 @@ def option_sizes(size: int, step: int, most: int = MAX_OPTIONS) -> tuple[int, ..
     return (*range(wide, size, wide), size)
 
 
+def dimension_steps(graph: PruneGraph, step: int) -> dict[Dim, int]:
+    """The step of every dimension that keeps the sizes of axes multiples of `step`.
+
+    What an axis multiplies a dimension by counts: heads of 8 units each may go one by one, channels by eights.
+    """
+    steps: dict[Dim, int] = {}
+
+    def unit(axis: Axis, inner: int) -> int:
+        """What every size of an axis is a multiple of, as far as `step` is concerned; `inner` is behind the axis."""
+        common = 0
+        for span in axis.normal.spans:
+            behind = inner
+            for factor in reversed(span):
+                if isinstance(factor, Dim):
+                    steps[factor] = max(steps.get(factor, 1), step // gcd(step, behind))
+                    behind *= factor.size if factor.size <= step else step
+                elif isinstance(factor, int):
+                    behind *= factor
+                else:
+                    behind = unit(unordered(factor), behind)
+            common = gcd(common, behind)
+        return common or inner
+
+    for _, _, types in graph.stored():
+        for axis in types:
+            unit(axis, 1)
+    return steps
+
+
 def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequence[str] = ()) -> Choices:
     """What may be pruned.
 
     Args:
         analysis: the analysed network.
-        step: channel step; a group of no more units is held.
+        step: axes keep multiples of so many entries, see `dimension_steps`.
         keep: patterns of module names to leave alone.
         only: patterns of module names to prune; all where empty.
 
@@ -87,10 +127,18 @@ def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequen
             return False
         return not only or all(any(_matches(name, pattern) for pattern in only) for name in modules)
 
-    dimensions = tuple(Dimension(group.name, option_sizes(group.size, step)) for group in analysis.groups)
     held = frozenset(group.name for group in analysis.groups if not open_to(_makers(group)))
-    blocks = frozenset(
-        block.name for block in analysis.blocks.removable if open_to(_block_modules(analysis.graph, block))
+    removable = [
+        block
+        for block in analysis.blocks.removable
+        if open_to(_block_modules(analysis.graph, block)) and held.isdisjoint(block.empties)
+    ]
+    blocks = frozenset(block.name for block in removable)
+    emptied = {name for block in removable for name in block.empties}
+    steps = dimension_steps(analysis.graph, step)
+    dimensions = tuple(
+        Dimension(group.name, (0,) * (group.name in emptied) + option_sizes(group.size, steps[group.dim]))
+        for group in analysis.groups
     )
     if not blocks and all(len(d.sizes) == 1 or d.name in held for d in dimensions):
         raise NothingToPruneError(_why_nothing(analysis, step, bool(keep or only)))

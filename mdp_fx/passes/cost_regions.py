@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from mdp_fx.graph.axes import Axis, Dim, Factor, Span, batch_dims, concat, free_dims, fresh, kept_size
+from mdp_fx.graph.axes import Axis, Dim, Factor, Shuffled, Span, batch_dims, concat, free_dims, fresh, kept_size
+from mdp_fx.graph.copies import copy_stored
 from mdp_fx.graph.ops.registry import Inference, Types, has_rule, tensor_types
 from mdp_fx.graph.prune_graph import PruneGraph, infer
 from mdp_fx.graph.purity import target_name
-from mdp_fx.graph.tracer import DTYPE, SHAPE, attribute
+from mdp_fx.graph.tracer import DTYPE, SHAPE, attribute, called_module
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.emission import emit_sizes
 from mdp_fx.passes.residual_blocks import ADDITIONS, Blocks
@@ -105,7 +106,7 @@ def innermost_blocks(blocks: Blocks, offered: Container[str] | None = None) -> d
 def _weights(graph: PruneGraph, node: fx.Node) -> bool:
     """Whether a node multiplies by a stored matrix: a convolution, a linear layer."""
     if node.op == "call_module":
-        return any(p.ndim > 1 for p in graph.module.get_submodule(str(node.target)).parameters(recurse=False))
+        return any(p.ndim > 1 for p in called_module(graph.module, node).parameters(recurse=False))
     return node.op == "call_function" and any(
         source.op == "get_attr" and len(source.meta[SHAPE] or ()) > 1 for source in node.all_input_nodes
     )
@@ -113,7 +114,7 @@ def _weights(graph: PruneGraph, node: fx.Node) -> bool:
 
 def _is_free(graph: PruneGraph, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(graph.module.get_submodule(str(node.target)), _FREE_MODULES)
+        return isinstance(called_module(graph.module, node), _FREE_MODULES)
     return target_name(node.target) in _FREE or not isinstance(node.meta.get(SHAPE), torch.Size)
 
 
@@ -147,7 +148,7 @@ def _is_entrywise(graph: PruneGraph, node: fx.Node, tail: fx.Node) -> bool:
 
 
 def _resamples(graph: PruneGraph, node: fx.Node) -> bool:
-    module = graph.module.get_submodule(str(node.target))
+    module = called_module(graph.module, node)
     return hasattr(module, "kernel_size") or isinstance(module, nn.Softmax)
 
 
@@ -201,13 +202,13 @@ class _Sizing:
     dims: tuple[tuple[Dim, ...], ...]
 
     def spread(self, sizes: tuple[int, ...]) -> dict[Dim, int]:
-        """Sizes of the dimensions; those that share an axis share its size in proportion, at least one unit each."""
+        """Sizes of the dimensions; those that share an axis share it in proportion, one unit each if there is any."""
         result: dict[Dim, int] = {}
         for shared, size in zip(self.dims, sizes, strict=True):
             left, weight = size, sum(dim.size for dim in shared)
             for i, dim in enumerate(shared):
                 after = len(shared) - i - 1
-                result[dim] = max(1, min(left - after, round(left * dim.size / weight)))
+                result[dim] = max(min(1, size), min(left - after, round(left * dim.size / weight)))
                 left, weight = left - result[dim], weight - dim.size
         return result
 
@@ -231,7 +232,7 @@ def _isolate(graph: PruneGraph, nodes: list[fx.Node]) -> _Isolated | None:
             )
         else:
             return None
-        env[source].meta[SHAPE] = source.meta[SHAPE]
+        env[source].meta.update({key: source.meta[key] for key in (SHAPE, DTYPE)})
     for node in nodes:
         env[node] = region.node_copy(node, env.__getitem__)
         env[node].name = node.name
@@ -324,9 +325,9 @@ def _key(isolated: _Isolated, dims: tuple[Dim, ...], batch: int) -> str:
             continue
         emission = isolated.state.emissions.get(node.name)
         if node.op == "call_module":
-            module = isolated.module.get_submodule(str(node.target))
+            module = called_module(isolated.module, node)
             sized = emission.attributes if emission is not None else {}
-            text.append(f"{_spell_module(module, set(sized))}{{{','.join(spell(axis) for axis in sized.values())}}}")
+            text.append(f"{_spell_module(module, set(sized))}{{{','.join(written(size) for size in sized.values())}}}")
             for _, tensor in [*module.named_parameters(), *module.named_buffers()]:
                 text.append(f"{tensor.dtype} {spell_tensor(tensor)}")
         elif node.op == "get_attr":
@@ -337,9 +338,7 @@ def _key(isolated: _Isolated, dims: tuple[Dim, ...], batch: int) -> str:
     full = "; ".join(text)
     first = next(n for n in isolated.module.graph.nodes if n.op not in ("placeholder", "get_attr"))
     kind = (
-        type(isolated.module.get_submodule(str(first.target))).__name__
-        if first.op == "call_module"
-        else target_name(first.target)
+        type(called_module(isolated.module, first)).__name__ if first.op == "call_module" else target_name(first.target)
     )
     return f"{kind} {text[1] if len(text) > 1 else ''} {hashlib.sha256(full.encode()).hexdigest()[:16]}"
 
@@ -358,6 +357,8 @@ def _spell(axis: Axis, names: Mapping[Dim, str]) -> str:
     def factor_text(factor: Factor) -> str:
         if isinstance(factor, int):
             return str(factor)
+        if isinstance(factor, Shuffled):
+            return f"~[{_spell(factor.axis, names)}]"
         return names.get(factor, str(factor.size)) if isinstance(factor, Dim) else f"[{_spell(factor, names)}]"
 
     return "+".join("*".join(map(factor_text, span)) for span in axis.normal.spans)
@@ -374,9 +375,12 @@ def _build(isolated: _Isolated, sizes: Mapping[Dim, int], batch: int) -> tuple[n
         types = isolated.state.tensors.get(id(tensor))
         shape = [kept_size(axis, size_of) for axis in types] if types is not None else list(tensor.shape)
         memo[id(tensor)] = _random_like(name, tensor, shape, generator)
-    module = copy.deepcopy(isolated.module, memo)
-    emit_sizes(module, isolated.state.emissions, size_of, None)
-    module.recompile()
+        if id(tensor) in isolated.state.pointers:
+            memo[id(tensor)] = torch.arange(shape[0])
+    nodes = copy.deepcopy(isolated.module.graph)
+    stored = copy_stored(isolated.module, nodes, memo)
+    emit_sizes(nodes, stored, isolated.state.emissions, size_of, None)
+    module = fx.GraphModule(stored, nodes)
     inputs = tuple(
         torch.randn([kept_size(axis, size_of) for axis in types], generator=generator).to(dtype)
         for types, dtype in zip(isolated.inputs, isolated.dtypes, strict=True)
@@ -409,8 +413,8 @@ def _macs(isolated: _Isolated, sizes: Mapping[Dim, int], batch: int) -> float:
     for node in isolated.module.graph.nodes:
         for axes in isolated.state.macs.get(node.name, ()):
             total += prod(kept_size(axis, size_of) for axis in axes)
-        if node.op == "call_module" and not has_rule(type(isolated.module.get_submodule(str(node.target)))):
-            entries = sum(p.numel() for p in isolated.module.get_submodule(str(node.target)).parameters() if p.ndim > 1)
+        if node.op == "call_module" and not has_rule(type(called_module(isolated.module, node))):
+            entries = sum(p.numel() for p in called_module(isolated.module, node).parameters() if p.ndim > 1)
             results = tensor_types(isolated.state.types[node.name])
             total += entries * prod(kept_size(axis, size_of) for axis in results[0][:-1]) if results else 0
     return total

@@ -1,4 +1,4 @@
-"""Removes residual blocks: the other operand of the addition flows on."""
+"""Removes residual blocks: the other operands of the addition or the concatenation flow on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import fx
 from mdp_fx.errors import RecipeError
 from mdp_fx.graph.purity import remove_dead_nodes
 from mdp_fx.passes.base import Compilation, Pass, PassResult
+from mdp_fx.passes.concat_branches import joined_by
 from mdp_fx.passes.residual_blocks import Blocks, ResidualBlock
 
 
@@ -17,7 +18,7 @@ def chosen_blocks(blocks: Blocks, names: Iterable[str]) -> tuple[ResidualBlock, 
     """Looks up blocks by name.
 
     Raises:
-        RecipeError: an unknown block, or all operands of one addition at once.
+        RecipeError: an unknown block, or all of a set at once of which one must stay.
     """
     by_name = {block.name: block for block in blocks.removable}
     chosen = []
@@ -30,8 +31,10 @@ def chosen_blocks(blocks: Blocks, names: Iterable[str]) -> tuple[ResidualBlock, 
     gone = {node for block in chosen for node in block.nodes}
     for together in blocks.exclusive:
         # An addition that goes with a block around it needs no operand.
-        if removed.issuperset(together) and by_name[together[0]].addition not in gone:
-            msg = f"blocks {' and '.join(together)} add to one another: one of them must stay"
+        if removed.issuperset(together) and gone.isdisjoint(by_name[name].addition for name in together):
+            added = by_name[together[0]].kept is not None
+            why = "add to one another" if added else "leave nothing together"
+            msg = f"blocks {' and '.join(together)} {why}: one of them must stay"
             raise RecipeError(msg)
     return tuple(chosen)
 
@@ -41,7 +44,7 @@ def drop_blocks(module: fx.GraphModule, blocks: Sequence[ResidualBlock]) -> fx.G
 
     Args:
         module: the network; its graph is edited.
-        blocks: blocks of this network, not all operands of one addition.
+        blocks: blocks of this network, not all of a set of which one must stay.
     """
     graph = module.graph
     # An addition inside of a removed block goes with it.
@@ -51,11 +54,14 @@ def drop_blocks(module: fx.GraphModule, blocks: Sequence[ResidualBlock]) -> fx.G
     for block in blocks:
         if block.addition in inside:
             continue
-        kept = block.kept
+        join = nodes[block.addition]
+        kept = block.kept if block.kept is not None else _without(join, nodes[block.nodes[-1]])
+        if kept is None:
+            continue
         while kept in flows:
             kept = flows[kept]
-        nodes[block.addition].replace_all_uses_with(nodes[kept])
-        graph.erase_node(nodes[block.addition])
+        join.replace_all_uses_with(nodes[kept])
+        graph.erase_node(join)
         flows[block.addition] = kept
     if remove_dead_nodes(graph) or blocks:
         # A new GraphModule copies only what its graph refers to.
@@ -63,6 +69,16 @@ def drop_blocks(module: fx.GraphModule, blocks: Sequence[ResidualBlock]) -> fx.G
         slim.train(module.training)
         return slim
     return module
+
+
+def _without(concatenation: fx.Node, operand: fx.Node) -> str | None:
+    """Takes an operand out of a concatenation; returns the name of the other one where only one is left."""
+    left = [part for part in joined_by(concatenation) if part is not operand]
+    if concatenation.args:
+        concatenation.args = (left, *concatenation.args[1:])
+    else:
+        concatenation.kwargs = {**concatenation.kwargs, "tensors": left}
+    return left[0].name if len(left) == 1 else None
 
 
 class DropBlocks(Pass):
@@ -78,7 +94,7 @@ class DropBlocks(Pass):
         assert state.removed_blocks is not None
         assert state.slim is not None
         there = {node.name for node in state.slim.graph.nodes}
-        chosen = [b for b in chosen_blocks(state.blocks, state.removed_blocks) if b.addition in there]
+        chosen = [b for b in chosen_blocks(state.blocks, state.removed_blocks) if b.nodes[-1] in there]
         before = len(there)
         slim = drop_blocks(state.slim, chosen)
         return PassResult(replace(state, slim=slim), modified=len(slim.graph.nodes) != before)

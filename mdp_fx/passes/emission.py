@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from mdp_fx.graph.axes import Axis, Dim, batch_dims, free_dims, kept_size
-from mdp_fx.graph.ops.registry import Emission
+from mdp_fx.graph.ops.registry import Call, Emission, KeptShare
 
 SizeOf = Callable[[Dim], int]
 
@@ -23,45 +23,56 @@ class _OpenSize:
     times: int
 
 
-def emit_sizes(module: fx.GraphModule, emissions: Mapping[str, Emission], size_of: SizeOf, source: str | None) -> None:
-    """Writes every size in `module` again that came from a type which is not constant.
+def emit_sizes(
+    graph: fx.Graph,
+    modules: Mapping[str, nn.Module],
+    emissions: Mapping[str, Emission],
+    size_of: SizeOf,
+    source: str | None,
+) -> None:
+    """Writes every size in a network again that came from a type which is not constant.
 
     Args:
-        module: edited in place; has the nodes that the emissions name.
+        graph: edited in place; has the nodes that the emissions name.
+        modules: those that the graph calls, by target; edited in place.
         emissions: by node name.
         size_of: kept units of a dimension.
         source: the placeholder whose axis 0 is the batch; sizes that mention the batch are read from it.
     """
-    nodes = {node.name: node for node in module.graph.nodes}
+    nodes = {node.name: node for node in graph.nodes}
     for name, emission in emissions.items():
         node = nodes[name]
         for attribute, axis in emission.attributes.items():
-            owner = module.get_submodule(str(node.target))
+            owner = modules[str(node.target)]
             if hasattr(owner, attribute):
-                setattr(owner, attribute, kept_size(axis, size_of))
-        if emission.node is not None and _may_change(emission.node):
+                sizes = tuple(kept_size(part, size_of) for part in ((axis,) if isinstance(axis, Axis) else axis))
+                setattr(owner, attribute, sizes[0] if isinstance(axis, Axis) else sizes)
+        if emission.node is not None and _may_change(emission.node, size_of):
             op, target, args, kwargs = emission.node
             writer = _Writer(node, nodes, size_of, source, shape=target is torch.reshape)
             node.op, node.target = op, target
             node.args, node.kwargs = writer.write(args), writer.write(kwargs)
 
 
-def _may_change(node: tuple[Any, ...]) -> bool:
+def _may_change(node: tuple[Any, ...], size_of: SizeOf) -> bool:
     """Whether a rewritten node differs: one whose sizes are all constant stays as the model spelled it."""
-    axes = list(_axes(node))
-    return not axes or any(free_dims(axis) or batch_dims(axis) for axis in axes)
+    parts = list(_sized(node))
+    shares = [part.axis for part in parts if isinstance(part, KeptShare)]
+    if shares:
+        return any(kept_size(axis, size_of) != axis.size for axis in shares)
+    return not parts or any(free_dims(axis) or batch_dims(axis) for axis in parts if isinstance(axis, Axis))
 
 
-def _axes(value: Any) -> Iterator[Axis]:
-    if isinstance(value, Axis):
+def _sized(value: Any) -> Iterator[Axis | KeptShare]:
+    if isinstance(value, Axis | KeptShare):
         yield value
     elif type(value) is slice:
-        yield from _axes((value.start, value.stop))
+        yield from _sized((value.start, value.stop))
     elif isinstance(value, dict):
-        yield from _axes(tuple(value.values()))
+        yield from _sized(tuple(value.values()))
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _axes(part)
+            yield from _sized(part)
 
 
 class _Writer:
@@ -91,6 +102,12 @@ class _Writer:
             return self._nodes[value.name]
         if isinstance(value, Axis):
             return self.write(self._size(value))
+        if isinstance(value, KeptShare):
+            return kept_size(value.axis, self._size_of) / value.axis.size
+        if isinstance(value, Call):
+            args, kwargs = self.write(value.args), self.write(value.kwargs)
+            with self._node.graph.inserting_before(self._node):
+                return self._node.graph.call_function(value.target, args, kwargs)
         return self._read_batch(value) if isinstance(value, _OpenSize) else value
 
     def _size(self, axis: Axis) -> int | _OpenSize:

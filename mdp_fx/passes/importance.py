@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import DataError, InputError, first_line
 from mdp_fx.graph.axes import Axis, free_dims, occurrences
+from mdp_fx.graph.copies import copy_stored
 from mdp_fx.graph.prune_graph import PruneGraph
-from mdp_fx.graph.tracer import SHAPE
+from mdp_fx.graph.tracer import SHAPE, called_module
 from mdp_fx.passes.channel_groups import ChannelGroup
+from mdp_fx.passes.emission import emit_sizes
 
 Kind = Literal["l2", "l1", "bn", "taylor", "random"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -75,7 +78,7 @@ def find_layers(graph: PruneGraph) -> tuple[Layer, ...]:
 
 def _parameters(graph: PruneGraph, node: fx.Node) -> list[torch.Tensor]:
     if node.op == "call_module":
-        return list(graph.module.get_submodule(str(node.target)).parameters(recurse=False))
+        return list(called_module(graph.module, node).parameters(recurse=False))
     if node.op == "call_function":
         stored = dict(graph.module.named_parameters())
         targets = [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
@@ -142,7 +145,7 @@ def score(
         if model is None or data is None:
             msg = "taylor importance needs data: pass --data package.module:make_loader or --data imagefolder:PATH"
             raise InputError(msg)
-        scores = _taylor(layers, model, data, loss or cross_entropy, batches, progress)
+        scores = _taylor(layers, _holder(layers, model, graph), data, loss or cross_entropy, batches, progress)
     elif kind in KINDS:
         generator = np.random.default_rng(seed)
         scores = [_without_data(layer, kind, generator) for layer in layers]
@@ -174,6 +177,18 @@ def _without_data(layer: Layer, kind: str, generator: np.random.Generator) -> Fl
     array: FloatArray = values.double().cpu().numpy()
     total = float(array.sum())
     return array / total if total > 0 else np.full_like(array, 1 / array.size)
+
+
+def _holder(layers: Sequence[Layer], model: nn.Module, graph: PruneGraph) -> nn.Module:
+    """The model where it holds the layers' parameters; else the graph with its batch open: it has parts of them."""
+    held = {id(parameter) for parameter in model.parameters()}
+    if all(id(tensor) in held for layer in layers for tensor in layer.scale or (layer.weight,)):
+        return model
+    stored = (*graph.module.parameters(), *graph.module.buffers())
+    nodes = copy.deepcopy(graph.module.graph)
+    modules = copy_stored(graph.module, nodes, {id(tensor): tensor for tensor in stored})
+    emit_sizes(nodes, modules, graph.emissions, lambda dim: dim.size, graph.batch_source)
+    return fx.GraphModule(modules, nodes)
 
 
 def _taylor(

@@ -1,41 +1,48 @@
-"""Residual blocks: regions that may be dropped so that the other operand of an addition flows on."""
+"""Residual blocks: regions that may be dropped so that the other operands of what reads them flow on."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from mdp_fx.graph.purity import is_pure
-from mdp_fx.graph.tracer import ALIASES, DTYPE, SHAPE
+from mdp_fx.graph.axes import Dim
+from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.graph.tracer import DTYPE, SHAPE
 from mdp_fx.passes.base import Compilation, Pass, PassResult
+from mdp_fx.passes.branches import Branch, Flow
+from mdp_fx.passes.channel_groups import ChannelGroup
+from mdp_fx.passes.concat_branches import find_concat_branches
 
 ADDITIONS: tuple[Callable[..., Any] | str, ...] = (operator.add, torch.add, "add")
 
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """One operand of an addition, with all that feeds nothing else.
+    """One operand of an addition or of a concatenation, with all that feeds nothing else.
 
     Attributes:
-        name: the common module path of its nodes, made unique by a suffix.
-        addition: name of the node that adds it.
-        kept: name of the node that flows on when the block is removed.
-        nodes: names of the nodes that go with it, in graph order.
+        name: the common module path of its nodes, made unique by a suffix; for a branch of a concatenation that is
+            only a part of what is there, the channel group that it empties.
+        addition: name of the node that adds it, or concatenates it.
+        kept: name of the node that flows on when the block is removed; None for a branch of a concatenation.
+        nodes: names of the nodes that go with it, in graph order; the last one is the operand.
         parent: the smallest block around it, or None.
         reason: why it cannot be removed, None where it can.
+        empties: names of the channel groups that lose all their units with a branch of a concatenation.
     """
 
     name: str
     addition: str
-    kept: str
+    kept: str | None
     nodes: tuple[str, ...]
     parent: str | None
     reason: str | None = None
+    empties: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class Blocks:
 
     Attributes:
         removable: blocks that may be removed.
-        exclusive: names of blocks that add to one another, of which at least one must stay.
+        exclusive: names of blocks of which at least one must stay: all operands of one addition, or all that gives
+            some axis its entries.
         kept: blocks that were looked at and must stay, with the reason.
     """
 
@@ -52,49 +60,36 @@ class Blocks:
     exclusive: tuple[tuple[str, ...], ...]
     kept: tuple[ResidualBlock, ...]
 
+    def emptied(self, removed: Iterable[str]) -> frozenset[str]:
+        """Names of the channel groups that lose all their units when blocks are removed.
 
-@dataclass(frozen=True)
-class _Candidate:
-    addition: fx.Node
-    kept: fx.Node
-    region: frozenset[fx.Node]
-    reason: str | None
+        A block whose own surroundings go too empties nothing: what it was joined with is not there either.
+        """
+        names = set(removed)
+        chosen = [block for block in self.removable if block.name in names]
+        gone = {node for block in chosen for node in block.nodes}
+        return frozenset(group for block in chosen if block.addition not in gone for group in block.empties)
 
 
-def find_residual_blocks(module: fx.GraphModule) -> Blocks:
-    """Finds residual blocks by the structure of the graph alone, nested ones too."""
-    order = {node: i for i, node in enumerate(module.graph.nodes)}
-    reads_input: set[fx.Node] = set()
-    for node in order:
-        if node.op == "placeholder" or any(source in reads_input for source in node.all_input_nodes):
-            reads_input.add(node)
-    written = _written_to(order)
-    candidates: list[_Candidate] = []
-    for node in order:
+def find_residual_blocks(graph: PruneGraph, groups: Sequence[ChannelGroup]) -> Blocks:
+    """Finds the blocks of a network by the structure of its graph and by its types, nested ones too."""
+    flow = Flow(graph.module)
+    branches, exclusive = find_concat_branches(graph, groups, flow)
+    names = {group.dim: group.name for group in groups}
+    return _name_blocks([*_find_added_branches(flow), *branches], exclusive, names, flow)
+
+
+def _find_added_branches(flow: Flow) -> Iterator[Branch]:
+    for node in flow.order:
         if not _is_addition(node):
             continue
-        for branch, other in (node.args, node.args[::-1]):
-            assert isinstance(branch, fx.Node)
+        for operand, other in (node.args, node.args[::-1]):
+            assert isinstance(operand, fx.Node)
             assert isinstance(other, fx.Node)
-            region = _feeds_only(branch, node)
-            if any(_has_parameters(module, part) for part in region):
-                reason = _why_not(node, branch, other, region, reads_input, written)
-                candidates.append(_Candidate(node, other, region, reason))
-    return _name_blocks(candidates, order)
-
-
-def _written_to(nodes: Iterable[fx.Node]) -> set[str]:
-    """Names of the nodes whose memory is written to by a node that stayed in place."""
-    by_name = {node.name: node for node in nodes}
-    written: set[str] = set()
-    writers = [node for node in by_name.values() if node.op not in ("placeholder", "output") and not is_pure(node)]
-    pending = [source.name for node in writers for source in node.all_input_nodes]
-    while pending:
-        name = pending.pop()
-        if name not in written:
-            written.add(name)
-            pending.extend(by_name[name].meta.get(ALIASES, ()))
-    return written
+            region = flow.region(operand, node)
+            if region:
+                reason = flow.why_not(node, operand, (other,), region) or _why_no_sum(node, other)
+                yield Branch(node, operand, region, other, reason=reason)
 
 
 def _is_addition(node: fx.Node) -> bool:
@@ -107,80 +102,59 @@ def _is_addition(node: fx.Node) -> bool:
     )
 
 
-def _feeds_only(branch: fx.Node, addition: fx.Node) -> frozenset[fx.Node]:
-    """`branch` and all before it whose every use ends in `addition` through `branch`."""
-    if set(branch.users) != {addition}:
-        return frozenset()
-    region: set[fx.Node] = set()
-    pending = [branch]
-    while pending:
-        node = pending.pop()
-        if node in region or node.op == "placeholder" or (node is not branch and not region.issuperset(node.users)):
-            continue
-        region.add(node)
-        pending.extend(node.all_input_nodes)
-    return frozenset(region)
-
-
-def _has_parameters(module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return next(module.get_submodule(str(node.target)).parameters(), None) is not None
-    return node.op == "get_attr"
-
-
-def _why_not(
-    addition: fx.Node,
-    branch: fx.Node,
-    other: fx.Node,
-    region: frozenset[fx.Node],
-    reads_input: set[fx.Node],
-    written: set[str],
-) -> str | None:
-    if other not in reads_input:
-        return "without it nothing that depends on the input would be left"
-    if branch not in reads_input:
-        return "it does not depend on the input"
+def _why_no_sum(addition: fx.Node, other: fx.Node) -> str | None:
+    """Why the other operand alone is not what a sum would be."""
     if other.meta[SHAPE] != addition.meta[SHAPE]:
         return "the other operand has another shape"
-    if other.meta[DTYPE] != addition.meta[DTYPE]:
-        return "the other operand has another number type"
-    if addition.name in written:
-        return "the sum is written to in place"
-    impure = next((node.name for node in region if not is_pure(node)), None)
-    return f"it writes in place at {impure}" if impure is not None else None
+    return "the other operand has another number type" if other.meta[DTYPE] != addition.meta[DTYPE] else None
 
 
-def _name_blocks(candidates: list[_Candidate], order: dict[fx.Node, int]) -> Blocks:
-    candidates.sort(key=lambda candidate: (min(order[node] for node in candidate.region), -len(candidate.region)))
+def _name_blocks(
+    branches: Sequence[Branch], exclusive: Iterable[frozenset[Branch]], groups: Mapping[Dim, str], flow: Flow
+) -> Blocks:
+    order = flow.order
+    branches = sorted(branches, key=lambda branch: (min(order[node] for node in branch.region), -len(branch.region)))
     used: dict[str, int] = {}
-    names: list[str] = []
-    for candidate in candidates:
-        name = _common_path(candidate.region) or candidate.addition.name
+    names: dict[Branch, str] = {}
+    for branch in branches:
+        name = _own_name(branch, groups, order) or branch.join.name
         used[name] = used.get(name, 0) + 1
-        names.append(name + (f"#{used[name]}" if used[name] > 1 else ""))
+        names[branch] = name + (f"#{used[name]}" if used[name] > 1 else "")
     blocks: list[ResidualBlock] = []
-    for name, candidate in zip(names, candidates, strict=True):
-        around = [
-            (len(outer.region), outer_name)
-            for outer_name, outer in zip(names, candidates, strict=True)
-            if outer is not candidate and outer.reason is None and candidate.region < outer.region
-        ]
+    for branch in branches:
+        around = [outer for outer in branches if outer.reason is None and branch.region < outer.region]
         blocks.append(
             ResidualBlock(
-                name,
-                candidate.addition.name,
-                candidate.kept.name,
-                tuple(node.name for node in sorted(candidate.region, key=order.__getitem__)),
-                min(around)[1] if around else None,
-                candidate.reason,
+                names[branch],
+                branch.join.name,
+                branch.kept.name if branch.kept is not None else None,
+                tuple(node.name for node in sorted(branch.region, key=order.__getitem__)),
+                names[min(around, key=lambda outer: len(outer.region))] if around else None,
+                branch.reason,
+                tuple(groups[dim] for dim in branch.empties) if branch.reason is None else (),
             )
         )
-    removable = tuple(block for block in blocks if block.reason is None)
-    together: dict[str, list[str]] = {}
-    for block in removable:
-        together.setdefault(block.addition, []).append(block.name)
-    exclusive = tuple(tuple(names) for names in together.values() if len(names) > 1)
-    return Blocks(removable, exclusive, tuple(block for block in blocks if block.reason is not None))
+    together: dict[fx.Node, list[Branch]] = {}
+    for branch in branches:
+        if branch.reason is None and branch.kept is not None:
+            together.setdefault(branch.join, []).append(branch)
+    sets = [
+        *(members for members in together.values() if len(members) > 1),
+        *(sorted(members, key=branches.index) for members in exclusive),
+    ]
+    return Blocks(
+        tuple(block for block in blocks if block.reason is None),
+        tuple(tuple(names[branch] for branch in members) for members in sets),
+        tuple(block for block in blocks if block.reason is not None),
+    )
+
+
+def _own_name(branch: Branch, groups: Mapping[Dim, str], nodes: Iterable[fx.Node]) -> str:
+    path = _common_path(branch.region)
+    if branch.kept is None and len(branch.empties) == 1:
+        there = {node for node in nodes if f"{node.target}.".startswith(f"{path}.")}
+        return path if path and there <= branch.region else groups.get(branch.empties[0], path)
+    return path
 
 
 def _common_path(region: frozenset[fx.Node]) -> str:
@@ -192,15 +166,16 @@ def _common_path(region: frozenset[fx.Node]) -> str:
 
 
 class FindResidualBlocks(Pass):
-    """Finds what may be dropped so that the other operand of an addition flows on."""
+    """Finds what may be dropped so that the other operands of an addition or a concatenation flow on."""
 
-    requires = ("graph",)
+    requires = ("graph", "groups")
     ensures = ("blocks",)
 
     def call(self, state: Compilation) -> PassResult:
-        """Reads the structure of the graph."""
+        """Reads the structure of the graph, and the types at concatenations."""
         assert state.graph is not None
-        return PassResult(replace(state, blocks=find_residual_blocks(state.graph.module)))
+        assert state.groups is not None
+        return PassResult(replace(state, blocks=find_residual_blocks(state.graph, state.groups)))
 
     def verify(self, state: Compilation) -> None:
         """Two blocks are nested or apart, and nobody outside of a block reads what it holds."""

@@ -4,7 +4,7 @@ A SearchSpace is what the analysis passes hand to the solvers. It holds no tenso
 
     {"format": "mdp-fx-search-space", "version": 1,
      "dimensions": [{"name": "d0", "sizes": [8, 16]}],              kept unit counts, ascending, the dense one last
-     "blocks":     [{"name": "b0", "parent": null}],                an inner block is alive only if its parent is
+     "blocks":     [{"name": "b0", "parent": null, "empties": []}],  an inner block is alive only if its parent is
      "exclusive":  [["b0", "b1"]],                                  one of them stays while their parent is alive
      "importance": [{"layer": "conv1", "dim": "d0", "block": null, "values": [1.0, 3.0]}],     one value per option
      "costs":      {"latency": {"unit": "us", "constant": 0.0, "terms": [
@@ -17,6 +17,10 @@ The size of an axis is its constant plus the sum of coefficient * product of the
 axis per entry of `axes` (a number when there are none), is given at `points`, and is multilinear between them.
 A selection's cost is the constant plus the tables of all terms that lie outside removed blocks; its importance is the
 sum of the values of the terms outside removed blocks.
+
+A dimension that a block "empties" (nothing where the field is missing) has 0 as its first size. It has that size where
+such a block is removed whose parent is alive, or that has none, and nowhere else. No two of the blocks that empty it
+lie side by side.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -34,6 +38,7 @@ import numpy.typing as npt
 
 from mdp_fx.errors import InputError
 from mdp_fx.passes.json_reader import JsonReader
+from mdp_fx.passes.space_blocks import ancestors, emptied, emptied_by, exclusive_parent, uses
 from mdp_fx.passes.space_checks import check_space
 
 Role = Literal["in", "out"]
@@ -64,10 +69,17 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Block:
-    """A removable region; `parent` is the removable block that encloses it, if any."""
+    """A removable region.
+
+    Attributes:
+        name: Unique name.
+        parent: The removable block that encloses it, if any.
+        empties: Dimensions that go to 0 with it: it is a branch of a concatenation, and its units are all they have.
+    """
 
     name: str
     parent: str | None = None
+    empties: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,7 +220,7 @@ class SearchSpace:
             "format": FORMAT,
             "version": self.version,
             "dimensions": [{"name": d.name, "sizes": list(d.sizes)} for d in self.dimensions],
-            "blocks": [{"name": b.name, "parent": b.parent} for b in self.blocks],
+            "blocks": [{"name": b.name, "parent": b.parent, "empties": list(b.empties)} for b in self.blocks],
             "exclusive": [list(names) for names in self.exclusive],
             "importance": [
                 {"layer": t.layer, "dim": t.dim, "block": t.block, "values": list(t.values)} for t in self.importance
@@ -248,7 +260,10 @@ class SearchSpace:
         costs, fixed = top.reader("costs"), top.reader("fixed")
         return cls(
             dimensions=tuple(Dimension(r.string("name"), r.integers("sizes")) for r in top.readers("dimensions")),
-            blocks=tuple(Block(r.string("name"), r.name_or_none("parent")) for r in top.readers("blocks")),
+            blocks=tuple(
+                Block(r.string("name"), r.name_or_none("parent"), r.strings("empties") if "empties" in r.data else ())
+                for r in top.readers("blocks")
+            ),
             exclusive=top.string_lists("exclusive"),
             importance=tuple(
                 ImportanceTerm(r.string("layer"), r.string("dim"), r.name_or_none("block"), r.numbers("values"))
@@ -324,28 +339,6 @@ def interpolation_weights(points: Sequence[int], at: Sequence[int]) -> FloatArra
     return weights
 
 
-def ancestors(blocks: Iterable[Block], name: str | None) -> tuple[str, ...]:
-    """The block itself and the blocks around it, innermost first; nothing for None."""
-    parents = {b.name: b.parent for b in blocks}
-    chain: list[str] = []
-    while name is not None:
-        chain.append(name)
-        name = parents[name]
-    return tuple(chain)
-
-
-def common_block(blocks: Iterable[Block], names: Iterable[str | None]) -> str | None:
-    """The innermost block that holds all of `names` (each of them counts as holding itself)."""
-    chains = [ancestors(blocks, name) for name in names]
-    return next((b for b in chains[0] if all(b in chain for chain in chains)), None) if chains else None
-
-
-def exclusive_parent(space: SearchSpace, names: Iterable[str]) -> str | None:
-    """The innermost block strictly around all blocks of an exclusive set: while it is alive, one of them must be."""
-    parents = {b.name: b.parent for b in space.blocks}
-    return common_block(space.blocks, [parents[name] for name in names])
-
-
 def evaluate(space: SearchSpace, selection: Selection) -> dict[str, float]:
     """Every cost of a selection, by direct arithmetic on the tables and without any solver."""
     gone = set(selection.removed_blocks)
@@ -374,6 +367,11 @@ def violations(space: SearchSpace, selection: Selection) -> list[str]:
     for dim in space.dimensions:
         if selection.sizes[dim.name] not in space.options(dim.name):
             found.append(f"dimension {dim.name!r} may not have size {selection.sizes[dim.name]}")
+    empty = emptied(space.blocks, gone)
+    for name in emptied_by(space.blocks):
+        if (name in empty) != (selection.sizes[name] == 0):
+            state = "removed" if name in empty else "kept"
+            found.append(f"dimension {name!r} has size {selection.sizes[name]}; the block that empties it is {state}")
     for block in space.blocks:
         if block.parent in gone and block.name not in gone:
             found.append(f"block {block.name!r} kept inside the removed block {block.parent!r}")
@@ -386,7 +384,8 @@ def violations(space: SearchSpace, selection: Selection) -> list[str]:
 def normalise(space: SearchSpace, selection: Selection) -> Selection:
     """The same decision in one spelling: unused dimensions dense (or fixed), inner blocks of removed ones listed too.
 
-    A dimension is unused when every term that mentions it lies inside a removed block.
+    A dimension is unused when every term that mentions it lies inside a removed block. One that a removed block
+    empties is 0.
     """
     gone = {
         b.name for b in space.blocks if not set(selection.removed_blocks).isdisjoint(ancestors(space.blocks, b.name))
@@ -394,17 +393,5 @@ def normalise(space: SearchSpace, selection: Selection) -> Selection:
     used = {dim for dim, blocks in uses(space).items() if not blocks <= gone}
     dense = space.dense().sizes
     sizes = {name: selection.sizes[name] if name in used else dense[name] for name in dense}
+    sizes |= dict.fromkeys(emptied(space.blocks, gone), 0)
     return Selection(sizes, tuple(b.name for b in space.blocks if b.name in gone))
-
-
-def uses(space: SearchSpace) -> dict[str, set[str | None]]:
-    """For every dimension the blocks of the terms that mention it (None: outside all blocks)."""
-    found: dict[str, set[str | None]] = {d.name: set() for d in space.dimensions}
-    for term in space.importance:
-        found[term.dim].add(term.block)
-    for model in space.costs.values():
-        for region in model.terms:
-            for axis in region.axes:
-                for dim in axis.dims:
-                    found[dim].add(region.block)
-    return found

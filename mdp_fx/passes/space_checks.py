@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdp_fx.errors import InputError
+from mdp_fx.passes.space_blocks import ancestors, emptied_by
 
 if TYPE_CHECKING:
     from mdp_fx.passes.search_space import CostTerm, SearchSpace
@@ -91,6 +92,20 @@ def _check_blocks(space: SearchSpace) -> None:
         for name in group:
             if name not in names:
                 raise InputError(f"search space: an exclusive set names an unknown block {name!r}")
+    _check_emptied(space)
+
+
+def _check_emptied(space: SearchSpace) -> None:
+    dims = {d.name: d for d in space.dimensions}
+    for name, blocks in emptied_by(space.blocks).items():
+        where = f"search space: block {blocks[0]!r} empties"
+        if name not in dims:
+            raise InputError(f"{where} an unknown dimension {name!r}")
+        if dims[name].sizes[0] != 0 or len(dims[name].sizes) < 2 or name in space.fixed:
+            raise InputError(f"{where} dimension {name!r}, which must be free and have 0 as the first of several sizes")
+        innermost = max((ancestors(space.blocks, block) for block in blocks), key=len)
+        if apart := [block for block in blocks if block not in innermost]:
+            raise InputError(f"{where} dimension {name!r}, and so does {apart[0]!r} beside it")
 
 
 def _check_term(where: str, term: CostTerm, space: SearchSpace, roles: Sequence[str]) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+BRANCH = "branch of a concatenation"
+"""Kind of a block that is joined with others; the other kind adds to them."""
+
 
 @dataclass(frozen=True)
 class LatencyFacts:
@@ -39,11 +42,12 @@ class LatencyFacts:
 
 @dataclass(frozen=True)
 class BlockRow:
-    """A residual block: removed, kept, or not removable for a reason."""
+    """A block: removed, kept, or not removable for a reason; a residual one or a branch of a concatenation."""
 
     name: str
     removed: bool
     reason: str | None = None
+    kind: str = "residual block"
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class PruneReport:
     solver: dict[str, Any]
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    front_end: str = "symbolic"
+    front_end_why: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -116,6 +122,7 @@ class Inspection:
         prunable_params_share: share of the parameters that some group mentions.
         prunable_macs_share: share of the multiply-accumulates in regions that some group mentions.
         baked_in: what the example inputs decided for good.
+        front_end: what made the graph, and `front_end_why` the reason for that front end.
     """
 
     model: str
@@ -125,6 +132,8 @@ class Inspection:
     prunable_params_share: float
     prunable_macs_share: float
     baked_in: tuple[str, ...] = ()
+    front_end: str = "symbolic"
+    front_end_why: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mdp_fx.report.diff import Diff, DiffRow
-from mdp_fx.report.facts import BenchRow, BlockRow, Change, Inspection, LatencyFacts, Profile, PruneReport
+from mdp_fx.report.facts import BRANCH, BenchRow, BlockRow, Change, Inspection, LatencyFacts, Profile, PruneReport
 
 SHOWN = 16
 """Rows of a long list that are shown without --verbose."""
@@ -83,8 +83,8 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _plural(count: int, what: str, ending: str = "s") -> str:
+    return f"{count} {what}{'' if count == 1 else ending}"
 
 
 def _rest(shown: int, total: int) -> Iterator[RenderableType]:
@@ -158,13 +158,14 @@ def _decision(report: PruneReport) -> Iterator[tuple[str, str, str]]:
             "",
         )
     yield "blocks", _removed(report.blocks), ""
+    yield "front end", f"{report.front_end} ({report.front_end_why})", ""
 
 
 def _removed(blocks: Sequence[BlockRow]) -> str:
     removed = [row.name for row in blocks if row.removed]
     removable = sum(row.reason is None for row in blocks)
     if not removable:
-        return "the network has no removable residual blocks"
+        return "the network has no removable blocks"
     names = f": {', '.join(removed)}" if removed else ""
     return f"{len(removed)} of {removable} removed{names}"
 
@@ -233,8 +234,11 @@ def inspect_tables(found: Inspection, *, verbose: bool) -> Iterator[RenderableTy
         f"{100 * found.prunable_macs_share:.0f} % of the MACs are in reach of channel groups",
         style="bold",
     )
+    yield Text(f"front end: {found.front_end} ({found.front_end_why})", style="dim")
     yield Text("")
     shown = None if verbose else 2 * SHOWN
+    branches = [row for row in found.blocks if row.kind == BRANCH]
+    residual = [row for row in found.blocks if row.kind != BRANCH]
     yield Text(_plural(len(found.groups), "channel group"), style="bold")
     if found.groups:
         groups = _table("channel group", "units", "modules that share it", left=(0, 2))
@@ -245,14 +249,12 @@ def inspect_tables(found: Inspection, *, verbose: bool) -> Iterator[RenderableTy
         yield groups
         yield from _rest(groups.row_count, len(found.groups))
     yield Text("")
-    yield Text(_plural(len(found.blocks), "residual block"), style="bold")
-    if found.blocks:
-        blocks = _table("residual block", "", left=(0, 1))
-        for block in found.blocks[:shown]:
-            answer = "removable" if block.reason is None else f"must stay: {block.reason}"
-            blocks.add_row(escape(block.name), escape(answer))
-        yield blocks
-        yield from _rest(blocks.row_count, len(found.blocks))
+    yield Text(_plural(len(residual), "residual block"), style="bold")
+    yield from _blocks("residual block", residual, shown)
+    if branches:
+        yield Text("")
+        yield Text(_plural(len(branches), "concatenated branch", "es"), style="bold")
+        yield from _blocks("concatenated branch", branches, shown)
     if found.frozen:
         yield Text("")
         yield Text(f"{_plural(len(found.frozen), 'frozen axis').replace('axiss', 'axes')}", style="bold")
@@ -265,6 +267,16 @@ def inspect_tables(found: Inspection, *, verbose: bool) -> Iterator[RenderableTy
         yield Text("")
         yield Text("baked in by tracing", style="bold")
         yield from (Text(fact) for fact in found.baked_in)
+
+
+def _blocks(kind: str, rows: Sequence[BlockRow], shown: int | None) -> Iterator[RenderableType]:
+    if rows:
+        table = _table(kind, "", left=(0, 1))
+        for row in rows[:shown]:
+            answer = "removable" if row.reason is None else f"must stay: {row.reason}"
+            table.add_row(escape(row.name), escape(answer))
+        yield table
+        yield from _rest(table.row_count, len(rows))
 
 
 def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,3 +30,27 @@ def smooth_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 def make_failing() -> None:
     """A loader that cannot be made."""
     raise OSError("no such disk")
+
+
+class _Mapped(nn.Module):
+    """A network that only torch.export can follow, or that nothing can."""
+
+    def __init__(self, *, decides: bool = False) -> None:
+        super().__init__()
+        self.decides = decides
+        self.network = make_network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.decides and x.sum() > 0:
+            return self.network(-x)
+        return self.network(torch.vmap(torch.relu)(x))
+
+
+def make_mapped() -> nn.Module:
+    """A network that only torch.export can follow."""
+    return _Mapped().eval()
+
+
+def make_deciding() -> nn.Module:
+    """A network that no front end can follow."""
+    return _Mapped(decides=True).eval()

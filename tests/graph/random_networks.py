@@ -42,6 +42,14 @@ class RandomNetwork(nn.Module):
         return results[0] if len(results) == 1 else tuple(results)
 
 
+class Stored(nn.Module):
+    """A parameter, kept among the layers."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value)
+
+
 @dataclass(frozen=True)
 class Map:
     """A feature map: channels and the side of its square."""
@@ -502,6 +510,211 @@ class Builder:
             "spread_mean", lambda x: x - x.mean((2, 3), keepdim=True).expand(-1, -1, *x.shape[2:]), self.source()
         )
 
+    # Transformers and their kin ------------------------------------------------------------------------------------
+
+    def layer_norm(self) -> int:
+        """A norm over the channels of every place."""
+        source = self.source()
+        size = self.maps[source]
+        make = nn.LayerNorm if self.coin(0.7) else nn.RMSNorm
+        at = self.layer(make(size.channels, eps=1e-3, elementwise_affine=self.coin(0.7)))
+
+        def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
+            return (layers[at](values[source].permute(0, 2, 3, 1)).movedim(-1, 1),)
+
+        return self.add("layer_norm", step, [source], size)
+
+    def response_norm(self) -> int:
+        """Channels scaled by their norm over the map, over the mean of all norms; dropped ones are zero."""
+        source = self.conv()
+
+        def function(x: Tensor) -> Tensor:
+            norms = x.norm(p=2, dim=(2, 3), keepdim=True)
+            return x + x * (norms / (norms.mean(1, keepdim=True) + 0.1))
+
+        return self.unary("response_norm", function, source)
+
+    def channel_statistic(self) -> int:
+        """Every place scaled by what all its channels have in common."""
+        functions: tuple[Callable[[Tensor], Tensor], ...] = (
+            lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)),
+            lambda x: x * torch.sigmoid(x.sum(1, keepdim=True)),
+            lambda x: x + x.amax(dim=1, keepdim=True),
+            lambda x: x * torch.sigmoid(torch.cat([x.mean(dim=1, keepdim=True), x.amax(1, keepdim=True)], 1).sum(1, True)),
+            lambda x: F.normalize(x, dim=1),
+        )
+        return self.unary("channel_statistic", functions[self.below(len(functions))], self.source())
+
+    def layer_scale(self) -> int:
+        """A residual branch with a scale for every channel."""
+        source = self.source()
+        channels = self.maps[source].channels
+        branch = self.conv(source, channels, 1)
+        at = self.parameter(channels, *(() if self.coin() else (1, 1)))
+
+        def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
+            scale: Any = layers[at]
+            return (values[source] + values[branch] * scale.value.view(-1, 1, 1),)
+
+        return self.add("layer_scale", step, [source, branch], self.maps[source])
+
+    def position(self) -> int:
+        """A stored map added to all examples."""
+        source = self.source()
+        size = self.maps[source]
+        at = self.parameter(1, size.channels, size.side, size.side)
+
+        def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
+            stored: Any = layers[at]
+            return (values[source] + stored.value,)
+
+        return self.add("position", step, [source], size)
+
+    def parameter(self, *shape: int) -> int:
+        return self.layer(Stored(torch.randn(shape) * 0.5))
+
+    def einsum(self) -> int:
+        source, width = self.source(), self.pick(WIDTHS)
+        size = self.maps[source]
+        at = self.parameter(width, size.channels)
+
+        def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
+            stored: Any = layers[at]
+            return (torch.einsum("bchw,oc->bohw", values[source], stored.value),)
+
+        return self.add("einsum", step, [source], Map(width, size.side))
+
+    def whole_attention(self) -> int:
+        """torch's own attention module over the map."""
+        source = self.source()
+        size = self.maps[source]
+        heads = self.divisor(size.channels)
+        at = self.layer(nn.MultiheadAttention(size.channels, heads, bias=self.coin(), batch_first=True))
+        weights = self.coin(0.3)
+
+        def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
+            t = values[source].flatten(2).transpose(1, 2)
+            y = layers[at](t, t, t, need_weights=weights)[0]
+            return (y.transpose(1, 2).unflatten(2, values[source].shape[2:]),)
+
+        return self.add(f"whole_attention{heads}", step, [source], size)
+
+    def fused_attention(self) -> int:
+        """Projections in one layer, taken apart as an axis of three, with a bias read from a table by number."""
+        source = self.source()
+        size = self.maps[source]
+        heads, depth, count = self.pick((1, 2, 3)), self.pick((2, 4)), size.side**2
+        into, out = self.layer(nn.Linear(size.channels, 3 * heads * depth)), self.layer(nn.Linear(heads * depth, size.channels))
+        table, numbers = self.parameter(9, heads), torch.arange(count * count).reshape(count, count) % 9
+        spelling, biased = self.below(3), self.coin()
+
+        def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
+            b, _, h, w = values[source].shape
+            t = values[source].flatten(2).transpose(1, 2)
+            y = layers[into](t)
+            if spelling == 0:
+                q, k, v = y.reshape(b, h * w, 3, heads, depth).permute(2, 0, 3, 1, 4).unbind(0)
+            elif spelling == 1:
+                parts = y.view(b, h * w, 3, heads, depth).transpose(1, 3)
+                q, k, v = parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]
+            else:
+                q, k, v = y.view(b, h * w, heads, 3 * depth).transpose(1, 2).chunk(3, dim=-1)
+            scores = (q * depth**-0.5) @ k.transpose(-2, -1)
+            if biased:
+                stored: Any = layers[table]
+                scores = scores + stored.value[numbers.view(-1)].view(count, count, -1).permute(2, 0, 1).unsqueeze(0)
+            y = layers[out]((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
+            return (y.mT.reshape(b, -1, h, w),)
+
+        return self.add(f"fused_attention{spelling}", step, [source], size)
+
+    def windows(self) -> int:
+        """The map in windows as examples of their own, rolled before and after."""
+        source = self.source()
+        size = self.maps[source]
+        if size.side % 2:
+            return self.layer_norm()
+        at, shift = self.layer(nn.Linear(size.channels, size.channels)), self.below(2)
+
+        def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
+            b, c, h, w = values[source].shape
+            x = torch.roll(values[source].permute(0, 2, 3, 1), (-shift, -shift), (1, 2)) if shift else values[source].permute(0, 2, 3, 1)
+            x = x.view(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)
+            x = layers[at](x).view(b, h // 2, w // 2, 2, 2, -1).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
+            return (torch.roll(x, (shift, shift), (1, 2)).permute(0, 3, 1, 2).contiguous(),)
+
+        return self.add("windows", step, [source], size)
+
+    def pixels(self) -> int:
+        """Places become channels, or channels places."""
+        source = self.source()
+        size = self.maps[source]
+        if size.side % 2 == 0 and size.channels <= 8:
+            return self.unary("unshuffled", lambda x: F.pixel_unshuffle(x, 2), source, Map(4 * size.channels, size.side // 2))
+        if size.channels % 4 == 0 and size.side <= 4:
+            return self.module("shuffled", nn.PixelShuffle(2), source, Map(size.channels // 4, 2 * size.side))
+        return self.pool()
+
+    def columns(self) -> int:
+        """A convolution as a linear layer over unfolded columns."""
+        source, width = self.source(), self.pick(WIDTHS)
+        size = self.maps[source]
+        at = self.layer(nn.Linear(9 * size.channels, width))
+
+        def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
+            x = F.unfold(values[source], 3, padding=1).transpose(1, 2)
+            return (layers[at](x).transpose(1, 2).unflatten(2, (size.side, size.side)),)
+
+        return self.add("columns", step, [source], Map(width, size.side))
+
+    def gated_halves(self) -> int:
+        source = self.source()
+        size = self.maps[source]
+        if size.channels % 2:
+            return self.conv(source)
+        return self.unary("glu", lambda x: F.glu(x, 1), source, Map(size.channels // 2, size.side))
+
+    def copies(self) -> int:
+        source = self.source()
+        size = self.maps[source]
+        if size.channels > 12:
+            return self.conv(source)
+        functions: tuple[Callable[[Tensor], Tensor], ...] = (
+            lambda x: x.repeat(1, 2, 1, 1),
+            lambda x: torch.repeat_interleave(x, 2, dim=1),
+            lambda x: x.unsqueeze(2).expand(-1, -1, 2, -1, -1).flatten(1, 2),
+        )
+        return self.unary("copies", functions[self.below(3)], source, Map(2 * size.channels, size.side))
+
+    def shuffled_unit(self) -> int:
+        """One half passes, the other is convolved, both are shuffled into each other."""
+        source = self.source()
+        size = self.maps[source]
+        if size.channels % 2:
+            return self.conv(source)
+        half = size.channels // 2
+        at = self.layer(nn.Conv2d(half, half, 1))
+
+        def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
+            a, b = values[source].chunk(2, dim=1)
+            x = torch.cat((a, layers[at](b)), 1)
+            n, c, h, w = x.shape
+            return (x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w),)
+
+        return self.add("shuffled_unit", step, [source], size)
+
+    def branches(self) -> int:
+        """Two convolutions of one value, joined; either may go."""
+        source, left, right = self.source(), self.pick(WIDTHS), self.pick(WIDTHS)
+        size = self.maps[source]
+        one, other = self.layer(nn.Conv2d(size.channels, left, 1)), self.layer(nn.Conv2d(size.channels, right, 3, padding=1))
+
+        def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
+            x = values[source]
+            return (torch.cat([F.relu(layers[one](x)), F.relu(layers[other](x))], 1),)
+
+        return self.add("branches", step, [source], Map(left + right, size.side))
+
     # Sharing -----------------------------------------------------------------------------------------------------
 
     def shared(self) -> int:
@@ -545,9 +758,10 @@ class Builder:
         return self.sum_of(first, norm) if self.coin() else norm
 
     def unknown(self) -> int:
-        """Operations without a typing rule."""
+        """Operations that nothing can be pruned behind."""
         functions: tuple[Callable[[Tensor], Tensor], ...] = (
-            lambda x: torch.cumsum(x, 1),
+            lambda x: torch.logcumsumexp(x, 1),
+            lambda x: x.cumsum(1),
             lambda x: x.roll(1, 1),
             lambda x: torch.flip(x, (1,)),
             lambda x: x[:, [0, *range(1, x.shape[1])]],
@@ -618,6 +832,21 @@ KINDS: tuple[tuple[Callable[[Builder], int | None], int], ...] = (
     (Builder.siamese, 1),
     (Builder.tied, 1),
     (Builder.unknown, 1),
+    (Builder.layer_norm, 2),
+    (Builder.response_norm, 1),
+    (Builder.channel_statistic, 1),
+    (Builder.layer_scale, 1),
+    (Builder.position, 1),
+    (Builder.einsum, 1),
+    (Builder.whole_attention, 1),
+    (Builder.fused_attention, 2),
+    (Builder.windows, 1),
+    (Builder.pixels, 2),
+    (Builder.columns, 1),
+    (Builder.gated_halves, 1),
+    (Builder.copies, 1),
+    (Builder.shuffled_unit, 2),
+    (Builder.branches, 1),
 )
 
 

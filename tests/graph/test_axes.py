@@ -16,6 +16,8 @@ from mdp_fx.graph.axes import (
     BoolArray,
     Dim,
     Factor,
+    IntArray,
+    Shuffled,
     Span,
     batch_dims,
     concat,
@@ -30,6 +32,7 @@ from mdp_fx.graph.axes import (
     normalise,
     occurrences,
     product,
+    shuffled,
     size_terms,
     unify,
 )
@@ -52,7 +55,9 @@ def mentions(axis: Axis, entry: int) -> list[tuple[Dim, int]]:
         for factor in reversed(span):
             entry, digit = divmod(entry, factor if isinstance(factor, int) else factor.size)
             inner = factor.exp if isinstance(factor, Dim) else factor
-            if isinstance(inner, Axis):
+            if isinstance(inner, Shuffled):
+                found = mentions(inner.axis, int(inner.order[digit])) + found
+            elif isinstance(inner, Axis):
                 found = mentions(inner, digit) + found
             elif isinstance(factor, Dim):
                 found = [(factor, digit), *found]
@@ -78,10 +83,11 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 18, 24)
 class Draw:
     """Draws axes of given sizes that share Dims with one another."""
 
-    def __init__(self, draw: Callable[[st.SearchStrategy[int]], int], *, batch: bool) -> None:
+    def __init__(self, draw: Callable[[st.SearchStrategy[int]], int], *, batch: bool, shuffles: bool) -> None:
         self._draw = draw
         self._pool: dict[int, list[Dim]] = {}
         self._batch = batch
+        self._kinds = 7 if shuffles else 5
 
     def below(self, count: int) -> int:
         return self._draw(st.integers(0, count - 1))
@@ -96,10 +102,19 @@ class Draw:
         return pool[chosen]
 
     def factor(self, size: int, depth: int) -> Factor:
-        kind = self.below(5)
+        kind = self.below(self._kinds)
         if kind == 0:
             return size
+        if kind >= 5 and depth:
+            return Shuffled(self.axis(size, depth - 1), self.order(size))
         return self.axis(size, depth - 1) if kind == 1 and depth else self.dim(size)
+
+    def order(self, size: int) -> IntArray:
+        """A permutation: rows and columns exchanged, once or twice, or any at all."""
+        rows = [n for n in range(1, size + 1) if size % n == 0]
+        once, twice = (transposed(rows[self.below(len(rows))], size) for _ in range(2))
+        anyhow = np.random.default_rng(self.below(1000)).permutation(size)
+        return (once, once[twice], anyhow)[self.below(3)]
 
     def span(self, size: int, depth: int) -> Span:
         factors: list[Factor] = []
@@ -118,10 +133,17 @@ class Draw:
         return Axis(*(self.span(part, depth) for part in parts))
 
 
+def transposed(rows: int, size: int) -> IntArray:
+    """The order in which the entries of `rows` rows stand when they are read by columns."""
+    return np.arange(size).reshape(rows, -1).T.reshape(-1)
+
+
 @st.composite
-def axes(draw: Callable[[st.SearchStrategy[int]], int], count: int = 1, batch: bool = False) -> list[Axis]:
+def axes(
+    draw: Callable[[st.SearchStrategy[int]], int], count: int = 1, batch: bool = False, shuffles: bool = False
+) -> list[Axis]:
     """Axes of one size that share Dims, some of which have turned out to be something else."""
-    source = Draw(draw, batch=batch)
+    source = Draw(draw, batch=batch, shuffles=shuffles)
     size = SIZES[source.below(len(SIZES))]
     return [source.axis(size) for _ in range(count)]
 
@@ -601,3 +623,212 @@ def test_a_size_is_multiplied_out() -> None:
     assert constant_part == 6
     found = {frozenset(dims): coefficient for coefficient, dims in terms}
     assert found == {frozenset((H, A)): 5, frozenset((H, B)): 1, frozenset((H,)): 3}
+
+
+# Shuffled axes ------------------------------------------------------------------------------------------------------
+
+UNORDERED = np.array([3, 1, 0, 2, 5, 4])
+F = Dim(6)
+
+
+@pytest.mark.parametrize(
+    ("written", "normal"),
+    [
+        pytest.param(shuffled(Axis((F,)), np.arange(6)), Axis((F,)), id="an order that moves nothing"),
+        pytest.param(shuffled(constant(6), UNORDERED), constant(6), id="constants have no order"),
+        pytest.param(
+            shuffled(shuffled(Axis((F,)), UNORDERED), np.argsort(UNORDERED)), Axis((F,)), id="an order and its inverse"
+        ),
+        pytest.param(
+            shuffled(shuffled(Axis((F,)), UNORDERED), UNORDERED),
+            shuffled(Axis((F,)), UNORDERED[UNORDERED]),
+            id="two orders are one",
+        ),
+        pytest.param(shuffled(Axis((A, B)), transposed(2, 6)), Axis((B, A)), id="rows and columns are exchanged"),
+        pytest.param(
+            shuffled(Axis((A, B, C)), transposed(6, 24)), Axis((C, A, B)), id="two factors are exchanged with one"
+        ),
+        pytest.param(
+            shuffled(Axis((2, B)), transposed(2, 6)), Axis((B, 2)), id="copies of all units become copies of each"
+        ),
+        pytest.param(
+            shuffled(Axis((A,), (B,)), np.array([2, 3, 4, 0, 1])), Axis((B,), (A,)), id="whole parts change places"
+        ),
+        pytest.param(
+            shuffled(Axis((A,), (B,), (C,)), np.array([8, 5, 7, 6, 2, 3, 4, 0, 1])),
+            Axis((Shuffled(Axis((C,)), np.array([3, 0, 2, 1])),), (B,), (A,)),
+            id="parts that stay together leave the rest",
+        ),
+        pytest.param(
+            shuffled(Axis((A,), (B,), (C,)), np.array([8, 5, 7, 6, 2, 3, 4, 1, 0])),
+            shuffled(Axis((A,), (B,), (C,)), np.array([8, 5, 7, 6, 2, 3, 4, 1, 0])),
+            id="parts that are shuffled on both sides stay",
+        ),
+        pytest.param(
+            Axis((H, Shuffled(Axis((A, B)), transposed(2, 6)))),
+            Axis((H, B, A)),
+            id="what is exchanged inside a product",
+        ),
+        pytest.param(
+            Axis((Shuffled(Axis((A,), (B,)), np.array([2, 3, 4, 0, 1])), C)),
+            Axis((B, C), (A, C)),
+            id="parts that change places lead a product",
+        ),
+    ],
+)
+def test_normal_form_of_shuffled_axes(written: Axis, normal: Axis) -> None:
+    assert written.normal == normal
+    for entry in range(written.size):
+        assert Counter(mentions(written, entry)) == Counter(mentions(normal, entry))
+
+
+def test_shuffled_axes_are_equal_where_axis_and_order_are() -> None:
+    one, same, other = (shuffled(Axis((F,)), order) for order in (UNORDERED, UNORDERED.copy(), UNORDERED[::-1]))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != shuffled(Axis((Dim(6),)), UNORDERED)
+    assert repr(one) == "(shuffled (Dim[6]))"
+
+
+def test_free_dims_and_frozen_reasons_are_found_in_shuffled_axes() -> None:
+    batch, a, b = Dim(2, rigid=True), Dim(2), Dim(2)
+    axis = shuffled(Axis((batch,), (a,), (b,)), UNORDERED)
+    assert (free_dims(axis), batch_dims(axis)) == ([a, b], [batch])
+    freeze(axis, "why")
+    assert list(frozen_reasons(axis)) == [(2, "why"), (2, "why")]
+    assert (free_dims(axis), batch_dims(axis)) == ([], [batch])
+
+
+def test_a_cut_of_a_shuffled_axis_cuts_its_axis_where_the_parts_meet() -> None:
+    a = Dim(6)
+    axis = shuffled(Axis((a,)), np.array([4, 1, 0, 5, 2, 3]))
+    left, right = parts_of(axis, 3)
+    # Units 0 and 1 on the left, 2 and 3 on the right, 4 and 5 on one side each: single units are constant.
+    first, second = free_dims(Axis((a,)))
+    assert Axis((a,)).normal == Axis((first,), (second,), (2,))
+    assert (free_dims(left), free_dims(right)) == ([first], [second])
+    kept = {first: np.array([True, False]), second: np.array([False, True])}
+    assert kept_mask(left, kept).tolist() == [True, False, True]
+    assert kept_mask(right, kept).tolist() == [True, False, True]
+
+
+def test_a_shuffled_axis_that_is_cut_too_often_is_not() -> None:
+    order = np.random.default_rng(0).permutation(1000)
+    assert cut(shuffled(Axis((Dim(1000),)), order), 500) is None
+
+
+def test_shuffled_axes_of_one_order_have_equal_axes() -> None:
+    a, b = Dim(6), Dim(6)
+    unify(shuffled(Axis((a,)), UNORDERED), shuffled(Axis((b,)), UNORDERED), "why")
+    assert Axis((a,)).normal == Axis((b,)).normal
+    assert len(free_dims(Axis((a,), (b,)))) == 1
+
+
+def test_shuffled_axes_of_two_orders_are_frozen() -> None:
+    a, b = Dim(6), Dim(6)
+    unify(shuffled(Axis((a,)), UNORDERED), shuffled(Axis((b,)), UNORDERED[::-1].copy()), "why")
+    assert (a.reason, b.reason) == ("why", "why")
+
+
+def test_a_shuffled_axis_is_bound_to_a_dim_and_not_to_its_own() -> None:
+    a, b = Dim(6), Dim(6)
+    moved = shuffled(Axis((a,)), UNORDERED)
+    unify(Axis((b,)), moved, "why")
+    assert Axis((b,)).normal == moved.normal
+    assert free_dims(Axis((b,))) == [a]
+    unify(Axis((a,)), moved, "met itself")
+    assert a.reason == "met itself"
+
+
+def test_a_shuffled_axis_that_is_a_product_is_one_of_columns() -> None:
+    a, b, c = Dim(6), Dim(3), Dim(2)
+    unify(shuffled(Axis((a,)), transposed(2, 6)), Axis((b, c)), "why")
+    rows, columns = free_dims(Axis((a,)))
+    assert Axis((a,)).normal == Axis((rows, columns))
+    assert Axis((b,)).normal == Axis((columns,))
+    assert Axis((c,)).normal == Axis((rows,))
+
+
+def test_a_shuffled_axis_that_is_a_product_in_another_order_is_frozen() -> None:
+    a, b, c = Dim(6), Dim(3), Dim(2)
+    unify(shuffled(Axis((a,)), UNORDERED), Axis((b, c)), "why")
+    assert {dim.reason for dim in (a, b, c)} == {"why"}
+
+
+def test_a_shuffled_axis_meets_a_sum_part_by_part() -> None:
+    a, b, c = Dim(6), Dim(4), Dim(2)
+    unify(shuffled(Axis((a,)), UNORDERED), Axis((b,), (c,)), "why")
+    assert [dim.size for dim in free_dims(Axis((a,)))] == [4, 2]
+    assert free_dims(Axis((b,), (c,))) == free_dims(Axis((a,)))
+
+
+def test_a_sum_whose_rows_and_columns_are_exchanged_meets_a_product() -> None:
+    # It is no rows and columns of free units: unification must end all the same.
+    a, b, c, d = Dim(4), Dim(2), Dim(2), Dim(3)
+    left, right = shuffled(Axis((a,), (b,)), transposed(3, 6)), Axis((c, d))
+    unify(left, right, "why")
+    kept = random_units(left, right, seed=1)
+    assert kept_mask(left, kept).tolist() == kept_mask(right, kept).tolist() == expected_mask(left, kept)
+
+
+@PROPERTY
+@given(axes(batch=True, shuffles=True), st.integers(0, 1000))
+def test_the_normal_form_of_shuffled_axes_keeps_every_entry_at_its_place(drawn: list[Axis], seed: int) -> None:
+    (axis,) = drawn
+    kept = random_units(axis, seed=seed)
+    assert kept_mask(axis, kept).tolist() == kept_mask(axis.normal, kept).tolist() == expected_mask(axis, kept)
+    assert normalise(axis.normal) == axis.normal
+
+
+@PROPERTY
+@given(axes(shuffles=True), st.integers(0, 1000))
+def test_sizes_of_shuffled_axes_count_the_mask(drawn: list[Axis], seed: int) -> None:
+    (axis,) = drawn
+    kept = random_units(axis, seed=seed)
+    counts = {dim: int(mask.sum()) for dim, mask in kept.items()}
+    mask = kept_mask(axis, kept)
+    constant_part, terms = size_terms(axis)
+    assert len(mask) == axis.size == axis.normal.size
+    assert int(mask.sum()) == kept_size(axis, counts.__getitem__)
+    assert int(mask.sum()) == constant_part + sum(c * prod(counts[dim] for dim in dims) for c, dims in terms)
+
+
+@PROPERTY
+@given(axes(shuffles=True))
+def test_occurrences_name_every_mention_in_shuffled_axes(drawn: list[Axis]) -> None:
+    (axis,) = drawn
+    found: list[Counter[tuple[Dim, int]]] = [Counter() for _ in range(axis.size)]
+    for dim, index in occurrences(axis):
+        for entry in np.flatnonzero(index >= 0):
+            found[entry][dim, int(index[entry])] += 1
+    assert found == [Counter(mentions(axis, entry)) for entry in range(axis.size)]
+
+
+@PROPERTY
+@given(axes(count=2, batch=True, shuffles=True), st.integers(0, 1000))
+def test_unified_shuffled_axes_keep_the_same_entries(drawn: list[Axis], seed: int) -> None:
+    left, right = drawn
+    unify(left, right, "why")
+    kept = random_units(left, right, seed=seed)
+    assert kept_mask(left, kept).tolist() == kept_mask(right, kept).tolist() == expected_mask(left, kept)
+    for entry in range(left.size):
+        assert Counter(mentions(left, entry)) == Counter(mentions(right, entry))
+    before = left.normal, right.normal
+    unify(left, right, "again")
+    unify(right, left, "again")
+    assert (left.normal, right.normal) == before
+
+
+@PROPERTY
+@given(axes(shuffles=True), st.integers(0, 24), st.integers(0, 1000))
+def test_the_parts_of_a_cut_of_a_shuffled_axis_joined_are_the_axis(drawn: list[Axis], at: int, seed: int) -> None:
+    (axis,) = drawn
+    at = min(at, axis.size)
+    parts = cut(axis, at)
+    kept = random_units(axis, *parts or (), seed=seed)
+    whole = expected_mask(axis, kept)
+    assert kept_mask(axis, kept).tolist() == whole
+    if parts is not None:
+        assert kept_mask(parts[0], kept).tolist() == whole[:at]
+        assert kept_mask(parts[1], kept).tolist() == whole[at:]

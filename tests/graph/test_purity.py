@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from mdp_fx.graph.purity import IN_PLACE_OPERATORS, WRITES, is_pure, remove_dead_nodes
+from mdp_fx.graph.purity import IN_PLACE_OPERATORS, WRITES, is_pure, remove_dead_nodes, target_name
 from mdp_fx.graph.trace import trace
 from tests.graph.small import net, parameter, vectors
 
@@ -35,6 +35,7 @@ PURE: dict[str, Make] = {
     "no out": lambda g, x: g.call_function(torch.add, (x, x), {"out": None}),
     "double underscores": lambda g, x: g.call_method("__and__", (x, x)),
     "a flag of the tensor": lambda g, x: g.call_method("requires_grad_", (x,)),
+    "overload": lambda g, x: g.call_function(torch.ops.aten.add.Tensor, (x, x)),
 }
 
 IMPURE: dict[str, Make] = {
@@ -45,6 +46,8 @@ IMPURE: dict[str, Make] = {
     "asked in place": lambda g, x: g.call_function(F.relu, (x,), {"inplace": True}),
     "given memory": lambda g, x: g.call_function(torch.add, (x, x), {"out": x}),
     "assignment": lambda g, x: g.call_function(operator.setitem, (x, 0, 1)),
+    "overload in place": lambda g, x: g.call_function(torch.ops.aten.add_.Tensor, (x, x)),
+    "overload that updates": lambda g, x: g.call_function(torch.ops.aten._native_batch_norm_legit.default, (x,)),
     **{
         function.__name__: lambda g, x, function=function: g.call_function(function, (x, 2))  # type: ignore[misc]
         for function in IN_PLACE_OPERATORS
@@ -60,6 +63,11 @@ def test_what_only_computes_is_pure(make: Make) -> None:
 @pytest.mark.parametrize("make", IMPURE.values(), ids=IMPURE)
 def test_what_writes_or_is_an_interface_is_not(make: Make) -> None:
     assert not is_pure(made(make))
+
+
+def test_an_overload_has_the_name_of_its_operator() -> None:
+    assert target_name(torch.ops.aten.add_.Tensor) == "add_"
+    assert target_name(torch.add) == target_name("add") == "add"
 
 
 @pytest.mark.parametrize("make", PURE.values(), ids=PURE)

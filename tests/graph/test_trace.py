@@ -567,3 +567,37 @@ def test_members_of_a_result_may_be_read_by_name() -> None:
 
     model = net(body, a=nn.Linear(3, 8), fc=nn.Linear(8, 5))
     assert same_output(model, trace(model, (vectors(),)), vectors())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: torch.where(y > 0, y, 0.0),
+        lambda y: torch.clamp(y, min=y.mean(), max=1.0),
+        lambda y: torch.float_power(y, 2).to(y.dtype),
+        lambda y: torch.xlogy(y.abs(), 2.0),
+    ],
+    ids=["where", "clamp", "float_power", "xlogy"],
+)
+def test_tensors_and_numbers_may_be_mixed(function: Callable[[Tensor], Tensor]) -> None:
+    model = net(lambda net, x: net.fc(function(net.a(x))), a=nn.Linear(3, 8), fc=nn.Linear(8, 5))
+    assert same_output(model, trace(model, (vectors(),)), vectors())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y * torch.tensor(y),
+        lambda y: y * torch.full((8,), y.mean()),
+        lambda y: y * y.new_tensor(y),
+        lambda y: torch.add(y, y, alpha=y.mean()),
+    ],
+    ids=["tensor", "full", "new_tensor", "alpha"],
+)
+@pytest.mark.filterwarnings("ignore:To copy construct")
+def test_native_code_that_needs_numbers_is_refused_and_does_not_crash(function: Callable[[Tensor], Tensor]) -> None:
+    model = net(lambda net, x: net.fc(function(net.a(x))), a=nn.Linear(3, 8), fc=nn.Linear(8, 5))
+    try:
+        assert same_output(model, trace(model, (vectors(),)), vectors())
+    except MdpFxError as refusal:
+        assert "\n" not in str(refusal)  # noqa: PT017

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.graph.small import net, tokens, vectors
 from tests.pruning import parity_error, randomise
 
 LIMIT = 1e-12
@@ -411,3 +412,43 @@ def test_pruned_right_or_frozen(network: type[nn.Module]) -> None:
         torch.manual_seed(seed)
         model = randomise(network(), seed).eval()
         assert parity_error(model, (torch.randn(2, 3, 8, 8),), seed) <= LIMIT
+
+
+# Attributes that the forward sets ------------------------------------------------------------------------------------
+
+
+class Resized(nn.Module):
+    """A buffer that the forward replaces where it does not fit, as caches of positions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 8)
+        self.fc = nn.Linear(8, 5)
+        self.register_buffer("places", torch.zeros(1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.places.shape[1] != x.shape[1]:
+            self.places = torch.arange(x.shape[1], dtype=x.dtype).unsqueeze(0)
+        return self.fc(torch.tanh(self.a(x) + self.places.expand(x.shape[0], -1).unsqueeze(2)))
+
+
+def test_a_buffer_that_the_forward_replaces_counts_as_it_is_then() -> None:
+    model = Resized().eval()
+    before = model.places.clone()
+    assert parity_error(model, (tokens(),), 0) <= LIMIT
+    assert torch.equal(model.places, before)
+
+
+def test_views_of_memory_that_is_written_to_keep_their_blocks() -> None:
+    """Without its block a sum would be a view, and see what is written to the memory behind it."""
+
+    def body(net: Any, x: Tensor) -> Tensor:
+        x = net.a(x)
+        left, right = torch.split(x, [3, 5], 1)
+        total = right + net.b(right)
+        x = torch.relu_(x)
+        return net.fc(torch.cat([left, total, x], 1))
+
+    model = net(body, a=nn.Linear(3, 8), b=nn.Linear(5, 5), fc=nn.Linear(16, 4))
+    for seed in range(4):
+        assert parity_error(model, (vectors(),), seed) <= LIMIT

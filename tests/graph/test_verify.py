@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdp_fx.graph import prune_graph
-from mdp_fx.graph.axes import Axis, concat, constant, fresh, unify
+from mdp_fx.graph.axes import Axis, Shuffled, concat, constant, cut, fresh, product, shuffled, unify
 from mdp_fx.graph.ops import elementwise, layers, registry, shape
-from mdp_fx.graph.ops.registry import Inference, Op, Rule, Types, tensor_types
+from mdp_fx.graph.ops.registry import Inference, Normalisation, Op, Rule, Types, tensor_types
 from mdp_fx.graph.prune_graph import PruneGraph, infer_types
 from mdp_fx.graph.trace import trace
-from mdp_fx.graph.verify import WithoutBlocks, check_types, zeroed_copy
+from mdp_fx.graph.verify import Reference, check_types, zeroed_copy
 from tests.graph.small import FLOAT64_LIMIT, Layers, images, net, parameter, tokens, vectors
 from tests.pruning import parity_error
 from tests.zoo import ZOO, Specimen
@@ -110,7 +110,8 @@ SUBJECTS: dict[str, Subject] = {
         lambda: {"a": nn.Conv2d(3, 16, 1), "fc": nn.Linear(256, 5)},
         images(),
     ),
-    "shuffled": hidden(lambda x: x.view(-1, 4, 2).transpose(1, 2).reshape(-1, 8), vectors()),
+    "rows and columns": hidden(lambda x: x.view(-1, 4, 2).tanh().transpose(1, 2).reshape(-1, 8), vectors()),
+    "shuffled": hidden(lambda x: x.index_select(1, torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])), vectors()),
     "square map": Subject(
         lambda net, x: net.fc(net.a(x).flatten(2).transpose(1, 2).flatten(1)),
         lambda: {"a": nn.Conv2d(3, 16, 1), "fc": nn.Linear(256, 5)},
@@ -135,10 +136,36 @@ SUBJECTS: dict[str, Subject] = {
     "selected": hidden(lambda x: x * x[:, 3].unsqueeze(1), vectors()),
     "taken apart": hidden(lambda x: torch.stack(x.unbind(1), 1), vectors()),
     "padded": hidden(lambda x: F.pad(x, (4, 4), value=0.7), vectors(), out=16),
-    "reduced": hidden(lambda x: x - x.mean(-1, keepdim=True), vectors()),
+    "reduced": hidden(lambda x: x - x.var(-1, keepdim=True), vectors()),
+    "mean of what is not zero": hidden(lambda x: x - x.sigmoid().mean(-1, keepdim=True), vectors()),
+    "mean of units": hidden(lambda x: x * (1 + x.mean(-1, keepdim=True)), vectors()),
+    "product of what is not zero": hidden(lambda x: x.sigmoid() @ x.sigmoid().mT, tokens(), out=7),
+    "outer sum": hidden(lambda x: x * (x.unsqueeze(1) + x.unsqueeze(2)).sum(2), vectors()),
+    "outer product": hidden(lambda x: (x.unsqueeze(1) * x.sigmoid().unsqueeze(2)).sum(1), vectors()),
+    "outer product of matrices": hidden(lambda x: (x.unsqueeze(2) @ x.sigmoid().unsqueeze(1)).sum(2), vectors()),
+    "repeated": hidden(lambda x: x.repeat(1, 2), vectors(), out=16),
+    "every unit repeated": hidden(lambda x: x.repeat_interleave(2, 1), vectors(), out=16),
+    "gated": hidden(lambda x: F.glu(x, 1), vectors(), out=4),
+    "rolled": hidden(lambda x: x.roll(3, 1), vectors()),
+    "letters": Subject(
+        lambda net, x: net.fc(torch.einsum("bnc,co->bno", net.a(x), net.w)),
+        lambda: {"a": nn.Linear(3, 8), "w": parameter(8, 8), "fc": nn.Linear(8, 5)},
+        tokens(),
+    ),
+    "units as places": Subject(
+        lambda net, x: net.fc(net.n(net.a(x).view(-1, 4, 4, 4)).flatten(1)),
+        lambda: {"a": nn.Linear(3, 64), "n": nn.InstanceNorm2d(4, affine=True), "fc": nn.Linear(64, 5)},
+        vectors(),
+    ),
     "softmax": hidden(lambda x: x.softmax(-1), vectors()),
+    "layer norm of tokens": Subject(
+        lambda net, x: net.fc(net.n(net.a(x))),
+        lambda: {"a": nn.Linear(3, 8), "n": nn.LayerNorm(8), "fc": nn.Linear(8, 5)},
+        tokens(),
+    ),
     "layer norm": hidden(lambda x: F.layer_norm(x, x.shape[1:]), vectors()),
-    "cumsum": hidden(lambda x: torch.cumsum(x, 1), vectors()),
+    "unknown": hidden(lambda x: torch.logcumsumexp(x, 1), vectors()),
+    "unknown reversal": hidden(torch.fliplr, vectors()),
     "product": Subject(
         lambda net, x: net.fc(torch.tanh(net.q(x)) @ net.k(x).transpose(1, 2)),
         lambda: {"q": nn.Linear(3, 8), "k": nn.Linear(3, 8), "fc": nn.Linear(7, 5)},
@@ -201,7 +228,10 @@ def test_nothing_is_noticed_where_nothing_is_broken(subject: Subject) -> None:
         ("added or multiplied at", "broadcast parameter"),
         ("concatenated at", "cat of tokens"),
         ("stacked at", "stack"),
-        ("reshaped at", "shuffled"),
+        ("reshaped at", "rows and columns"),
+        ("halves of", "gated"),
+        ("one letter at", "letters"),
+        ("order of", "shuffled"),
         ("inner axis of", "product"),
         ("query and key of", "attention"),
     ],
@@ -226,14 +256,18 @@ def test_a_forgotten_unification_is_noticed(monkeypatch: pytest.MonkeyPatch, for
     [
         ("spatial axis", "seen as a map"),
         ("kernel axis", "conv"),
-        ("normalised together", "layer norm"),
+        ("normalised together", "units as places"),
         ("neighbouring channels", "local response"),
         ("reduced", "reduced"),
+        ("reduced", "mean of what is not zero"),
+        ("units that need not be zero", "product of what is not zero"),
+        ("rolled", "rolled"),
+        ("reversed", "flipped"),
         ("softmax over the axis", "softmax"),
         ("one entry selected", "selected"),
         ("strided or empty slice", "strided"),
         ("taken apart", "taken apart"),
-        ("no typing rule", "cumsum"),
+        ("no typing rule", "unknown"),
     ],
 )
 def test_a_forgotten_freeze_is_noticed(monkeypatch: pytest.MonkeyPatch, forgotten: str, name: str) -> None:
@@ -260,8 +294,12 @@ def test_an_output_that_is_left_free_is_noticed(monkeypatch: pytest.MonkeyPatch)
     [
         ("groups", "two by two groups"),
         ("num_groups", "group norm"),
+        ("normalized_shape", "layer norm"),
         ("index", "sliced"),
-        (torch.reshape, "shuffled"),
+        ("repeat", "repeated"),
+        (torch.repeat_interleave, "every unit repeated"),
+        (torch.mul, "mean of units"),
+        (torch.reshape, "rows and columns"),
         (torch.split, "split"),
         (F.pad, "padded"),
         (F.scaled_dot_product_attention, "attention"),
@@ -286,6 +324,44 @@ def test_sizes_that_are_not_written_again_are_noticed(
         monkeypatch.setattr(Op, attribute, forgetful(getattr(Op, attribute)))
     assert is_noticed(SUBJECTS[name])
     assert skipped
+
+
+# Mutations: what is known of values is wrong --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mean of what is not zero", "product of what is not zero", "outer sum"])
+def test_units_that_are_taken_for_zero_are_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(Op, "is_zero_at", lambda self, value, axis: True)
+    assert is_noticed(SUBJECTS[name])
+
+
+@pytest.mark.parametrize("name", ["outer sum", "outer product", "outer product of matrices"])
+def test_zeros_that_are_spread_along_other_axes_are_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def everywhere(op: Op, result: Any, parts: Any, need: Any = any) -> None:
+        op.zero_at(*(axis for zeros, _ in parts for axis in zeros))
+
+    for module in (elementwise, layers, shape):
+        monkeypatch.setattr(module, "zero_by_place", everywhere)
+    assert is_noticed(SUBJECTS[name])
+
+
+@pytest.mark.parametrize("name", ["layer norm", "group norm"])
+def test_a_norm_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(Op, "mark_norm", lambda self, name, places, **options: None)
+    assert is_noticed(SUBJECTS[name])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"eps": 0.3}, {"centred": False}, {"bias": None}, {"weight": None}, {"places": (1,)}], ids=str
+)
+def test_a_norm_that_is_marked_wrongly_is_noticed(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]) -> None:
+    monkeypatch.setattr(registry, "Normalisation", lambda *facts: replace(Normalisation(*facts), **wrong))
+    assert is_noticed(SUBJECTS["layer norm of tokens"])
+
+
+def test_an_order_that_is_not_counted_again_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Op, "point", lambda self, tensor, axis: None)
+    assert is_noticed(SUBJECTS["shuffled"])
 
 
 # Mutations: a rule gives other types ---------------------------------------------------------------------------------
@@ -372,6 +448,37 @@ def matmul_of_rows(op: Op) -> Types:
     return (x[0], y[-1], x[-2])
 
 
+def index_select_backwards(op: Op) -> Types:
+    types = shape.index_select(op)
+    (((moved,),),) = (axis.spans for axis in types[1:])
+    assert isinstance(moved, Shuffled)
+    return (types[0], shuffled(moved.axis, np.argsort(moved.order)))
+
+
+def repeat_of_every_unit(op: Op) -> Types:
+    types = shape.repeat(op)
+    ((copies, axis),) = types[1].spans
+    return (types[0], product(axis, copies))
+
+
+def repeat_of_all_units(op: Op) -> Types:
+    types = shape.repeat_interleave(op)
+    ((axis, copies),) = types[1].spans
+    return (types[0], product(copies, axis))
+
+
+def second_half_instead(op: Op) -> Types:
+    x = op.tensor("input")
+    halves = cut(x[1], x[1].size // 2)
+    assert halves is not None
+    return (x[0], halves[1])
+
+
+def zero_instead(op: Op) -> Types:
+    op.zero_at(*op.zero_as(op.value("input")))
+    return elementwise.unary_from_zero(op)
+
+
 @pytest.mark.parametrize(
     ("original", "mutant", "name"),
     [
@@ -388,7 +495,7 @@ def matmul_of_rows(op: Op) -> Types:
         (layers.prelu, elementwise_instead, "prelu"),
         (layers.matmul, matmul_of_rows, "product"),
         (elementwise.binary, elementwise_instead, "add"),
-        (elementwise.binary, elementwise_instead, "scale"),
+        (elementwise.multiply, elementwise_instead, "scale"),
         (shape.cat, cat_reversed, "cat"),
         (shape.view, elementwise_instead, "flattened"),
         (shape.view, view_reversed, "flattened"),
@@ -397,6 +504,14 @@ def matmul_of_rows(op: Op) -> Types:
         (shape.split, split_reversed, "halves swapped"),
         (shape.getitem, getitem_from_the_start, "sliced"),
         (shape.pad, pad_behind, "padded"),
+        (shape.index_select, elementwise_instead, "shuffled"),
+        (shape.index_select, index_select_backwards, "shuffled"),
+        (shape.repeat, repeat_of_every_unit, "repeated"),
+        (shape.repeat_interleave, repeat_of_all_units, "every unit repeated"),
+        (shape.flip, elementwise_instead, "flipped"),
+        (shape.roll, elementwise_instead, "rolled"),
+        (shape.glu, second_half_instead, "gated"),
+        (elementwise.unary_from_zero, zero_instead, "mean of what is not zero"),
         (shape.softmax, elementwise_instead, "softmax"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
@@ -411,7 +526,7 @@ def test_an_unknown_op_that_is_taken_for_an_elementwise_one_is_noticed(monkeypat
         return op.types_of(op.node.all_input_nodes[0])
 
     monkeypatch.setattr(registry, "_unknown", unknown)
-    assert is_noticed(SUBJECTS["flipped"])
+    assert is_noticed(SUBJECTS["unknown reversal"])
 
 
 # The checks of types -------------------------------------------------------------------------------------------------
@@ -548,11 +663,11 @@ def test_an_addition_passes_the_operand_on_that_stays() -> None:
         model.get_parameter(f"{name}.weight").data = torch.tensor(weight)
         model.get_parameter(f"{name}.bias").data = torch.tensor([0.0, 10.0])
     x = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
-    module = trace(model, (x,)).module
+    graph = typed(model, x)
 
     def result(**flows: str) -> list[list[float]]:
         with torch.no_grad():
-            values: list[list[float]] = WithoutBlocks(module, flows).run(x).tolist()
+            values: list[list[float]] = Reference(graph, {}, flows).run(x).tolist()
         return values
 
     assert result() == [[5.0, 26.0], [0.0, 17.0]]

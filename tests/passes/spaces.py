@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from mdp_fx.passes.search_space import (
     importance,
     violations,
 )
+from mdp_fx.passes.space_blocks import ancestors
 
 MINLP_DATA = Path(__file__).parents[2].parent / "shared" / "data" / "minlp"
 
@@ -53,6 +55,41 @@ def chain_space() -> SearchSpace:
                         np.array([[1.0, 2.0], [4.0, 8.0]]),
                     ),
                 ),
+            )
+        },
+    )
+
+
+def branch_space() -> SearchSpace:
+    """Two branches a and b of one concatenation, which layer c reads; one of them must stay."""
+    sizes = (0, 2, 4)
+
+    def conv(name: str) -> CostTerm:
+        return CostTerm(name, name, (axis("out", name, points=sizes),), np.array([0.0, 3.0, 5.0]))
+
+    joined = CostTerm("c", None, (axis("in", "a", "b", points=(0, 2, 8)),), np.array([0.0, 2.0, 8.0]))
+    return SearchSpace(
+        dimensions=(Dimension("a", sizes), Dimension("b", sizes)),
+        blocks=(Block("a", None, ("a",)), Block("b", None, ("b",))),
+        exclusive=(("a", "b"),),
+        importance=(ImportanceTerm("a", "a", "a", (0.0, 1.0, 2.0)), ImportanceTerm("b", "b", "b", (0.0, 4.0, 5.0))),
+        costs={"latency": CostModel("us", 1.0, (conv("a"), conv("b"), joined))},
+    )
+
+
+def nested_space() -> SearchSpace:
+    """Blocks outer > (left, right), of which one must stay; d lies in left, e in right and outside."""
+    sizes = (1, 4)
+    return SearchSpace(
+        dimensions=(Dimension("d", sizes), Dimension("e", sizes)),
+        blocks=(Block("outer"), Block("left", "outer"), Block("right", "outer")),
+        exclusive=(("left", "right"),),
+        importance=(ImportanceTerm("l", "d", "left", (1.0, 2.0)), ImportanceTerm("r", "e", "right", (1.0, 3.0))),
+        costs={
+            "params": CostModel(
+                "params",
+                0.0,
+                (CostTerm("stem", None, (CostAxis("out", 0, (SizeTerm(1, ("e",)),), sizes),), np.ones(2)),),
             )
         },
     )
@@ -108,6 +145,44 @@ def random_space(seed: int) -> SearchSpace:
         ),
         costs={"latency": model("us", int(rng.integers(1, 6))), "params": model("params", 2)},
         fixed={dims[0].name: dims[0].sizes[0]} if rng.random() < 0.15 else {},
+    )
+
+
+def emptying_space(seed: int) -> SearchSpace:
+    """A random space in which some dimensions go to 0 with a block, or with one of two nested ones."""
+    base, rng = random_space(seed), np.random.default_rng(seed + 1)
+    empties: dict[str, list[str]] = {b.name: [] for b in base.blocks}
+    for dim in base.dimensions:
+        if not base.blocks or dim.name in base.fixed or dim.dense == 0 or rng.random() < 0.3:
+            continue
+        chain = ancestors(base.blocks, str(rng.choice(list(empties))))
+        for block in rng.choice(chain, rng.integers(1, len(chain) + 1), replace=False):
+            empties[str(block)].append(dim.name)
+    emptied = {name for names in empties.values() for name in names}
+    first = {d.name: d.name in emptied and d.sizes[0] != 0 for d in base.dimensions}
+    dims = tuple(Dimension(d.name, (0,) * first[d.name] + d.sizes) for d in base.dimensions)
+
+    def reach(term: CostTerm) -> CostTerm:
+        table, axes = term.table, []
+        for i, at in enumerate(term.axes):
+            low = at.size({d.name: base.fixed.get(d.name, d.sizes[0]) for d in dims})
+            if low < at.points[0]:
+                padding = [(1 if i == j else 0, 0) for j in range(table.ndim)]
+                table = np.pad(table, padding, constant_values=float(rng.integers(0, 5)))
+                at = dataclasses.replace(at, points=(low, *at.points))
+            axes.append(at)
+        return dataclasses.replace(term, axes=tuple(axes), table=table)
+
+    return dataclasses.replace(
+        base,
+        dimensions=dims,
+        blocks=tuple(dataclasses.replace(b, empties=tuple(empties[b.name])) for b in base.blocks),
+        importance=tuple(
+            dataclasses.replace(t, values=(0.0,) * first[t.dim] + tuple(t.values)) for t in base.importance
+        ),
+        costs={
+            name: dataclasses.replace(model, terms=tuple(map(reach, model.terms))) for name, model in base.costs.items()
+        },
     )
 
 

@@ -53,7 +53,7 @@ def test_a_projected_shortcut_carries_the_addition_that_follows_it() -> None:
 def test_a_concatenation_has_one_axis_for_all_its_parts() -> None:
     found = rows("dense_concat")
     assert found["cat_2"] == (("cat_2", "norm3", "relu_2"), ("out",), (20,), None)
-    assert found["grow2"] == (("grow2",), ("out", "in"), (6, 14), None)
+    assert found["grow2"] == (("grow2",), ("out", "in"), (6, 14), "grow2")
 
 
 def test_a_grouped_convolution_has_an_axis_for_its_groups() -> None:

@@ -13,9 +13,8 @@ from torch import Tensor, fx, nn
 
 from mdp_fx.errors import RecipeError
 from mdp_fx.graph.trace import trace
+from mdp_fx.passes.concat_branches import CONCATENATIONS, joined_by
 from mdp_fx.passes.drop_blocks import chosen_blocks, drop_blocks
-from mdp_fx.passes.normalize import normalize
-from mdp_fx.passes.residual_blocks import find_residual_blocks
 from mdp_fx.pipeline import analyse, rewrite
 from tests.pruning import error, reference
 from tests.zoo import ZOO, PlainResidual, Residual, image
@@ -126,10 +125,9 @@ def test_what_nobody_reads_is_swept_up_without_blocks_too() -> None:
 
 def test_the_mode_is_kept() -> None:
     for training in (False, True):
-        module = trace(network(in_a_row), (image(side=4).double(),)).module
-        normalize(module)
-        module.train(training)
-        slim = drop_blocks(module, find_residual_blocks(module).removable[:1])
+        analysis = analyse(network(in_a_row), (image(side=4).double(),))
+        module = analysis.graph.module.train(training)
+        slim = drop_blocks(module, analysis.blocks.removable[:1])
         assert slim.training is training
         assert type(slim).__name__ == type(module).__name__
 
@@ -170,6 +168,40 @@ def test_all_operands_of_one_addition_are_refused() -> None:
     blocks = analyse(specimen.make(), specimen.inputs()).blocks
     with pytest.raises(RecipeError, match=r"^blocks add and shortcut add to one another: one of them must stay$"):
         chosen_blocks(blocks, ["shortcut", "add"])
+
+
+def joins(module: fx.GraphModule) -> list[list[str]]:
+    """What is concatenated, by concatenation."""
+    return [[part.name for part in joined_by(node)] for node in module.graph.nodes if node.target in CONCATENATIONS]
+
+
+@pytest.mark.parametrize(
+    ("removed", "left"),
+    [
+        (["rows"], [["point_1", "wide_1", "columns", "project_1"], ["shrink_1", "max_pool2d"]]),
+        (["cat_1"], [["point_1", "wide_1", "project_1"], ["shrink_1", "max_pool2d"]]),
+        (["rows", "cat_1"], [["point_1", "wide_1", "project_1"], ["shrink_1", "max_pool2d"]]),
+        (["project", "wide.0", "point"], [["rows", "columns"], ["shrink_1", "max_pool2d"]]),
+        (["cat_1", "project", "wide.0", "shrink"], []),
+    ],
+)
+def test_a_concatenation_loses_operands_and_goes_where_one_is_left(removed: list[str], left: list[list[str]]) -> None:
+    torch.manual_seed(0)
+    specimen = next(s for s in ZOO if s.name == "inception")
+    inputs = tuple(value.double() for value in specimen.inputs())
+    analysis = analyse(specimen.make().double().eval(), inputs)
+    slim = rewrite(analysis, {}, removed)
+    assert joins(slim) == left
+    with torch.no_grad():
+        assert error(reference(analysis, {}, removed).run(*inputs), slim(*inputs)) <= 1e-12
+
+
+def test_all_that_gives_an_axis_its_entries_is_refused() -> None:
+    specimen = next(s for s in ZOO if s.name == "inception")
+    blocks = analyse(specimen.make(), specimen.inputs()).blocks
+    with pytest.raises(RecipeError, match=r"^blocks rows and columns leave nothing together: one of them must stay$"):
+        chosen_blocks(blocks, ["columns", "rows"])
+    assert len(chosen_blocks(blocks, ["columns", "rows", "cat_1"])) == 3
 
 
 def test_removing_an_earlier_block_passes_on_what_a_later_one_kept() -> None:

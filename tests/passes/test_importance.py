@@ -393,6 +393,33 @@ def test_several_inputs_are_passed_as_a_tuple() -> None:
     assert all(float(entry.values.sum()) > 0 for entry in found)
 
 
+class Attending(nn.Module):
+    """Attention, whose parameters the graph holds in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def test_taylor_of_parts_of_a_parameter() -> None:
+    torch.manual_seed(0)
+    model, x, y = Attending().eval(), torch.randn(4, 5, 12), torch.tensor([0, 1, 1, 0])
+    F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+    weight = model.attention.in_proj_weight
+    assert weight.grad is not None
+    rows = (weight.grad * weight.detach()).sum(1).square()
+    analysis = analyse(model, (torch.randn(2, 5, 12),))
+    found = score(analysis.graph, analysis.groups, "taylor", model=model, data=[(x, y)])
+    for i, name in enumerate(("q_proj", "k_proj", "v_proj")):
+        for entry in (entry for entry in found if entry.layer.endswith(name)):
+            assert float(entry.values.sum()) == pytest.approx(float(rows[12 * i : 12 * (i + 1)].sum()), rel=1e-4)
+    assert {entry.layer for entry in found} >= {"attention_q_proj", "attention_k_proj", "attention_v_proj"}
+
+
 def test_cross_entropy_reads_the_first_tensor() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     targets = torch.tensor([0, 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -26,7 +27,16 @@ from mdp_fx.passes.search_space import (
     violations,
 )
 from mdp_fx.passes.solvers import Limits, Outcome, cliques, exact, problem
-from tests.passes.spaces import MINLP_DATA, axis, best_importance, chain_space, every_selection, random_space
+from tests.passes.spaces import (
+    MINLP_DATA,
+    axis,
+    best_importance,
+    branch_space,
+    chain_space,
+    emptying_space,
+    every_selection,
+    random_space,
+)
 
 needs_minlp_data = pytest.mark.skipif(not MINLP_DATA.is_dir(), reason="../shared/data/minlp is not there")
 
@@ -35,8 +45,9 @@ def reference_space(name: str) -> SearchSpace:
     return SearchSpace.load(MINLP_DATA / f"{name}_titan_v.json")
 
 
-@example(seed=8409, share=0.0, combinations=1, cells=1, method="mdp", two_budgets=False)
+@example(make=random_space, seed=8409, share=0.0, combinations=1, cells=1, method="mdp", two_budgets=False)
 @given(
+    make=st.sampled_from([random_space, emptying_space]),
     seed=st.integers(0, 2**32 - 1),
     # A budget that is nearer to an attainable cost than the solver's tolerance has no clear optimum.
     share=st.integers(0, 100).map(lambda percent: percent / 100),
@@ -45,11 +56,17 @@ def reference_space(name: str) -> SearchSpace:
     method=st.sampled_from(["mdp", "mdp", "mgp", "mdlm", "halp"]),
     two_budgets=st.booleans(),
 )
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=160, deadline=None, derandomize=True)
 def test_optimum_of_random_spaces(
-    seed: int, share: float, combinations: int, cells: int, method: str, two_budgets: bool
+    make: Callable[[int], SearchSpace],
+    seed: int,
+    share: float,
+    combinations: int,
+    cells: int,
+    method: str,
+    two_budgets: bool,
 ) -> None:
-    space = random_space(seed)
+    space = make(seed)
     # The oracle works on the space whose true costs are what the method models.
     model = space if method == "mdp" else problem.modelled_space(space, method)  # type: ignore[arg-type]
     costs = [evaluate(model, s) for s in every_selection(model)]
@@ -159,6 +176,23 @@ def test_removed_block_leaves_its_dimensions_dense() -> None:
     selection, certificate = solve(chain_space(), {"latency": 3.5})
     assert selection == Selection({"a": 1, "b": 2}, ("block",))
     assert certificate.objective == 3.0
+
+
+def test_a_branch_goes_with_its_units() -> None:
+    # Dense costs 1 + 5 + 5 + 8. Without a: 1 + 5 + 4 = 10 keeps 5; both at 2 cost 1 + 3 + 3 + 4 = 11 and keep 5 too.
+    selection, certificate = solve(branch_space(), {"latency": 10.0})
+    assert selection == Selection({"a": 0, "b": 4}, ("a",))
+    assert (certificate.objective, certificate.costs) == (5.0, {"latency": 10.0})
+    assert solve(branch_space(), {"latency": 6.0})[0] == Selection({"a": 0, "b": 2}, ("a",))
+    with pytest.raises(BudgetError, match=r"smallest is 0\.006 ms"):
+        solve(branch_space(), {"latency": 5.9})
+
+
+@pytest.mark.parametrize("method", ["mdlm", "halp", "uniform"])
+def test_methods_that_hold_blocks_keep_every_branch(method: str) -> None:
+    selection, _ = solve(branch_space(), {"latency": 15.0}, method=method)
+    assert selection.removed_blocks == ()
+    assert min(selection.sizes.values()) == 2
 
 
 def test_halp_holds_blocks_and_inputs() -> None:

@@ -18,40 +18,25 @@ from mdp_fx.errors import InputError
 from mdp_fx.passes.search_space import (
     Block,
     CostAxis,
-    CostModel,
     CostTerm,
-    Dimension,
-    ImportanceTerm,
     SearchSpace,
     Selection,
     SizeTerm,
-    common_block,
     evaluate,
-    exclusive_parent,
     importance,
     interpolation_weights,
     normalise,
     violations,
 )
-from tests.passes.spaces import MINLP_DATA, chain_space, every_selection, random_space
-
-
-def nested_space() -> SearchSpace:
-    """Blocks outer > (left, right), of which one must stay; d lies in left, e in right and outside."""
-    sizes = (1, 4)
-    return SearchSpace(
-        dimensions=(Dimension("d", sizes), Dimension("e", sizes)),
-        blocks=(Block("outer"), Block("left", "outer"), Block("right", "outer")),
-        exclusive=(("left", "right"),),
-        importance=(ImportanceTerm("l", "d", "left", (1.0, 2.0)), ImportanceTerm("r", "e", "right", (1.0, 3.0))),
-        costs={
-            "params": CostModel(
-                "params",
-                0.0,
-                (CostTerm("stem", None, (CostAxis("out", 0, (SizeTerm(1, ("e",)),), sizes),), np.ones(2)),),
-            )
-        },
-    )
+from tests.passes.spaces import (
+    MINLP_DATA,
+    branch_space,
+    chain_space,
+    emptying_space,
+    every_selection,
+    nested_space,
+    random_space,
+)
 
 
 def test_evaluation_by_hand() -> None:
@@ -77,15 +62,6 @@ def test_interpolation_weights() -> None:
     assert interpolation_weights((5,), (5,)).tolist() == [[1]]
 
 
-def test_blocks_around_blocks() -> None:
-    space = nested_space()
-    assert common_block(space.blocks, ["left", "right"]) == "outer"
-    assert common_block(space.blocks, ["left", "left"]) == "left"
-    assert common_block(space.blocks, ["left", None]) is None
-    assert common_block(space.blocks, []) is None
-    assert exclusive_parent(space, ("left", "right")) == "outer"
-
-
 @pytest.mark.parametrize(
     ("removed", "message"),
     [
@@ -109,6 +85,58 @@ def test_violations_of_sizes() -> None:
     assert violations(space, Selection({"d": 1})) == ["the sizes do not name every dimension once"]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "removed", "found"),
+    [
+        ((4, 4), (), []),
+        ((0, 2), ("a",), []),
+        ((0, 4), (), ["dimension 'a' has size 0; the block that empties it is kept"]),
+        ((2, 4), ("a",), ["dimension 'a' has size 2; the block that empties it is removed"]),
+        ((0, 0), ("a", "b"), ["all of the blocks a, b removed"]),
+    ],
+)
+def test_what_a_block_empties_is_0_without_it_and_only_then(
+    sizes: tuple[int, int], removed: tuple[str, ...], found: list[str]
+) -> None:
+    selection = Selection(dict(zip("ab", sizes, strict=True)), removed)
+    assert violations(branch_space(), selection) == found
+
+
+def test_normalise_empties_what_a_block_takes_along() -> None:
+    space = branch_space()
+    assert normalise(space, Selection({"a": 4, "b": 2}, ("a",))) == Selection({"a": 0, "b": 2}, ("a",))
+    assert evaluate(space, Selection({"a": 0, "b": 2}, ("a",))) == {"latency": 1 + 3 + 2}
+    assert importance(space, Selection({"a": 0, "b": 2}, ("a",))) == 4.0
+
+
+def test_a_json_form_without_emptied_dimensions_is_read() -> None:
+    data = chain_space().to_json()
+    assert data["blocks"] == [{"name": "block", "parent": None, "empties": []}]
+    del data["blocks"][0]["empties"]
+    assert SearchSpace.from_json(data) == chain_space()
+    assert SearchSpace.from_json(branch_space().to_json()) == branch_space()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks": (Block("a", None, ("x",)), Block("b"))}, "block 'a' empties an unknown dimension 'x'"),
+        ({"fixed": {"b": 4}}, "block 'b' empties dimension 'b', which must be free and have 0 as the first"),
+        (
+            {"blocks": (Block("a", None, ("a",)), Block("b", None, ("a",)))},
+            "block 'a' empties dimension 'a', and so does 'b' beside it",
+        ),
+    ],
+)
+def test_what_cannot_be_emptied_is_one_clear_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(branch_space(), **change)
+    with pytest.raises(
+        InputError, match="block 'block' empties dimension 'a', which must be free and have 0 as the first"
+    ):
+        replace(chain_space(), blocks=(Block("block", None, ("a",)),))
+
+
 def test_normalise_restores_what_is_not_used_and_lists_inner_blocks() -> None:
     space = nested_space()
     selection = normalise(space, Selection({"d": 1, "e": 1}, ("outer",)))
@@ -118,10 +146,10 @@ def test_normalise_restores_what_is_not_used_and_lists_inner_blocks() -> None:
     assert normalise(replace(space, fixed={"d": 1}), selection).sizes["d"] == 1
 
 
-@given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
-def test_json_round_trip_and_normalised_cost(seed: int) -> None:
-    space = random_space(seed)
+@given(seed=st.integers(0, 2**32 - 1), make=st.sampled_from([random_space, emptying_space]))
+@settings(max_examples=60, deadline=None)
+def test_json_round_trip_and_normalised_cost(seed: int, make: Callable[[int], SearchSpace]) -> None:
+    space = make(seed)
     assert SearchSpace.from_json(json.loads(json.dumps(space.to_json()))) == space
     for selection in every_selection(space):
         same = normalise(space, selection)

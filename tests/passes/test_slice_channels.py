@@ -172,6 +172,23 @@ def test_recipes_that_do_not_fit_are_refused(kept: dict[str, list[int]], message
     assert str(caught.value) == message
 
 
+def test_what_a_removed_block_takes_along_keeps_nothing_whatever_is_said() -> None:
+    _, analysis = analysed("vgg")
+    for kept in ({}, {"features.0": []}, {"features.0": [1, 2]}):
+        masks = unit_masks(analysis.groups, kept, {"features.0"})
+        assert [int(mask.sum()) for mask in masks.values()] == [0]
+
+
+def test_nothing_kept_is_refused_unless_a_block_goes() -> None:
+    model, analysis = analysed("fire_modules")
+    slim = rewrite(analysis, {"one.left": []}, ["one.left"])
+    fire: Any = slim.get_submodule("two.squeeze")
+    assert (fire.in_channels, tuple(fire.weight.shape)) == (12, (5, 12, 1, 1))
+    assert torch.equal(fire.weight, model.get_parameter("two.squeeze.weight")[:, 10:])
+    with pytest.raises(RecipeError, match=r"^kept indices of group 'one.left' must be some of 0..9$"):
+        rewrite(analysis, {"one.left": []}, ["one.right"])
+
+
 def test_one_tensor_by_hand() -> None:
     heads, width = Dim(2), Dim(3)
     weight = torch.arange(24.0).reshape(6, 4)

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdp_fx.graph.axes import Axis, TensorType, constant, fresh, product, unify
-from mdp_fx.graph.ops.elementwise import broadcast
+from mdp_fx.graph.axes import Axis, TensorType, batch_dims, constant, fresh, product, unify
+from mdp_fx.graph.ops.elementwise import Zero, broadcast, zero_by_place
 from mdp_fx.graph.ops.registry import Op, Types, freeze_operands, rule
 
 _CONV = "input weight bias stride padding dilation groups"
 
 
-def _check_contraction(op: Op, one: str, other: str, *axes: Axis) -> None:
+def _check_contraction(op: Op, one: str, other: str, axis: Axis) -> None:
     """A sum over units loses what the dropped ones add, unless that is zero in one of the two factors."""
-    if not op.vanishes(one) and not op.vanishes(other):
-        op.freeze(axes, "units that need not be zero when dropped are multiplied with each other")
+    if not op.is_zero_at(op.value(one), axis) and not op.is_zero_at(op.value(other), axis):
+        op.freeze([axis], "units that need not be zero when dropped are multiplied with each other")
+
+
+_ONE = constant(1)
+"""Stands for an axis of the result that an operand does not have."""
+
+
+def _zero_where_filters_go(op: Op, result: TensorType, place: int, kept: TensorType) -> None:
+    """A dropped filter's result is zero if its bias is; so is what zero operands give, without a bias.
+
+    Args:
+        op: the node.
+        result: its type.
+        place: the axis of the filters.
+        kept: the type of the operand as far as the result has its axes.
+    """
+    bias, out = op.value("bias"), result[place]
+    parts: list[Zero] = []
+    if op.is_zero_at(op.value("weight"), out) and (bias is None or op.is_zero_at(bias, out)):
+        parts.append(((out,), (out, *[_ONE] * (len(result) - place - 1))))
+    if bias is None:
+        parts.append((op.zero_as(op.value("input")), kept))
+    zero_by_place(op, result, parts)
 
 
 def _channel_place(x: TensorType, weight: TensorType) -> int:
@@ -26,16 +50,16 @@ def _channel_place(x: TensorType, weight: TensorType) -> int:
     return len(x) - len(weight) + 1
 
 
-@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d, args=_CONV)
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, torch.conv1d, torch.conv2d, torch.conv3d, args=_CONV)
 def conv(op: Op) -> Types:
     """x (B, (G, I), ...), weight ((G, O), I, ...): dense, grouped, depthwise, and with a multiplier."""
     x, weight = op.tensor("input"), op.tensor("weight")
     place = _channel_place(x, weight)
-    _check_contraction(op, "input", "weight", x[place], weight[1])
     groups = fresh(int(op.value("groups", 1)))
     outer = fresh(weight[0].size // groups.size)
     unify(weight[0], product(groups, outer), f"groups of {op.where}")
     unify(x[place], product(groups, weight[1]), f"channels of {op.where}")
+    _check_contraction(op, "input", "weight", weight[1])
     result = _convolved(op, x, place, groups, product(groups, outer))
     op.count_macs((*result[:place], *weight, *result[place + 1 :]))
     return result
@@ -54,11 +78,11 @@ def conv_transpose(op: Op) -> Types:
     """x (B, (G, I), ...), weight ((G, I), O, ...)."""
     x, weight = op.tensor("input"), op.tensor("weight")
     place = _channel_place(x, weight)
-    _check_contraction(op, "input", "weight", x[place], weight[0])
     groups = fresh(int(op.value("groups", 1)))
     inner = fresh(weight[0].size // groups.size)
     unify(weight[0], product(groups, inner), f"groups of {op.where}")
     unify(x[place], weight[0], f"channels of {op.where}")
+    _check_contraction(op, "input", "weight", weight[0])
     # Every entry of the operand meets every weight of its channel.
     op.count_macs((*x[:place], *weight, *x[place + 1 :]))
     return _convolved(op, x, place, groups, product(groups, weight[1]))
@@ -69,13 +93,28 @@ def _convolved(op: Op, x: TensorType, place: int, groups: Axis, out: Axis) -> Te
     if bias is not None:
         unify(bias[0], out, f"bias of {op.where}")
     op.freeze(op.tensor("weight")[2:], "kernel axis")
-    op.freeze(x[place + 1 :], "spatial axis")
+    spatial: TensorType = tuple(constant(size) for size in op.shapes[place + 1 :])
+    if _is_pointwise(op):
+        spatial = x[place + 1 :]
+    else:
+        op.freeze(x[place + 1 :], "spatial axis")
+    result = (*x[:place], out, *spatial)
+    _zero_where_filters_go(op, result, place, (*x[:place], groups, *spatial))
     if groups.size != 1:
         op.emit("groups", groups)
     if op.node.op == "call_module":
         op.emit("in_channels", x[place])
         op.emit("out_channels", out)
-    return (*x[:place], out, *(constant(size) for size in op.shapes[place + 1 :]))
+    return result
+
+
+def _is_pointwise(op: Op) -> bool:
+    """Whether a convolution looks at one place at a time, and gives one result for each."""
+    sizes = [axis.size for axis in op.tensor("weight")[2:]]
+    steps, around = op.value("stride", 1), op.value("padding", 0)
+    flat = [*(steps if isinstance(steps, tuple | list) else [steps])]
+    none = [*(around if isinstance(around, tuple | list) else [around])]
+    return set(sizes) <= {1} and set(flat) == {1} and set(none) == {0} and not op.value("output_padding")
 
 
 @rule(nn.Linear, F.linear, args="input weight bias")
@@ -84,23 +123,95 @@ def linear(op: Op) -> Types:
     x, weight, bias = op.tensor("input"), op.tensor("weight"), op.types("bias")
     if len(weight) != 2:
         return freeze_operands(op, "linear layer of one unit")
-    _check_contraction(op, "input", "weight", x[-1], weight[1])
     unify(x[-1], weight[1], f"features of {op.where}")
+    _check_contraction(op, "input", "weight", weight[1])
     if bias is not None:
         unify(bias[0], weight[0], f"bias of {op.where}")
     if op.node.op == "call_module":
         op.emit("in_features", weight[1])
         op.emit("out_features", weight[0])
     op.count_macs((*x[:-1], *weight))
-    return (*x[:-1], weight[0])
+    result = (*x[:-1], weight[0])
+    _zero_where_filters_go(op, result, len(x) - 1, (*x[:-1], _ONE))
+    return result
 
 
-@rule(torch.matmul, torch.bmm, operator.matmul, ".matmul", ".bmm", args="input other")
+@rule(nn.Bilinear, F.bilinear, args="input1 input2 | weight bias")
+def bilinear(op: Op) -> Types:
+    """x (..., I), y (..., J), weight (O, I, J)."""
+    x, y, weight, bias = op.tensor("input1"), op.tensor("input2"), op.tensor("weight"), op.types("bias")
+    unify(x[-1], weight[1], f"features of {op.where}")
+    unify(y[-1], weight[2], f"features of {op.where}")
+    _check_contraction(op, "input1", "weight", weight[1])
+    _check_contraction(op, "input2", "weight", weight[2])
+    if bias is not None:
+        unify(bias[0], weight[0], f"bias of {op.where}")
+    if op.node.op == "call_module":
+        for name, axis in zip(("out_features", "in1_features", "in2_features"), weight, strict=True):
+            op.emit(name, axis)
+    outer = broadcast(op, [x[:-1], y[:-1]])
+    op.count_macs((*outer, *weight))
+    return (*outer, weight[0])
+
+
+@rule(nn.Embedding, F.embedding, args="input weight")
+def embedding(op: Op) -> Types:
+    """Rows of a table by number: (..., features)."""
+    x, weight = op.tensor("input"), op.tensor("weight")
+    op.freeze(weight[:1], "rows taken by number")
+    if op.node.op == "call_module":
+        op.emit("embedding_dim", weight[1])
+    result = (*x, weight[1])
+    zero_by_place(op, result, [(op.zero_as(op.value("weight")), weight[1:])])
+    return result
+
+
+@rule(torch.einsum, args="equation")
+def einsum(op: Op) -> Types:
+    """Every letter is one axis; letters that the result lacks are summed over."""
+    equation, operands = str(op.value("equation")).replace(" ", ""), list(op.extra)
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = list(operands[0])
+    written, arrow, result = equation.partition("->")
+    spelled = written.split(",")
+    if not arrow or "." in equation or len(spelled) != len(operands) or any(len(set(s)) < len(s) for s in spelled):
+        return freeze_operands(op, "einsum that cannot be followed")
+    axes: dict[str, Axis] = {}
+    holders: dict[str, list[Any]] = {}
+    for letters, operand in zip(spelled, operands, strict=True):
+        for letter, axis in zip(letters, op.types_of(operand), strict=True):
+            holders.setdefault(letter, []).append(operand)
+            if axes.setdefault(letter, axis).size == 1:
+                axes[letter] = axis
+            elif axis.size != 1:
+                unify(axes[letter], axis, f"one letter at {op.where}")
+    for letter, axis in axes.items():
+        if letter not in result and not any(op.is_zero_at(operand, axis) for operand in holders[letter]):
+            op.freeze([axis], "units that need not be zero when dropped are summed over")
+    types = tuple(axes[letter] for letter in result)
+    parts = [
+        (op.zero_as(operand), tuple(axes[letter] if letter in letters else _ONE for letter in result))
+        for letters, operand in zip(spelled, operands, strict=True)
+    ]
+    zero_by_place(op, types, parts)
+    op.count_macs(tuple(axes.values()))
+    return types
+
+
+@rule(torch.matmul, torch.bmm, operator.matmul, ".matmul", ".bmm", torch.mm, ".mm", args="input other")
 def matmul(op: Op) -> Types:
     """x (..., M, K), y (..., K, N): K is unified, M and N pass."""
+    x, y, result = op.tensor("input"), op.tensor("other"), _product(op)
+    rows = x[:-1] if len(y) == 1 else (*x[:-1], _ONE)
+    columns = () if len(y) == 1 else y[-1:] if len(x) == 1 else (*y[:-2], _ONE, y[-1])
+    zero_by_place(op, result, [(op.zero_as(op.value("input")), rows), (op.zero_as(op.value("other")), columns)])
+    return result
+
+
+def _product(op: Op) -> TensorType:
     x, y = op.tensor("input"), op.tensor("other")
-    _check_contraction(op, "input", "other", x[-1])
     unify(x[-1], y[-2] if len(y) > 1 else y[-1], f"inner axis of {op.where}")
+    _check_contraction(op, "input", "other", x[-1])
     result: TensorType
     if len(y) == 1:
         result = x[:-1]
@@ -112,14 +223,28 @@ def matmul(op: Op) -> Types:
     return result
 
 
+@rule(torch.addmm, torch.baddbmm, ".addmm", ".baddbmm", args="bias input other")
+def addmm(op: Op) -> Types:
+    """A product of matrices, and what is added."""
+    return broadcast(op, [_product(op), op.tensor("bias")])
+
+
+@rule(nn.MultiheadAttention, args="query key value |")
+def whole_attention(op: Op) -> Types:
+    """What the normalisation could not take apart into projections stays whole."""
+    for tensor in op.module_tensors():
+        op.freeze(tensor, "attention that is not taken apart")
+    return freeze_operands(op, "attention that is not taken apart")
+
+
 @rule(F.scaled_dot_product_attention, args="query key value attn_mask dropout_p is_causal scale enable_gqa")
 def attention(op: Op) -> Types:
     """q (..., L, D), k (..., S, D), v (..., S, E): D is shared by q and k, E passes; the dense scale is written out."""
     if op.value("enable_gqa"):
         return freeze_operands(op, "attention with fewer key heads")
     q, k, v = op.tensor("query"), op.tensor("key"), op.tensor("value")
-    _check_contraction(op, "query", "key", q[-1])
     unify(q[-1], k[-1], f"query and key of {op.where}")
+    _check_contraction(op, "query", "key", q[-1])
     op.freeze([k[-2], v[-2], q[-2]], "softmax over the axis")
     outer = broadcast(op, [q[:-2], k[:-2], v[:-2]])
     mask = op.types("attn_mask")
@@ -130,7 +255,9 @@ def attention(op: Op) -> Types:
         scale = {"scale": float(q[-1].size) ** -0.5}
         op.emit_call(F.scaled_dot_product_attention, *op.node.args, **{**op.node.kwargs, **scale})
     op.count_macs((*outer, q[-2], k[-2], q[-1]), (*outer, q[-2], v[-2], v[-1]))
-    return (*outer, q[-2], v[-1])
+    result = (*outer, q[-2], v[-1])
+    zero_by_place(op, result, [(op.zero_as(op.value("value")), (*v[:-2], _ONE, v[-1]))])
+    return result
 
 
 @rule(
@@ -139,6 +266,7 @@ def attention(op: Op) -> Types:
     nn.BatchNorm3d,
     nn.SyncBatchNorm,
     F.batch_norm,
+    torch.batch_norm,
     "torchvision.ops.misc.FrozenBatchNorm2d",
     "timm.layers.norm_act.BatchNormAct2d",
     "timm.layers.norm_act.FrozenBatchNormAct2d",
@@ -154,7 +282,16 @@ def channel_norm(op: Op) -> Types:
     if op.node.op == "call_module":
         op.emit("num_features", x[1])
     op.mark_scales("weight", "bias")
+    weight, bias = op.value("weight"), op.value("bias")
+    if weight is not None and all(op.is_zero_at(value, x[1]) for value in (weight, bias)) and _keeps_zero(op):
+        zero_by_place(op, x, [(x[1:2], (x[1], *[_ONE] * (len(x) - 2)))])
     return x
+
+
+def _keeps_zero(op: Op) -> bool:
+    """Whether what a norm does to its result, if anything, gives zero for zero."""
+    activation = op.value("act")
+    return activation is None or not bool(activation(torch.zeros(1)).any())
 
 
 @rule(
@@ -162,6 +299,7 @@ def channel_norm(op: Op) -> Types:
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
     F.instance_norm,
+    torch.instance_norm,
     args="input running_mean running_var weight bias",
 )
 def instance_norm(op: Op) -> Types:
@@ -173,43 +311,67 @@ def instance_norm(op: Op) -> Types:
     return channel_norm(op)
 
 
-@rule(nn.GroupNorm, F.group_norm, args="input num_groups weight bias eps")
+@rule(nn.GroupNorm, F.group_norm, torch.group_norm, args="input num_groups weight bias eps")
 def group_norm(op: Op) -> Types:
-    """x (B, (G, I), ...): whole groups may go, what is inside a group is normalised together."""
+    """x (B, (G, I), ...): whole groups may go, and units of all groups alike."""
     x = op.tensor("input")
     op.freeze(x[2:], "normalised together")
     groups = fresh(int(op.value("num_groups")))
-    inner = constant(x[1].size // groups.size)
-    unify(x[1], product(groups, inner), f"normalised together at {op.where}")
-    for name in ("weight", "bias"):
-        types = op.types(name)
-        if types is not None:
-            unify(types[0], x[1], f"channels of {op.where}")
+    unify(x[1], product(groups, fresh(x[1].size // groups.size)), f"normalised together at {op.where}")
     op.emit("num_groups", groups)
     if op.node.op == "call_module":
         op.emit("num_channels", x[1])
-    op.mark_scales("weight", "bias")
-    return x
+    places = (2, *range(3, len(x) + 1))
+    return _normalised(op, x, x[1], places, groups=groups.size, eps=op.value("eps", 1e-5))
 
 
-@rule(
-    nn.LayerNorm,
-    F.layer_norm,
-    nn.RMSNorm,
-    "torchvision.models.convnext.LayerNorm2d",
-    "timm.layers.norm.LayerNorm2d",
-    args="input normalized_shape weight bias eps",
-)
+@rule(nn.LayerNorm, F.layer_norm, torch.layer_norm, args="input normalized_shape weight bias eps")
 def layer_norm(op: Op) -> Types:
-    """The mean over units would change with them: all normalised axes are frozen."""
-    x = op.tensor("input")
-    op.freeze(x, "normalised together")
+    """The last axes are normalised together: over fewer units it is another norm, and marked."""
+    return _norm_of_last_axes(op, centred=True, eps=op.value("eps", 1e-5))
+
+
+@rule(nn.RMSNorm, F.rms_norm, torch.rms_norm, args="input normalized_shape weight eps")
+def rms_norm(op: Op) -> Types:
+    """As a layer norm, around zero."""
+    return _norm_of_last_axes(op, centred=False, eps=op.value("eps"))
+
+
+def _norm_of_last_axes(op: Op, *, centred: bool, eps: float | None) -> Types:
+    x, shape = op.tensor("input"), op.value("normalized_shape")
+    first = len(x) - (1 if isinstance(shape, int) else len(shape))
+    if len(x) - first > 1 and any(batch_dims(axis) for axis in x[first:]):
+        return freeze_operands(op, "normalised together")
+    op.emit("normalized_shape", x[first:])
+    return _normalised(op, x, x[first:], range(first, len(x)), centred=centred, eps=eps)
+
+
+def _normalised(
+    op: Op,
+    x: TensorType,
+    scaled: Axis | TensorType,
+    places: Sequence[int],
+    *,
+    groups: int | None = None,
+    centred: bool = True,
+    eps: float | None,
+) -> Types:
+    """Ties scale and shift to the axes that they belong to, and marks the node."""
+    axes = (scaled,) if isinstance(scaled, Axis) else scaled
     for name in ("weight", "bias"):
-        op.freeze(op.types(name) or (), "normalised together")
+        types = op.types(name)
+        for mine, theirs in zip(types or (), axes if types else (), strict=True):
+            unify(mine, theirs, f"normalised together at {op.where}")
+    op.mark_scales("weight", "bias")
+    op.mark_norm("input", places, groups=groups, centred=centred, eps=eps)
+    if op.value("bias") is None or all(op.is_zero_at(op.value("bias"), axis) for axis in axes):
+        # Units that are not kept have no part in the result.
+        after = 0 if len(axes) > 1 else len(x) - 1 - min(places)
+        zero_by_place(op, x, [(axes, (*axes, *[_ONE] * after))])
     return x
 
 
-@rule(nn.LocalResponseNorm, F.local_response_norm)
+@rule(nn.LocalResponseNorm, F.local_response_norm, zeros="keep")
 def local_response_norm(op: Op) -> Types:
     """Neighbouring channels are normalised together."""
     x = op.tensor("input")
@@ -217,7 +379,7 @@ def local_response_norm(op: Op) -> Types:
     return x
 
 
-@rule(nn.PReLU, F.prelu, args="input weight")
+@rule(nn.PReLU, F.prelu, ".prelu", args="input weight", zeros="keep")
 def prelu(op: Op) -> Types:
     """One slope per channel, or one for all."""
     x, weight = op.tensor("input"), op.tensor("weight")

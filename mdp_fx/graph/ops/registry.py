@@ -7,15 +7,15 @@ the node carries sizes as literals it says through `Op.emit` how to write them f
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from mdp_fx.graph.axes import Axis, TensorType, constant, freeze, fresh, is_batch
+from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, free_dims, freeze, fresh, is_batch
 from mdp_fx.graph.purity import target_name
 
 Types: TypeAlias = Any
@@ -23,11 +23,17 @@ Types: TypeAlias = Any
 
 Rule: TypeAlias = Callable[["Op"], Types]
 
+Zeros: TypeAlias = Literal["keep", "all", "each", "any", "own"]
+"""At which dropped units an op's value is zero: where the first operand is ("keep"), where all operands are ("all"),
+where those are that have the unit ("each"), where any is ("any"), or where the rule itself says so by `Op.zero_at`."""
+
 
 @dataclass(frozen=True)
 class _Entry:
     rule: Rule
     names: tuple[str, ...]
+    zeros: Zeros
+    operands: int
 
 
 _MODULES: dict[type[nn.Module], _Entry] = {}
@@ -36,21 +42,25 @@ _FUNCTIONS: dict[Callable[..., Any], _Entry] = {}
 _METHODS: dict[str, _Entry] = {}
 
 
-def rule(*targets: type[nn.Module] | Callable[..., Any] | str, args: str = "input") -> Callable[[Rule], Rule]:
+def rule(
+    *targets: type[nn.Module] | Callable[..., Any] | str, args: str = "input", zeros: Zeros = "own"
+) -> Callable[[Rule], Rule]:
     """Registers a rule.
 
     Args:
         *targets: module classes, functions, ".name" for a tensor method, or "package.module.Class" for a class of an
             optional package.
         args: the names of the arguments in positional order. For modules those that are not passed to forward are
-            attributes of the module.
+            attributes of the module: all behind the first, or behind a bar ("input1 input2 | weight").
+        zeros: where the value is zero for dropped units.
 
     Raises:
         ValueError: one of the targets has a rule already.
     """
 
     def decorate(function: Rule) -> Rule:
-        entry = _Entry(function, tuple(args.split()))
+        operands = len(args.partition("|")[0].split()) if "|" in args else 1
+        entry = _Entry(function, tuple(args.replace("|", " ").split()), zeros, operands)
         for target in targets:
             table: dict[Any, _Entry] = _FUNCTIONS
             key: Any = target
@@ -99,7 +109,46 @@ class Emission:
     """
 
     node: tuple[str, Any, tuple[Any, ...], dict[str, Any]] | None = None
-    attributes: dict[str, Axis] = field(default_factory=dict)
+    attributes: dict[str, Axis | tuple[Axis, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call inside of an emission: a node of its own before the emitted one."""
+
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KeptShare:
+    """In an emission: the kept share of an axis, a float; where all is kept, the node stays as the model spelled it."""
+
+    axis: Axis
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """A node that normalises entries together, with statistics over the kept units only.
+
+    Attributes:
+        operand: name of the node that it normalises.
+        places: axes of the operand that are normalised together; with groups, axis 1 is counted as (groups, rest).
+        groups: number of groups that axis 1 is cut into in the dense network, None where it is not.
+        centred: whether the mean is subtracted.
+        eps: added to the variance.
+        weight: name of the node or stored tensor that scales the result, None for none.
+        bias: as `weight`, for what is added.
+    """
+
+    operand: str
+    places: tuple[int, ...]
+    groups: int | None
+    centred: bool
+    eps: float
+    weight: str | None
+    bias: str | None
 
 
 @dataclass
@@ -113,6 +162,10 @@ class Inference:
         emissions: how nodes are written again, by node name.
         macs: products of axes that count a node's multiply-accumulates together, by node name.
         scales: the stored scale and shift of every node that normalises, by node name.
+        zeros: the axes whose dropped units are zero in a node's value, by node name.
+        norms: nodes that normalise prunable units together, by node name.
+        pointers: for stored tensors that hold positions, by identity, the axis that they point into.
+        modules: all modules of the network, by path.
     """
 
     module: fx.GraphModule
@@ -121,6 +174,13 @@ class Inference:
     emissions: dict[str, Emission] = field(default_factory=dict)
     macs: dict[str, tuple[TensorType, ...]] = field(default_factory=dict)
     scales: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    zeros: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
+    norms: dict[str, Normalisation] = field(default_factory=dict)
+    pointers: dict[int, Axis] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.modules = dict(self.module.named_modules(remove_duplicate=False))
 
     def tensor_type(self, tensor: torch.Tensor) -> TensorType:
         """The type of a parameter or buffer: a fresh Dim per axis when it is first met."""
@@ -141,15 +201,15 @@ class Op:
         shapes: the recorded shape of its value (torch.Size, or nested).
     """
 
-    def __init__(self, node: fx.Node, state: Inference, names: tuple[str, ...]) -> None:
+    def __init__(self, node: fx.Node, state: Inference, names: tuple[str, ...], operands: int = 1) -> None:
         self.node = node
         self.shapes: Any = node.meta["shape"]
         self._state = state
         self._names = names
-        self._module = state.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        self._module = state.modules[str(node.target)] if node.op == "call_module" else None
         named = {_ALIASES.get(name, name): value for name, value in node.kwargs.items()}
         # What else is passed to a module's forward is none of its attributes.
-        positional = names[:1] if self._module is not None else names
+        positional = names[:operands] if self._module is not None else names
         self._bound: dict[str, Any] = dict(zip(positional, node.args, strict=False)) | named
         self._read: set[fx.Node] = set()
 
@@ -170,12 +230,48 @@ class Op:
         """What is called: the module's class, the function or the method."""
         return _called(self.node, self._module)
 
-    def vanishes(self, name: str) -> bool:
-        """Whether an argument's units are zero where all parameter entries that mention them are zero."""
-        value = self.value(name)
+    def is_zero_at(self, value: Any, axis: Axis) -> bool:
+        """Whether an argument's value is zero at the dropped units of an axis."""
+        return set(free_dims(axis)) <= self._zeros_of(value)
+
+    def zero_at(self, *axes: Axis) -> None:
+        """Says that the node's value is zero at the dropped units of these axes."""
+        self._state.zeros[self.node.name] = axes
+
+    def zero_as(self, value: Any) -> tuple[Axis, ...]:
+        """The axes at whose dropped units an argument's value is zero."""
+        return tuple(Axis((dim,)) for dim in self._zeros_of(value))
+
+    def _zeros_of(self, value: Any) -> set[Dim]:
         if isinstance(value, fx.Node):
-            return _vanishes(value, self._state.module)
-        return isinstance(value, nn.Parameter)
+            axes = self._state.zeros.get(value.name, ())
+        else:
+            axes = self._state.tensor_type(value) if isinstance(value, nn.Parameter) else ()
+        return {dim for axis in axes for dim in free_dims(axis)}
+
+    def spread_zeros(self, how: Zeros) -> None:
+        """Says where the node's value is zero, from its operands alone."""
+        if how == "own":
+            return
+        operands = list(self.node.all_input_nodes)
+        if how == "keep":
+            # Other operands only say how the first one is moved about.
+            operands = operands[:1]
+        elif how == "all" and any(isinstance(value, int | float) for value in self._bound.values()):
+            return
+        if how in ("keep", "any"):
+            known = [axis for operand in operands for axis in self._state.zeros.get(operand.name, ())]
+            self.zero_at(*{id(axis): axis for axis in known}.values())
+            return
+        zeros = [self._zeros_of(operand) for operand in operands]
+        found = set().union(*zeros)
+        if how == "all":
+            found.intersection_update(*zeros)
+        elif how == "each":
+            for own, operand in zip(zeros, operands, strict=True):
+                axes = [axis for tensor in tensor_types(self.types_of(operand)) for axis in tensor]
+                found -= {dim for axis in axes for dim in free_dims(axis)} - own
+        self.zero_at(*(Axis((dim,)) for dim in found))
 
     @property
     def extra(self) -> tuple[Any, ...]:
@@ -203,6 +299,12 @@ class Op:
             return [self.types_of(part) for part in value]
         return None
 
+    def module_tensors(self) -> list[TensorType]:
+        """Types of every tensor that the node's module stores."""
+        if self._module is None:
+            return []
+        return [self._state.tensor_type(t) for t in (*self._module.parameters(), *self._module.buffers())]
+
     def tensor(self, name: str) -> TensorType:
         """Types of an argument that must be a tensor."""
         types: TensorType = self.types(name)
@@ -219,9 +321,47 @@ class Op:
 
     def mark_scales(self, *names: str) -> None:
         """Says that the node normalises, and which of its arguments scale and shift the result."""
-        stored = [self.value(name) for name in names]
-        tensors = [_stored_at(self._state.module, v) if isinstance(v, fx.Node) else v for v in stored]
-        self._state.scales[self.node.name] = tuple(t for t in tensors if isinstance(t, torch.Tensor))
+        self._state.scales[self.node.name] = tuple(t for t in map(self.stored, names) if t is not None)
+
+    def mark_norm(
+        self, name: str, places: Sequence[int], *, groups: int | None = None, centred: bool = True, eps: float | None
+    ) -> None:
+        """Says that the node normalises its operand `name` over `places`: statistics see the kept units only."""
+        operand = self.value(name)
+        default = torch.finfo(self.dtype_of(operand)).eps
+        self._state.norms[self.node.name] = Normalisation(
+            operand.name,
+            tuple(places),
+            groups,
+            centred,
+            default if eps is None else eps,
+            self._name_of("weight"),
+            self._name_of("bias"),
+        )
+
+    def _name_of(self, name: str) -> str | None:
+        value = self.value(name)
+        if isinstance(value, fx.Node):
+            return value.name
+        return f"{self.node.target}.{name}" if isinstance(value, torch.Tensor) else None
+
+    def stored(self, name: str) -> torch.Tensor | None:
+        """The stored tensor that an argument reads, if it does."""
+        value = self.value(name)
+        found = _stored_at(self._state.module, value) if isinstance(value, fx.Node) else value
+        return found if isinstance(found, torch.Tensor) else None
+
+    def dtype_of(self, value: fx.Node) -> Any:
+        """The number type of an operand."""
+        return value.meta["dtype"]
+
+    def pointed(self, tensor: torch.Tensor) -> Axis | None:
+        """The axis that a stored tensor's entries are positions on, if a rule said so."""
+        return self._state.pointers.get(id(tensor))
+
+    def point(self, tensor: torch.Tensor, axis: Axis) -> None:
+        """Says that a stored tensor holds positions on an axis: they are counted again when units are dropped."""
+        self._state.pointers[id(tensor)] = axis
 
     def emit(self, name: str, value: Any) -> None:
         """Writes an argument or module attribute again from types; Axis objects in `value` stand for kept sizes."""
@@ -248,46 +388,8 @@ class Op:
         emission.node = ("call_method" if isinstance(target, str) else "call_function", target, args, kwargs)
 
 
-# What gives zero for zero, entry by entry or moved about. Layers with parameters do where those are zero.
-_KEEP_ZERO = frozenset(
-    "relu relu6 gelu silu hardswish tanh elu selu leaky_relu dropout neg abs view reshape flatten unflatten transpose "
-    "permute swapaxes squeeze unsqueeze contiguous getitem chunk split unbind select expand clone to float half double "
-    "ReLU ReLU6 GELU SiLU Hardswish Tanh ELU SELU LeakyReLU Dropout Identity Flatten Unflatten".split()
-)
-_GIVE_ZERO = frozenset("Linear Conv1d Conv2d Conv3d linear conv1d conv2d conv3d".split())
-
-
 def _called(node: fx.Node, module: nn.Module | None) -> str:
     return type(module).__name__ if module is not None else target_name(node.target)
-
-
-def _has_zero_bias(node: fx.Node, module: fx.GraphModule) -> bool:
-    """Whether weight and bias of a convolution or linear layer are parameters: only those are zero."""
-    if node.op == "call_module":
-        layer = module.get_submodule(str(node.target))
-        stored = [getattr(layer, "weight", None), getattr(layer, "bias", None)]
-    else:
-        values = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
-        stored = [_stored_at(module, v) if isinstance(v, fx.Node) else v for v in map(values.get, ("weight", "bias"))]
-        if values.get("bias") is None:
-            stored[1] = None
-        elif stored[1] is None:
-            return False
-    return isinstance(stored[0], nn.Parameter) and (stored[1] is None or isinstance(stored[1], nn.Parameter))
-
-
-def _vanishes(node: fx.Node, module: fx.GraphModule) -> bool:
-    while True:
-        if node.op == "get_attr":
-            return isinstance(_stored_at(module, node), nn.Parameter)
-        called = _called(node, module.get_submodule(str(node.target)) if node.op == "call_module" else None)
-        first = node.args[0] if node.args else None
-        scaled = called in ("mul", "truediv", "div") and not isinstance(node.args[1], fx.Node)
-        if called in _GIVE_ZERO:
-            return _has_zero_bias(node, module)
-        if not isinstance(first, fx.Node) or not (called in _KEEP_ZERO or scaled):
-            return False
-        node = first
 
 
 def infer_node(node: fx.Node, state: Inference) -> None:
@@ -295,21 +397,26 @@ def infer_node(node: fx.Node, state: Inference) -> None:
     if node.op == "get_attr":
         tensor = _stored_at(state.module, node)
         state.types[node.name] = state.tensor_type(tensor) if isinstance(tensor, torch.Tensor) else None
+        if isinstance(tensor, nn.Parameter):
+            state.zeros[node.name] = state.tensor_type(tensor)
         return
     target: Any = node.target
     if node.op == "call_module":
-        module = state.module.get_submodule(str(node.target))
+        module = state.modules[str(node.target)]
         target = None if _does_more(module) else type(module)
     # A result that is written into another operand ties the two: no rule says so.
     entry = _find(target) if node.kwargs.get("out") is None else None
-    op = Op(node, state, entry.names if entry else ())
+    op = Op(node, state, entry.names, entry.operands) if entry else Op(node, state, ())
     if entry is None or _is_opaque(op, entry):
         state.types[node.name] = _unknown(op, state)
         return
     types = entry.rule(op)
     if op.unread or not _fits(types, op.shapes):
-        state.emissions.pop(node.name, None)
+        for facts in (state.emissions, state.zeros, state.norms):
+            facts.pop(node.name, None)
         types = freeze_operands(op, "operands that the typing rule does not know")
+    else:
+        op.spread_zeros(entry.zeros)
     state.types[node.name] = types
 
 
@@ -347,10 +454,10 @@ def _is_opaque(op: Op, entry: _Entry) -> bool:
 def _unknown(op: Op, state: Inference) -> Types:
     why = f"no typing rule for {op.kind}"
     if op.node.op == "call_module":
-        module = state.module.get_submodule(str(op.node.target))
+        module = state.modules[str(op.node.target)]
         why += " with hooks or parametrisations" if _does_more(module) else ""
-        for tensor in (*module.parameters(), *module.buffers()):
-            op.freeze(state.tensor_type(tensor), why)
+        for tensor in op.module_tensors():
+            op.freeze(tensor, why)
     return freeze_operands(op, why)
 
 

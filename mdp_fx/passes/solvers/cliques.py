@@ -48,7 +48,8 @@ class _Context:
 
     def _is_private(self, axis: Axis) -> bool:
         """Whether the axis is a dimension that occurs under this block alone and in no composed size."""
-        if not isinstance(axis, DimAxis):
+        # What is 0 or not is for the blocks to say, whatever a table says of it.
+        if not isinstance(axis, DimAxis) or axis.dim in self.problem.emptied_by:
             return False
         others = (f for f in self.problem.factors if f.block != self.block)
         composed = (a for f in self.problem.factors for a in f.axes if isinstance(a, SizeAxis))

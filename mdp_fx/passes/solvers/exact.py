@@ -4,6 +4,8 @@ With x a dimension's one-hot and y a block's binary:
 
 - A dimension whose uses all lie in block b has sum x = y_b; one used elsewhere too gets a copy u for b with u <= x and
   sum u = y_b. So each one-hot below sums to its block's y, and gated terms need no product with y.
+- A dimension that goes to 0 with a block has its x_0 tied to the blocks: it is 1 where such a block is removed and the
+  one around it is not. The blocks that empty it are nested, so at most one of them is the outermost removed one.
 - A table over several axes is a transport polytope: w >= 0 whose marginals are the axes' one-hots. It is the convex
   hull of the products; no big-M appears anywhere.
 - A size made of several dimensions has its own weights over the table's positions (see SizeAxis): sums of the
@@ -63,6 +65,9 @@ class ExactModel:
             name: self._one_hot(f"keep[{name}]", len(sizes), problem.homes[name], binary=True)
             for name, sizes in problem.options.items()
         }
+        for name, blocks in problem.emptied_by.items():
+            removed = [(s, self._alive[b]) for block in blocks for s, b in ((1, block), (-1, problem.parents[block]))]
+            self._row([(1, self._options[name][0]), *removed], lower=0, upper=0)
         self.importance = self._importance()
         self.costs = self._costs()
 
@@ -159,6 +164,8 @@ class ExactModel:
         copy = self._one_hot(f"keep[{axis.dim}]@{block}", len(around), block)
         for inner, outer in zip(copy, around, strict=True):
             self._row([(1, inner), (-1, outer)], upper=0)
+        if self.problem.never_zero(axis.dim, block):
+            copy[0].setub(0.0)
         return copy
 
     def _joint(self, axis: SizeAxis, block: str | None) -> Vars:
@@ -245,7 +252,10 @@ def smallest_cost(problem: Problem, cost: str, limits: Limits) -> Outcome:
 
 def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Outcome:
     compiled = HighsModel(exact.model, limits)
-    best, objective, ones = start, -math.inf, exact.ones(start) if start else None
+    best, objective, ones = start, -math.inf, None
+    if start is not None:
+        # HiGHS's presolve has cut optima off (its issues 3073 and 3094): what is known to be there stays.
+        objective, ones = exact.problem.worth(start), exact.ones(start)
     droppable = np.array([id(v) not in exact.fractional and v.lb == 0 for v in compiled.columns])
     relaxed = compiled.relax()
     if relaxed is None:
@@ -263,7 +273,7 @@ def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Out
             best, objective = exact.select(), answer.objective
             ones = exact.ones(best)
         if not dropped.any():
-            if answer.proven_infeasible:
+            if answer.proven_infeasible and best is None:
                 return Outcome(None, -math.inf, -math.inf)
             return Outcome(best, objective, max(min(bound, answer.bound), objective))
         inside = -math.inf if answer.proven_infeasible else answer.bound

@@ -116,15 +116,27 @@ class _Search:
     def _toggle_blocks(self) -> bool:
         changed = False
         for block in self.problem.parents:
-            before, worth = set(self.gone), self._worth() - self.prices @ (self.costs / self.budgets)
+            before, sizes, worth = self.gone, dict(self.at), self._worth() - self.prices @ (self.costs / self.budgets)
             self.gone = before - {block} if block in before else before | self.inside[block]
             self._refresh()
+            self._resize()
             if self._allowed() and self._worth() - self.prices @ (self.costs / self.budgets) > worth:
                 changed = True
             else:
-                self.gone = before
+                self.gone, self.at = before, sizes
                 self._refresh()
         return changed
+
+    def _resize(self) -> None:
+        """What the removed blocks empty goes to 0, what they no longer empty to what is best at the prices."""
+        parents = self.problem.parents
+        for dim, blocks in self.problem.emptied_by.items():
+            if any(b in self.gone and parents[b] not in self.gone for b in blocks):
+                self._set(dim, 0)
+            elif self.at[dim] == 0:
+                self._set(dim, len(self.problem.options[dim]) - 1)
+                gains, extra = self._effects(dim)
+                self._set(dim, int((gains - (self.prices / self.budgets) @ extra).argmax()))
 
     def _allowed(self) -> bool:
         nested = all(parent not in self.gone or b in self.gone for b, parent in self.problem.parents.items())
@@ -167,7 +179,10 @@ class _Search:
                 self.spent[i] = new
 
     def _effects(self, dim: str) -> tuple[FloatArray, FloatArray]:
-        """What importance [options] and the costs [costs, options] gain when one dimension goes to each option."""
+        """What importance [options] and the costs [costs, options] gain when one dimension goes to each option.
+
+        A change to or from the 0 that only a removed block brings is worth nothing at all.
+        """
         count = len(self.problem.options[dim])
         gains, extra = np.zeros(count), np.zeros((len(self.names), count))
         for block, values in self.values[dim]:
@@ -176,6 +191,8 @@ class _Search:
         for i in self.users[dim]:
             if self.problem.factors[i].block not in self.gone:
                 extra += self._cost(i, dim) - self.spent[i][:, None]
+        if dim in self.problem.emptied_by:
+            gains[slice(1, None) if self.at[dim] == 0 else 0] = -math.inf
         return gains, extra
 
     def _cost(self, i: int, dim: str | None) -> FloatArray:

@@ -19,14 +19,13 @@ import numpy.typing as npt
 from mdp_fx.passes.search_space import (
     CostAxis,
     CostTerm,
+    Dimension,
     FloatArray,
     SearchSpace,
-    ancestors,
-    common_block,
-    exclusive_parent,
+    Selection,
     interpolation_weights,
-    uses,
 )
+from mdp_fx.passes.space_blocks import ancestors, common_block, emptied_by, exclusive_parent, uses
 
 Method = Literal["halp", "mgp", "mdlm", "mdp"]
 BLOCKS_HELD: tuple[str, ...] = ("halp", "mdlm")
@@ -107,6 +106,7 @@ class Problem:
         homes: For every free dimension the innermost block around all its uses; without it the dimension is idle.
         parents: Removable blocks, outer before inner, with the block around each; empty when the method holds them.
         exclusive: (blocks of which one must stay, block that must be alive for that, if any).
+        emptied_by: For every dimension that goes to 0 with a block, all such blocks; 0 is its first option.
         importance: Value per option for every (dimension, block).
         importance_held: Importance per block of what has no choice.
         factors: Cost tables.
@@ -118,6 +118,7 @@ class Problem:
     homes: dict[str, str | None]
     parents: dict[str, str | None]
     exclusive: tuple[tuple[tuple[str, ...], str | None], ...]
+    emptied_by: dict[str, tuple[str, ...]]
     importance: dict[tuple[str, str | None], FloatArray]
     importance_held: dict[str | None, float]
     factors: tuple[Factor, ...]
@@ -127,12 +128,31 @@ class Problem:
         """Number of positions of an axis."""
         return len(self.options[axis.dim] if isinstance(axis, DimAxis) else axis.positions)
 
+    def worth(self, selection: Selection) -> float:
+        """The importance that a selection keeps."""
+        gone = set(selection.removed_blocks)
+        held = math.fsum(value for block, value in self.importance_held.items() if block not in gone)
+        return held + math.fsum(
+            float(values[self.options[dim].index(selection.sizes[dim])])
+            for (dim, block), values in self.importance.items()
+            if block not in gone
+        )
+
+    def never_zero(self, dim: str, block: str | None) -> bool:
+        """Whether a dimension that goes to 0 with blocks does so only where `block` goes too."""
+        around = set()
+        while block is not None:
+            around.add(block)
+            block = self.parents[block]
+        return dim in self.emptied_by and around.issuperset(self.emptied_by[dim])
+
 
 def modelled_space(space: SearchSpace, method: Method) -> SearchSpace:
     """The search space whose true costs are what `method` models.
 
-    halp and mdlm hold all blocks. halp and mgp know a region's cost as a function of its output alone: every axis
-    that is not an output is held at its dense size, so a region with input axes only costs its dense time.
+    halp and mdlm hold all blocks, so that no dimension goes to 0 with one. halp and mgp know a region's cost as a
+    function of its output alone: every axis that is not an output is held at its dense size, so a region with input
+    axes only costs its dense time.
     """
     held = method in BLOCKS_HELD
     costs = {}
@@ -141,8 +161,12 @@ def modelled_space(space: SearchSpace, method: Method) -> SearchSpace:
         costs[name] = replace(model, terms=tuple(replace(t, block=None) for t in terms) if held else terms)
     if not held:
         return replace(space, costs=costs)
-    importance = tuple(replace(t, block=None) for t in space.importance)
-    return replace(space, costs=costs, blocks=(), exclusive=(), importance=importance)
+    emptied = emptied_by(space.blocks)
+    dimensions = tuple(Dimension(d.name, d.sizes[1:]) if d.name in emptied else d for d in space.dimensions)
+    importance = tuple(
+        replace(t, block=None, values=t.values[1:] if t.dim in emptied else t.values) for t in space.importance
+    )
+    return replace(space, dimensions=dimensions, costs=costs, blocks=(), exclusive=(), importance=importance)
 
 
 def _output_only(term: CostTerm) -> CostTerm:
@@ -154,7 +178,10 @@ def compile_problem(space: SearchSpace, costs: Iterable[str]) -> Problem:
     """Merge the terms of a (modelled) search space; only the named costs are looked at."""
     names = tuple(costs)
     space = replace(space, costs={name: space.costs[name] for name in names})
-    used = uses(space)
+    outer = {b.name: b.parent for b in space.blocks}
+    emptied = emptied_by(space.blocks)
+    # Whether a dimension is 0 is looked at where the blocks that empty it lie.
+    used = {dim: places | {outer[b] for b in emptied.get(dim, ())} for dim, places in uses(space).items()}
     # A dimension that the model does not look at keeps its largest size.
     every = {d.name: space.options(d.name)[0 if used[d.name] else -1 :] for d in space.dimensions}
     options = {name: sizes for name, sizes in every.items() if len(sizes) > 1}
@@ -191,6 +218,7 @@ def compile_problem(space: SearchSpace, costs: Iterable[str]) -> Problem:
         homes={name: common_block(space.blocks, sorted(used[name], key=str)) for name in options},
         parents=parents,
         exclusive=tuple((names, exclusive_parent(space, names)) for names in space.exclusive),
+        emptied_by=emptied,
         importance=importance,
         importance_held=importance_held,
         factors=tuple(Factor(axes, block, tables) for (axes, block), tables in merged.items()),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate
+from mdp_fx.passes.space_blocks import emptied_by
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class UniformResult:
 
 def at_ratio(space: SearchSpace, ratio: float) -> Selection:
     """Every dimension at its largest size of at most `ratio` of the dense size, or else at its smallest one."""
-    sizes = {}
+    sizes, emptied = {}, emptied_by(space.blocks)
     for dim in space.dimensions:
-        options = space.options(dim.name)
+        options = space.options(dim.name)[dim.name in emptied :]
         sizes[dim.name] = max((s for s in options if s <= ratio * dim.dense), default=options[0])
     return Selection(sizes)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdp_fx.graph.axes import Axis, Dim, constant, free_dims, fresh
-from mdp_fx.graph.ops.elementwise import broadcast
+from mdp_fx.graph.ops.elementwise import broadcast, zero_by_place
 from mdp_fx.graph.ops.registry import Op, has_rule
 from tests.graph.small import (
     FLOAT64_LIMIT,
@@ -181,10 +181,13 @@ def test_outer_sums_keep_both_axes_apart() -> None:
 
 
 class _Fake(Op):
-    """Stands for a node where only its name is read."""
+    """Stands for a node where only its name is read; keeps where it is zero."""
 
     def __init__(self) -> None:
-        pass
+        self.zeros: list[Dim] = []
+
+    def zero_at(self, *axes: Axis) -> None:
+        self.zeros = [dim for axis in axes for dim in free_dims(axis)]
 
     @property
     def where(self) -> str:
@@ -215,9 +218,125 @@ def test_rules_know_functions_methods_and_modules_alike() -> None:
     ]
     for target in known:
         assert has_rule(target), target
-    unknown: list[Any] = ["no_such_method", torch.cumsum, nn.Embedding, len, [], None]
+    unknown: list[Any] = ["no_such_method", torch.cummax, nn.RNN, len, [], None]
     for target in unknown:
         assert not has_rule(target), target
+
+
+# Where values are zero: a sum over units is right without the dropped ones if they add nothing ------------------------
+
+
+def summed(function: Callable[[Any, Tensor], Tensor]) -> nn.Module:
+    """A network that sums a function of 8 units, and scales 6 others by that."""
+    return net(
+        lambda net, x: net.fc(net.b(x) * function(net, net.a(x)).flatten(1).sum(1, keepdim=True)),
+        a=nn.Linear(3, 8),
+        b=nn.Linear(3, 6),
+        c=nn.Linear(3, 8),
+        n=nn.BatchNorm1d(8),
+        bare=nn.BatchNorm1d(8, affine=False),
+        p=parameter(8),
+        one=parameter(1),
+        k=nn.Buffer(torch.rand(8)),
+        fc=nn.Linear(6, 5),
+    )
+
+
+ZERO: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "linear": lambda n, x: x,
+    "batch norm with scale and shift": lambda n, x: n.n(x),
+    "relu": lambda n, x: F.relu(x),
+    "parameter added": lambda n, x: x + n.p,
+    "two summands": lambda n, x: torch.sub(x, x.tanh(), alpha=2),
+    "scaled by what is not": lambda n, x: x.sigmoid() * x,
+    "scaled by a buffer": lambda n, x: n.k * x,
+    "scaled by a number": lambda n, x: 2 * x,
+    "masked by itself": lambda n, x: x * (x > 0),
+    "dividend": lambda n, x: x / (2 + x.sigmoid()),
+    "square": lambda n, x: x**2,
+    "between bounds around zero": lambda n, x: x.clamp(-0.1, 0.1),
+    "between bounds of another function": lambda n, x: F.hardtanh(x, -0.1, 0.2),
+    "filled with zeros": lambda n, x: x.masked_fill(x > 0.1, 0.0),
+    "larger of two": lambda n, x: torch.maximum(x, -x),
+    "stacked": lambda n, x: torch.stack([x, x.tanh()], 1),
+    "outer product": lambda n, x: x.unsqueeze(1) * x.unsqueeze(2),
+    "matrix product": lambda n, x: x.unsqueeze(2) @ x.unsqueeze(1),
+}
+
+NOT_ZERO: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "sigmoid": lambda n, x: x.sigmoid(),
+    "cosine": lambda n, x: x.cos(),
+    "batch norm without them": lambda n, x: n.bare(x),
+    "number added": lambda n, x: x + 1,
+    "subtracted from a number": lambda n, x: 1 - x,
+    "buffer added": lambda n, x: x + n.k,
+    "one parameter added to all units": lambda n, x: x + n.one,
+    "what is not zero added": lambda n, x: x + x.sigmoid(),
+    "their mean subtracted": lambda n, x: (x - x.mean(1, keepdim=True)) ** 2,
+    "their sum added": lambda n, x: x + x.sum(1, keepdim=True).expand_as(x),
+    "their sum spread": lambda n, x: x.sum(1, keepdim=True).expand(-1, 8) * x.sigmoid(),
+    "larger than the mean": lambda n, x: torch.maximum(x, x.mean(1, keepdim=True)),
+    "divisor": lambda n, x: 2 / (2 + x),
+    "power of nothing": lambda n, x: x**0,
+    "exponent": lambda n, x: 2**x,
+    "angle": lambda n, x: torch.atan2(x, x + 1),
+    "compared": lambda n, x: (x <= 0) * n.k,
+    "above a bound": lambda n, x: x.clamp(0.1, 1),
+    "above a bound of another function": lambda n, x: F.hardtanh(x, 0.1, 1),
+    "filled with ones": lambda n, x: x.masked_fill(x > 0.1, 1.0),
+    "chosen": lambda n, x: torch.where(x > 0, x, n.k),
+    "one of a stack": lambda n, x: torch.stack([x, x.sigmoid()], 1),
+    "outer sum": lambda n, x: x.unsqueeze(1) + x.unsqueeze(2),
+    "outer product with what is not": lambda n, x: x.unsqueeze(1) * x.sigmoid().unsqueeze(2),
+    "outer quotient": lambda n, x: x.unsqueeze(1) / (2 + x.sigmoid().unsqueeze(2)),
+    "matrix product with what is not": lambda n, x: x.unsqueeze(2) @ x.sigmoid().unsqueeze(1),
+    "products written as letters": lambda n, x: torch.einsum("bi,bj->bij", x, x.sigmoid()),
+    "masked along another axis": lambda n, x: x.unsqueeze(1).masked_fill(x.unsqueeze(2) > 0, 0.0).expand(-1, 8, -1),
+}
+
+
+@pytest.mark.parametrize("name", [*ZERO, *NOT_ZERO])
+def test_a_sum_over_units_is_followed_where_the_dropped_ones_are_zero(name: str) -> None:
+    model = summed((ZERO | NOT_ZERO)[name])
+    analysis = analysed(model, vectors())
+    assert sizes(analysis) == ([6, 8] if name in ZERO else [6])
+    for seed in (0, 1):
+        assert parity_error(model, (vectors(),), seed) <= FLOAT64_LIMIT
+
+
+@pytest.mark.parametrize(("activation", "groups"), [(nn.ReLU, [6, 8]), (nn.Sigmoid, [6])])
+def test_an_activation_inside_of_a_norm_decides_where_it_is_zero(activation: Any, groups: list[int]) -> None:
+    norm = pytest.importorskip("timm.layers.norm_act").BatchNormAct2d(8, act_layer=activation)
+    model = net(
+        lambda net, x: net.fc(net.b(x).mean((2, 3)) * net.n(net.a(x)).mean((2, 3)).sum(1, keepdim=True)),
+        a=nn.Conv2d(3, 8, 1),
+        b=nn.Conv2d(3, 6, 1),
+        n=norm,
+        fc=nn.Linear(6, 5),
+    )
+    assert sizes(analysed(model, images())) == groups
+    assert parity_error(model, (images(),), 0) <= FLOAT64_LIMIT
+
+
+def test_zeros_are_known_by_place() -> None:
+    a, b = Dim(4), Dim(4)
+    op = _Fake()
+    row, column = (Axis((a,)), constant(1)), (constant(1), Axis((b,)))
+    both = (Axis((a,)), Axis((b,)))
+    zero_by_place(op, both, [((Axis((a,)),), row)])
+    assert op.zeros == [a]
+    b.exp = Axis((a,))
+    zero_by_place(op, both, [((Axis((a,)),), row)])
+    assert op.zeros == []
+    zero_by_place(op, both, [((Axis((a,)),), row), ((Axis((a,)),), column)])
+    assert op.zeros == [a]
+    zero_by_place(op, both, [((Axis((a,)),), row), ((Axis((a,)),), column)], all)
+    assert op.zeros == []
+    zero_by_place(op, both, [((Axis((a,)),), both)] * 2, all)
+    assert op.zeros == [a]
+    # An operand with fewer axes lacks the first ones.
+    zero_by_place(op, both, [((Axis((a,)),), both[1:])])
+    assert op.zeros == []
 
 
 # Faults that were found ----------------------------------------------------------------------------------------------

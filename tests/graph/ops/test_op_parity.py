@@ -322,7 +322,7 @@ def test_a_sum_that_is_written_to_keeps_its_block() -> None:
         return seen.view(z.shape) + x
 
     blocks = analyse(randomise(Around(body, {})).eval(), torch.randn(2, 3, 8, 8)).blocks
-    assert "the sum is written to in place" in {block.reason for block in blocks.kept}
+    assert any(block.reason.endswith("is written to in place") for block in blocks.kept)
 
 
 def test_autocast_inside_of_a_forward_is_refused() -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import patch
 
 import pytest
 
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, importance
 from mdp_fx.passes.solvers import Limits, exact
+from mdp_fx.passes.solvers import problem as problems
 from mdp_fx.passes.solvers.exact import ExactModel, smallest_cost, solve_exact
 from mdp_fx.passes.solvers.problem import compile_problem
-from tests.passes.spaces import MINLP_DATA, best_importance, chain_space, every_selection, random_space
+from tests.passes.spaces import (
+    MINLP_DATA,
+    best_importance,
+    chain_space,
+    emptying_space,
+    every_selection,
+    random_space,
+)
 
 LIMITS = Limits(gap=0.0, time_limit=60.0, threads=1, seed=0)
 
@@ -19,6 +28,18 @@ def test_chain_without_a_start() -> None:
     outcome = solve_exact(compile_problem(chain_space(), ["latency"]), {"latency": 9.0}, LIMITS, None)
     assert outcome.selection == Selection({"a": 1, "b": 2}, ())
     assert (outcome.objective, outcome.bound) == pytest.approx((8.0, 8.0))
+
+
+def test_a_start_is_never_given_up_for_less() -> None:
+    space = emptying_space(738)
+    budgets = {"latency": 89.21985681698962}
+    problem = compile_problem(space, budgets)
+    start = Selection({"d0": 4, "d1": 8, "d2": 1}, ())
+    assert importance(space, start) == best_importance(space, budgets)
+    with patch.object(problems, "MAX_COMBINATIONS", 1), patch.object(exact, "FIRST_REACH", 0.05):
+        outcome = solve_exact(compile_problem(space, budgets), budgets, LIMITS, start)
+    assert outcome.selection is not None
+    assert importance(space, outcome.selection) == problem.worth(start)
 
 
 def test_infeasible() -> None:

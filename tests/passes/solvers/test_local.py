@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,13 +11,27 @@ from hypothesis import strategies as st
 from mdp_fx.passes.search_space import SearchSpace, evaluate, importance, violations
 from mdp_fx.passes.solvers.local import local_search
 from mdp_fx.passes.solvers.problem import compile_problem
-from tests.passes.spaces import MINLP_DATA, best_importance, chain_space, every_selection, random_space
+from tests.passes.spaces import (
+    MINLP_DATA,
+    best_importance,
+    chain_space,
+    emptying_space,
+    every_selection,
+    random_space,
+)
 
 
-@given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.1, 0.9), two_budgets=st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_stays_within_the_budgets(seed: int, share: float, two_budgets: bool) -> None:
-    space = random_space(seed)
+@given(
+    make=st.sampled_from([random_space, emptying_space]),
+    seed=st.integers(0, 2**32 - 1),
+    share=st.floats(0.1, 0.9),
+    two_budgets=st.booleans(),
+)
+@settings(max_examples=120, deadline=None)
+def test_stays_within_the_budgets(
+    make: Callable[[int], SearchSpace], seed: int, share: float, two_budgets: bool
+) -> None:
+    space = make(seed)
     names = ["latency", "params"] if two_budgets else ["latency"]
     costs = [evaluate(space, s) for s in every_selection(space)]
     budgets = {n: min(c[n] for c in costs) * (1 - share) + share * max(c[n] for c in costs) for n in names}

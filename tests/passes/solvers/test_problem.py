@@ -13,12 +13,14 @@ from mdp_fx.passes.search_space import (
     Dimension,
     ImportanceTerm,
     SearchSpace,
+    Selection,
     SizeTerm,
     evaluate,
+    importance,
 )
 from mdp_fx.passes.solvers import problem as module
 from mdp_fx.passes.solvers.problem import DimAxis, SizeAxis, compile_problem, modelled_space
-from tests.passes.spaces import axis, chain_space
+from tests.passes.spaces import axis, branch_space, chain_space
 
 
 def space_of(*terms: CostTerm, fixed: dict[str, int] | None = None) -> SearchSpace:
@@ -107,3 +109,31 @@ def test_methods_are_switches(method: module.Method, dense: float, blocks: int, 
     two = space.costs["latency"].terms[1]
     assert len(two.axes) == axes
     assert two.table.tolist() == ([2.0, 8.0] if axes == 1 else [[1.0, 2.0], [4.0, 8.0]])
+
+
+@pytest.mark.parametrize("method", ["mdlm", "halp"])
+def test_methods_that_hold_blocks_never_empty_a_dimension(method: module.Method) -> None:
+    space = modelled_space(branch_space(), method)
+    assert [dim.sizes for dim in space.dimensions] == [(2, 4), (2, 4)]
+    assert [term.values for term in space.importance] == [(1.0, 2.0), (4.0, 5.0)]
+    assert evaluate(space, space.dense()) == evaluate(branch_space(), branch_space().dense())
+
+
+def test_a_dimension_is_looked_at_where_the_blocks_that_empty_it_lie() -> None:
+    space = branch_space()
+    inner = (Block("a", "outer", ("a",)), Block("b", "outer", ("b",)), Block("outer"))
+    problem = compile_problem(
+        SearchSpace(space.dimensions, inner, (), space.importance, {"latency": CostModel("us", 0.0, ())}), ["latency"]
+    )
+    assert problem.homes == {"a": "outer", "b": "outer"}
+    assert problem.emptied_by == {"a": ("a",), "b": ("b",)}
+    assert problem.never_zero("a", "a")
+    assert not problem.never_zero("a", "b")
+    assert not problem.never_zero("a", "outer")
+
+
+def test_the_worth_of_a_selection() -> None:
+    space = branch_space()
+    problem = compile_problem(space, ["latency"])
+    for selection in (space.dense(), Selection({"a": 2, "b": 4}), Selection({"a": 0, "b": 2}, ("a",))):
+        assert problem.worth(selection) == importance(space, selection)

@@ -11,7 +11,7 @@ from mdp_fx.errors import BudgetError
 from mdp_fx.passes.minlp import solve
 from mdp_fx.passes.search_space import CostModel, CostTerm, Dimension, SearchSpace
 from mdp_fx.passes.solvers.uniform import at_ratio, solve_uniform
-from tests.passes.spaces import axis
+from tests.passes.spaces import axis, branch_space
 
 
 def one_table(*costs: float) -> SearchSpace:
@@ -42,6 +42,10 @@ def test_largest_ratio_of_a_table_that_is_not_monotone() -> None:
     result = solve_uniform(one_table(1.0, 8.0, 2.0, 9.0), {"latency": 3.0})
     assert result.selection is not None
     assert result.selection.sizes["d"] == 3
+
+
+def test_no_branch_is_emptied() -> None:
+    assert at_ratio(branch_space(), 0.0).sizes == {"a": 2, "b": 2}
 
 
 def test_no_ratio_fits() -> None:

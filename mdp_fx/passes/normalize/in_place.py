@@ -1,4 +1,4 @@
-"""One canonical spelling per idea, with the same numerics."""
+"""In-place operations spelled out of place."""
 
 from __future__ import annotations
 
@@ -8,21 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
-from mdp_fx.graph.purity import IN_PLACE_OPERATORS, WRITES, is_pure, remove_dead_nodes
-from mdp_fx.graph.tracer import ALIASES, DTYPE, is_eval_flag
-from mdp_fx.passes.base import Compilation, Pass, PassResult
-
-_DROPOUTS: dict[Any, type[nn.Module]] = {
-    F.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout,
-    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-}
+from mdp_fx.graph.purity import IN_PLACE_OPERATORS, WRITES, is_pure
+from mdp_fx.graph.tracer import ALIASES, DTYPE, called_module
+from mdp_fx.passes.normalize.edit import redirect
 
 # In-place methods whose out-of-place spelling gives booleans.
 _TESTS = frozenset("eq ne lt le gt ge logical_and logical_or logical_xor logical_not".split())
@@ -60,12 +50,11 @@ def write_out_of_place(module: fx.GraphModule) -> bool:
             written_out[id(spelling.inplace)] = spelling.inplace
         later = [user for user in operand.users if order[user] > order[node]]
         node.target, node.args, node.kwargs = spelling.target, spelling.args, spelling.kwargs
+        node.meta.pop(WRITES, None)
         if spelling.target not in _VIEWS:
             node.meta[ALIASES] = ()
         for user in later:
-            user.replace_input_with(operand, node)
-            aliases = user.meta.get(ALIASES, ())
-            user.meta[ALIASES] = tuple(node.name if name == operand.name else name for name in aliases)
+            redirect(user, operand, node)
         changed = True
     for owner in written_out.values():
         owner.inplace = False
@@ -74,7 +63,7 @@ def write_out_of_place(module: fx.GraphModule) -> bool:
 
 def _keep_in_place(module: fx.GraphModule, node: fx.Node, spelling: _Spelling) -> None:
     node.meta[WRITES] = True
-    owners = [module.get_submodule(str(n.target)) for n in module.graph.find_nodes(op="call_module")]
+    owners = [called_module(module, n) for n in module.graph.find_nodes(op="call_module")]
     if sum(owner is spelling.inplace for owner in owners) > 1:
         # Other calls of the same module may be spelled out of place: this one gets a module of its own.
         target = f"{node.target}_in_place_{node.name}"
@@ -94,7 +83,7 @@ def _out_of_place(module: fx.GraphModule, node: fx.Node) -> _Spelling | None:
     """How an in-place node is spelled out of place; None where it is not in place or has no such spelling."""
     spelling = _Spelling(node)
     if node.op == "call_module":
-        owner: Any = module.get_submodule(str(node.target))
+        owner: Any = called_module(module, node)
         if getattr(owner, "inplace", False) is not True:
             return None
         spelling.inplace = owner
@@ -157,47 +146,3 @@ def _shares_memory(
     if any(view.op == "get_attr" for view in shared):
         return True
     return any(order[user] > order[node] for view in shared - {operand} for user in view.users)
-
-
-def make_dropout_modules(module: fx.GraphModule) -> bool:
-    """Turns calls of dropout functions that follow `self.training` into modules, which follow it in the traced network.
-
-    Returns:
-        Whether anything changed.
-    """
-    changed = False
-    for node in module.graph.nodes:
-        flagged = [name for name, value in node.kwargs.items() if is_eval_flag(value)]
-        if not flagged and not any(is_eval_flag(value) for value in node.args):
-            continue
-        changed = True
-        if node.target in _DROPOUTS and isinstance(node.target, type(F.dropout)):
-            bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-            module.add_submodule(node.name, _DROPOUTS[node.target](bound.arguments.get("p", 0.5)).eval())
-            node.op, node.target, node.args, node.kwargs = "call_module", node.name, (bound.args[0],), {}
-            continue
-        node.args = tuple(False if is_eval_flag(value) else value for value in node.args)
-        node.kwargs = {name: False if is_eval_flag(value) else value for name, value in node.kwargs.items()}
-    return changed
-
-
-def normalize(module: fx.GraphModule) -> bool:
-    """Runs all normalisations in place; returns whether anything changed, so a second run returns False."""
-    changed = [step(module) for step in (make_dropout_modules, write_out_of_place)]
-    changed.append(remove_dead_nodes(module.graph))
-    if any(changed):
-        module.graph.lint()
-        module.recompile()
-    return any(changed)
-
-
-class Normalize(Pass):
-    """Gives every idea its canonical spelling, with the same numerics."""
-
-    requires = ("traced",)
-    rewrites = True
-
-    def call(self, state: Compilation) -> PassResult:
-        """Edits the traced graph in place."""
-        assert state.traced is not None
-        return PassResult(state, normalize(state.traced.module))

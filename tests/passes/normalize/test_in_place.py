@@ -1,40 +1,18 @@
-"""Normalisation: every in-place spelling keeps the numerics, and a second run finds nothing."""
+"""In-place operations: every spelling keeps the numerics, and what cannot be spelled out stays and is marked."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from mdp_fx.graph.purity import WRITES, is_pure, remove_dead_nodes
-from mdp_fx.graph.trace import trace
-from mdp_fx.graph.tracer import is_eval_flag
-from mdp_fx.passes.normalize import make_dropout_modules, normalize, write_out_of_place
-from tests.pruning import tensors
-from tests.zoo import ZOO, Specimen, image
-
-Body = Callable[["Bench", Tensor], Any]
-
-
-class Bench(nn.Module):
-    """A convolution and what the spellings under test need; the forward is given."""
-
-    def __init__(self, body: Body) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
-        self.other = nn.Conv2d(3, 4, 1)
-        self.relu = nn.ReLU(inplace=True)
-        self.drop = nn.Dropout(inplace=True)
-        self.scale = nn.Buffer(torch.full((1, 4, 1, 1), 0.5))
-        self.body = body
-
-    def forward(self, x: Tensor) -> Any:
-        return self.body(self, x)
+from mdp_fx.graph.purity import WRITES, remove_dead_nodes
+from mdp_fx.passes.normalize import normalize
+from mdp_fx.passes.normalize.in_place import write_out_of_place
+from tests.passes.normalize.bench import Bench, Body, impure, name_of, outputs, same, traced_as_written
 
 
 def two_additions(net: Bench, x: Tensor) -> Any:
@@ -234,32 +212,6 @@ KEPT_IN_PLACE: dict[Body, list[str]] = {
 }
 
 
-def traced_as_written(body: Body) -> tuple[fx.GraphModule, Tensor, list[Tensor]]:
-    """A traced network before normalisation, an input, and what the network itself gives for it."""
-    torch.manual_seed(0)
-    net, x = Bench(body).eval(), image(side=4)
-    with torch.no_grad():
-        expected = tensors(copy.deepcopy(net)(x.clone()))
-    return trace(net, (x,)).module, x, expected
-
-
-def outputs(module: nn.Module, x: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        return tensors(copy.deepcopy(module)(x.clone()))
-
-
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def impure(module: fx.GraphModule) -> list[str]:
-    return [node.name for node in module.graph.nodes if node.op not in ("placeholder", "output") and not is_pure(node)]
-
-
-def name_of(body: Body) -> str:
-    return body.__name__
-
-
 @pytest.mark.parametrize("body", [*SPELLED_OUT, *AUGMENTED], ids=name_of)
 def test_in_place_spellings_become_pure_and_keep_the_numerics(body: Body) -> None:
     module, x, expected = traced_as_written(body)
@@ -289,30 +241,6 @@ def test_a_second_run_changes_nothing(body: Body) -> None:
     assert module.code == code
 
 
-@pytest.mark.parametrize("specimen", ZOO, ids=str)
-def test_zoo_networks_are_pure_afterwards_and_compute_the_same(specimen: Specimen) -> None:
-    model, inputs = specimen.make().eval(), specimen.inputs()
-    module = trace(model, inputs).module
-    normalize(module)
-    assert impure(module) == []
-    assert normalize(module) is False
-    with torch.no_grad():
-        assert same(tensors(module(*inputs)), tensors(model(*inputs)))
-
-
-def test_pure_nodes_that_nobody_reads_are_dead() -> None:
-    def unread(net: Bench, x: Tensor) -> Any:
-        net.relu(net.other(x))
-        return net.conv(x)
-
-    module, x, expected = traced_as_written(unread)
-    assert normalize(module) is True
-    assert [node.name for node in module.graph.nodes] == ["x", "conv", "output"]
-    module.recompile()
-    assert same(outputs(module, x), expected)
-    assert not remove_dead_nodes(module.graph)
-
-
 def test_a_module_called_in_both_ways_becomes_two() -> None:
     def both_ways(net: Bench, x: Tensor) -> Any:
         y = net.conv(x)
@@ -338,59 +266,6 @@ def test_a_later_reader_reads_the_result() -> None:
     assert list(nodes["conv"].users) == [nodes["relu_"]]
     assert set(nodes["relu_"].users) == {nodes["mul"], nodes["add"]}
     assert write_out_of_place(module) is False
-
-
-@pytest.mark.parametrize(
-    ("function", "kind", "rank"),
-    [
-        (F.dropout, nn.Dropout, 4),
-        (F.dropout1d, nn.Dropout1d, 3),
-        (F.dropout2d, nn.Dropout2d, 4),
-        (F.dropout3d, nn.Dropout3d, 5),
-        (F.alpha_dropout, nn.AlphaDropout, 4),
-        (F.feature_alpha_dropout, nn.FeatureAlphaDropout, 4),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-@pytest.mark.parametrize("keyword", [False, True])
-def test_dropout_that_follows_the_mode_becomes_a_module(
-    function: Callable[..., Tensor], kind: type[nn.Module], rank: int, keyword: bool
-) -> None:
-    class Dropping(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return function(x, p=0.3, training=self.training) if keyword else function(x, 0.3, self.training)
-
-    module = trace(Dropping().train(), (torch.randn((2, 3, 4, 4, 4)[:rank]),)).module
-    assert make_dropout_modules(module) is True
-    (call,) = module.graph.find_nodes(op="call_module")
-    dropout: Any = module.get_submodule(str(call.target))
-    assert type(dropout) is kind
-    assert dropout.p == 0.3
-    assert not dropout.training
-    assert make_dropout_modules(module) is False
-
-
-def test_dropout_with_a_fixed_mode_stays_a_function() -> None:
-    def fixed(net: Bench, x: Tensor) -> Any:
-        return F.dropout(net.conv(x), 0.5, False)
-
-    module, x, expected = traced_as_written(fixed)
-    assert normalize(module) is False
-    assert [node.target for node in module.graph.find_nodes(op="call_function", target=F.dropout)] == [F.dropout]
-    assert same(outputs(module, x), expected)
-
-
-def test_the_mode_elsewhere_becomes_false() -> None:
-    def batch_norm(net: Bench, x: Tensor) -> Any:
-        statistics = net.scale.flatten()
-        return F.batch_norm(net.conv(x), statistics, statistics, None, None, net.training)
-
-    module, x, expected = traced_as_written(batch_norm)
-    assert normalize(module) is True
-    (call,) = module.graph.find_nodes(op="call_function", target=F.batch_norm)
-    assert False in [*call.args, *call.kwargs.values()]
-    assert not any(is_eval_flag(value) for value in [*call.args, *call.kwargs.values()])
-    assert same(outputs(module, x), expected)
 
 
 def written_after_the_alias_moved(net: Bench, x: Tensor) -> Any:
