@@ -522,13 +522,19 @@ def cut(axis: Axis, at: int) -> tuple[Axis, Axis] | None:
     while spans and _span_size(spans[0]) <= at:
         at -= _span_size(spans[0])
         left.append(spans.pop(0))
-    if at:
-        parts = _cut_span(spans.pop(0), at)
-        if parts is None:
-            return None
-        left.extend(parts[0].spans)
-        spans[:0] = parts[1].spans
-    return Axis(*left), Axis(*spans)
+    if not at:
+        return _part(left), _part(spans)
+    parts = _cut_span(spans.pop(0), at)
+    if parts is None:
+        return None
+    return Axis(*left, *parts[0].spans), Axis(*parts[1].spans, *spans)
+
+
+def _part(spans: list[Span]) -> Axis:
+    """Some spans of a normal form, which are one themselves."""
+    part = Axis(*spans)
+    part._normal, part._mentions = part, tuple(_dims(part))
+    return part
 
 
 def _cut_span(span: Span, at: int) -> tuple[Axis, Axis] | None:

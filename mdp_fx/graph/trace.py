@@ -197,6 +197,7 @@ def _through_wrapped_functions() -> Iterator[None]:
 _NATIVE: tuple[tuple[Any, str, str], ...] = (
     (vmap, "_add_batch_dim", "torch.vmap"),
     (torch.autograd.Function, "apply", "an autograd.Function"),
+    (torch, "cond", "torch.cond"),
     (torch._C.ScriptFunction, "__call__", "a scripted function"),
     (torch._C.ScriptMethod, "__call__", "a scripted module"),
 )

@@ -540,7 +540,9 @@ class Builder:
             lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)),
             lambda x: x * torch.sigmoid(x.sum(1, keepdim=True)),
             lambda x: x + x.amax(dim=1, keepdim=True),
-            lambda x: x * torch.sigmoid(torch.cat([x.mean(dim=1, keepdim=True), x.amax(1, keepdim=True)], 1).sum(1, True)),
+            lambda x: (
+                x * torch.sigmoid(torch.cat([x.mean(dim=1, keepdim=True), x.amax(1, keepdim=True)], 1).sum(1, True))
+            ),
             lambda x: F.normalize(x, dim=1),
         )
         return self.unary("channel_statistic", functions[self.below(len(functions))], self.source())
@@ -604,7 +606,10 @@ class Builder:
         source = self.source()
         size = self.maps[source]
         heads, depth, count = self.pick((1, 2, 3)), self.pick((2, 4)), size.side**2
-        into, out = self.layer(nn.Linear(size.channels, 3 * heads * depth)), self.layer(nn.Linear(heads * depth, size.channels))
+        into, out = (
+            self.layer(nn.Linear(size.channels, 3 * heads * depth)),
+            self.layer(nn.Linear(heads * depth, size.channels)),
+        )
         table, numbers = self.parameter(9, heads), torch.arange(count * count).reshape(count, count) % 9
         spelling, biased = self.below(3), self.coin()
 
@@ -638,7 +643,11 @@ class Builder:
 
         def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
             b, c, h, w = values[source].shape
-            x = torch.roll(values[source].permute(0, 2, 3, 1), (-shift, -shift), (1, 2)) if shift else values[source].permute(0, 2, 3, 1)
+            x = (
+                torch.roll(values[source].permute(0, 2, 3, 1), (-shift, -shift), (1, 2))
+                if shift
+                else values[source].permute(0, 2, 3, 1)
+            )
             x = x.view(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)
             x = layers[at](x).view(b, h // 2, w // 2, 2, 2, -1).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
             return (torch.roll(x, (shift, shift), (1, 2)).permute(0, 3, 1, 2).contiguous(),)
@@ -650,7 +659,9 @@ class Builder:
         source = self.source()
         size = self.maps[source]
         if size.side % 2 == 0 and size.channels <= 8:
-            return self.unary("unshuffled", lambda x: F.pixel_unshuffle(x, 2), source, Map(4 * size.channels, size.side // 2))
+            return self.unary(
+                "unshuffled", lambda x: F.pixel_unshuffle(x, 2), source, Map(4 * size.channels, size.side // 2)
+            )
         if size.channels % 4 == 0 and size.side <= 4:
             return self.module("shuffled", nn.PixelShuffle(2), source, Map(size.channels // 4, 2 * size.side))
         return self.pool()
@@ -707,7 +718,10 @@ class Builder:
         """Two convolutions of one value, joined; either may go."""
         source, left, right = self.source(), self.pick(WIDTHS), self.pick(WIDTHS)
         size = self.maps[source]
-        one, other = self.layer(nn.Conv2d(size.channels, left, 1)), self.layer(nn.Conv2d(size.channels, right, 3, padding=1))
+        one, other = (
+            self.layer(nn.Conv2d(size.channels, left, 1)),
+            self.layer(nn.Conv2d(size.channels, right, 3, padding=1)),
+        )
 
         def step(layers: Layers, values: list[Tensor]) -> Sequence[Tensor]:
             x = values[source]

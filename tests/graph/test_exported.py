@@ -265,7 +265,7 @@ HARD: dict[str, tuple[Callable[[Any, Tensor], Any], str, list[int]]] = {
     "scripted": (lambda _, x: scripted(x), "its forward calls a scripted function", [8, 12]),
     "autograd": (lambda _, x: Clamp.apply(x), "its forward calls an autograd.Function", [8, 12]),
     # Nothing is known of what the branches do: what they read is frozen.
-    "cond": (branching, "AttributeError", [12]),
+    "cond": (branching, "its forward calls torch.cond", [12]),
 }
 
 

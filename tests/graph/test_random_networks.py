@@ -19,7 +19,7 @@ from mdp_fx.pipeline import analyse
 from tests.graph.random_networks import SIDE, random_network
 from tests.pruning import parity_error, randomise
 
-SEEDS = range(int(os.environ.get("MDP_FX_SEEDS", "150")))
+SEEDS = range(int(os.environ.get("MDP_FX_SEEDS", "200")))
 FLOAT64_LIMIT = 1e-9
 
 

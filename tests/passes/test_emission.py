@@ -148,7 +148,9 @@ def written(axes: Any, kept: dict[Dim, int], *, target: Any = torch.reshape, sou
     module = fx.GraphModule(nn.Module(), graph)
     nodes = {n.name: n for n in module.graph.nodes}
     emission = Emission(node=("call_function", target, (nodes["x"], axes), {}))
-    emit_sizes(module.graph, dict(module.named_modules()), {node.name: emission}, lambda dim: kept.get(dim, dim.size), source)
+    emit_sizes(
+        module.graph, dict(module.named_modules()), {node.name: emission}, lambda dim: kept.get(dim, dim.size), source
+    )
     (call,) = [n for n in module.graph.nodes if n.name == node.name]
     return call.args[1], [n for n in module.graph.nodes if n.op.startswith("call") and n is not call]
 
@@ -197,6 +199,12 @@ def test_attributes_are_set_where_the_module_has_them(name: str) -> None:
     node = graph.call_module("fc", (graph.placeholder("x"),))
     graph.output(node)
     module = fx.GraphModule(root, graph)
-    emit_sizes(module.graph, dict(module.named_modules()), {node.name: Emission(attributes={name: Axis((a,))})}, lambda _: 3, None)
+    emit_sizes(
+        module.graph,
+        dict(module.named_modules()),
+        {node.name: Emission(attributes={name: Axis((a,))})},
+        lambda _: 3,
+        None,
+    )
     fc = module.get_submodule("fc")
     assert getattr(fc, name, None) == (3 if name == "in_features" else None)

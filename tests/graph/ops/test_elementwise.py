@@ -352,3 +352,17 @@ def test_a_bound_that_is_a_tensor_is_coupled_with_what_it_bounds() -> None:
 def test_a_bound_for_every_token_passes() -> None:
     model = net(lambda net, x: net.fc(net.a(x).clamp(min=0.1)), a=nn.Linear(3, 8), fc=nn.Linear(8, 5))
     assert parity_error(model, (tokens(),), 0) <= FLOAT64_LIMIT
+
+
+@pytest.mark.xfail(
+    strict=True, reason="where values are zero is kept by dimension: Op does not see that two became one"
+)
+def test_axes_that_turn_out_to_be_one_are_zero_where_both_are() -> None:
+    def body(net: Any, x: Tensor) -> Any:
+        y, z = net.a(x), net.b(x)
+        table = y.unsqueeze(2) * z.sigmoid().unsqueeze(1)
+        # Only now y and z have the same units; the columns of the table are not zero for dropped ones.
+        return net.fc((y + z) * table.sum(2))
+
+    model = net(body, a=nn.Linear(3, 8), b=nn.Linear(3, 8), fc=nn.Linear(8, 5))
+    assert parity_error(model, (vectors(),), 0) <= FLOAT64_LIMIT
