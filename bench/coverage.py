@@ -109,7 +109,7 @@ def store(rows: dict[str, Row]) -> None:
     listed = [rows[network.spec] for network in networks() if network.spec in rows]
     peers = {name: metadata.version(name) for name in ("torch-pruning", "transformers")}
     save(NAME, {"threads": 1, "peers": peers, "rows": listed}, quiet=True)
-    write(f"{NAME}.md", markdown(listed))
+    write(f"{NAME}.md", markdown(listed, len(networks())))
 
 
 def arguments() -> argparse.Namespace:

@@ -19,14 +19,24 @@ LOW_SHARE = 0.9
 """Below this share of prunable MACs the table says what is frozen."""
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The whole report."""
+def markdown(rows: Sequence[Row], listed: int) -> str:
+    """The whole report.
+
+    Args:
+        rows: the networks that were examined.
+        listed: how many there are to examine.
+    """
     libraries = list(dict.fromkeys(row["library"] for row in rows))
     parts = [[row for row in rows if row["library"] == library] for library in libraries]
     summary = [_summary(library, part) for library, part in zip(libraries, parts, strict=True)]
     if len(parts) > 1:
         summary.append(_summary("all", rows))
-    lines = ["# Coverage", "", *_table(SUMMARY, summary), "", HOW, "", *_table(COLUMNS, map(_cells, rows))]
+    some = (
+        [f"{len(rows)} of {listed} listed networks were examined, the smallest first.", ""]
+        if len(rows) < listed
+        else []
+    )
+    lines = ["# Coverage", "", *some, *_table(SUMMARY, summary), "", HOW, "", *_table(COLUMNS, map(_cells, rows))]
     missed = [row for row in rows if not row["counts"]]
     if missed:
         cells = [[row["spec"], "; ".join(faults(row))] for row in missed]

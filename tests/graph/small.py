@@ -14,7 +14,7 @@ from mdp_fx.pipeline import analyse, rewrite
 from tests.pruning import randomise
 
 Body = Callable[["Net", Tensor], Any]
-Layers = Mapping[str, nn.Module | nn.Parameter]
+Layers = Mapping[str, nn.Module | Tensor]
 
 FLOAT64_LIMIT = 1e-9
 
@@ -35,7 +35,7 @@ class Net(nn.Module):
         return self.body(self, x)
 
 
-def net(body: Body, **layers: nn.Module | nn.Parameter) -> nn.Module:
+def net(body: Body, **layers: nn.Module | Tensor) -> nn.Module:
     """A network in eval mode with random norms."""
     torch.manual_seed(0)
     return randomise(Net(body, layers)).eval()

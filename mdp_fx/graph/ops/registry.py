@@ -23,9 +23,9 @@ Types: TypeAlias = Any
 
 Rule: TypeAlias = Callable[["Op"], Types]
 
-Zeros: TypeAlias = Literal["keep", "all", "each", "any", "own"]
-"""At which dropped units an op's value is zero: where the first operand is ("keep"), where all operands are ("all"),
-where those are that have the unit ("each"), where any is ("any"), or where the rule itself says so by `Op.zero_at`."""
+Zeros: TypeAlias = Literal["keep", "each", "own"]
+"""At which dropped units an op's value is zero: where the first operand is ("keep"), where those operands are that have
+the unit ("each"), or where the rule itself says so by `Op.zero_at`."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,7 @@ class Inference:
         macs: products of axes that count a node's multiply-accumulates together, by node name.
         scales: the stored scale and shift of every node that normalises, by node name.
         zeros: the axes whose dropped units are zero in a node's value, by node name.
+        others: its other axes, where it has both: units of these that turn out to be the same ones need not be zero.
         norms: nodes that normalise prunable units together, by node name.
         pointers: for stored tensors that hold positions, by identity, the axis that they point into.
         modules: all modules of the network, by path.
@@ -175,6 +176,7 @@ class Inference:
     macs: dict[str, tuple[TensorType, ...]] = field(default_factory=dict)
     scales: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     zeros: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
+    others: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
     norms: dict[str, Normalisation] = field(default_factory=dict)
     pointers: dict[int, Axis] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(init=False)
@@ -244,34 +246,37 @@ class Op:
 
     def _zeros_of(self, value: Any) -> set[Dim]:
         if isinstance(value, fx.Node):
-            axes = self._state.zeros.get(value.name, ())
-        else:
-            axes = self._state.tensor_type(value) if isinstance(value, nn.Parameter) else ()
-        return {dim for axis in axes for dim in free_dims(axis)}
+            found = _dims_of(self._state.zeros.get(value.name, ()))
+            others = self._state.others.get(value.name)
+            return found - _dims_of(others) if others else found
+        return _dims_of(self._state.tensor_type(value)) if isinstance(value, nn.Parameter) else set()
 
     def spread_zeros(self, how: Zeros) -> None:
         """Says where the node's value is zero, from its operands alone."""
         if how == "own":
             return
-        operands = list(self.node.all_input_nodes)
         if how == "keep":
             # Other operands only say how the first one is moved about.
-            operands = operands[:1]
-        elif how == "all" and any(isinstance(value, int | float) for value in self._bound.values()):
+            first = self.node.all_input_nodes[0].name
+            for facts in (self._state.zeros, self._state.others):
+                if first in facts:
+                    facts[self.node.name] = facts[first]
             return
-        if how in ("keep", "any"):
-            known = [axis for operand in operands for axis in self._state.zeros.get(operand.name, ())]
-            self.zero_at(*{id(axis): axis for axis in known}.values())
-            return
-        zeros = [self._zeros_of(operand) for operand in operands]
+        zeros = [self._zeros_of(operand) for operand in self.node.all_input_nodes]
         found = set().union(*zeros)
-        if how == "all":
-            found.intersection_update(*zeros)
-        elif how == "each":
-            for own, operand in zip(zeros, operands, strict=True):
-                axes = [axis for tensor in tensor_types(self.types_of(operand)) for axis in tensor]
-                found -= {dim for axis in axes for dim in free_dims(axis)} - own
+        for own, operand in zip(zeros, self.node.all_input_nodes, strict=True):
+            found -= _dims_of(axis for tensor in tensor_types(self.types_of(operand)) for axis in tensor) - own
         self.zero_at(*(Axis((dim,)) for dim in found))
+
+    def settle_zeros(self, types: Types) -> None:
+        """Keeps which of the value's dimensions need not be zero, where some are."""
+        claimed = self._state.zeros.get(self.node.name)
+        if not claimed or self.node.name in self._state.others:
+            return
+        zeros = _dims_of(claimed)
+        others = _dims_of(axis for tensor in tensor_types(types) for axis in tensor) - zeros
+        if others:
+            self._state.others[self.node.name] = tuple(Axis((dim,)) for dim in others)
 
     @property
     def extra(self) -> tuple[Any, ...]:
@@ -388,6 +393,10 @@ class Op:
         emission.node = ("call_method" if isinstance(target, str) else "call_function", target, args, kwargs)
 
 
+def _dims_of(axes: Iterable[Axis]) -> set[Dim]:
+    return {dim for axis in axes for dim in free_dims(axis)}
+
+
 def _called(node: fx.Node, module: nn.Module | None) -> str:
     return type(module).__name__ if module is not None else target_name(node.target)
 
@@ -412,11 +421,12 @@ def infer_node(node: fx.Node, state: Inference) -> None:
         return
     types = entry.rule(op)
     if op.unread or not _fits(types, op.shapes):
-        for facts in (state.emissions, state.zeros, state.norms):
+        for facts in (state.emissions, state.zeros, state.others, state.norms):
             facts.pop(node.name, None)
         types = freeze_operands(op, "operands that the typing rule does not know")
     else:
         op.spread_zeros(entry.zeros)
+        op.settle_zeros(types)
     state.types[node.name] = types
 
 

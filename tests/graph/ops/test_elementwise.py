@@ -354,9 +354,6 @@ def test_a_bound_for_every_token_passes() -> None:
     assert parity_error(model, (tokens(),), 0) <= FLOAT64_LIMIT
 
 
-@pytest.mark.xfail(
-    strict=True, reason="where values are zero is kept by dimension: Op does not see that two became one"
-)
 def test_axes_that_turn_out_to_be_one_are_zero_where_both_are() -> None:
     def body(net: Any, x: Tensor) -> Any:
         y, z = net.a(x), net.b(x)

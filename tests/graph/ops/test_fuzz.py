@@ -10,6 +10,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -327,7 +328,7 @@ def along_channels(dice: Dice, target: Target) -> Example:
     if "Pad" in target.name:
         return Example([dice.maps(target.rank)], layer={"padding": dice.choice((1, 2))})
     if "esponse" in target.name:
-        return Example([dice.maps()], *(() if target.is_module else (lambda y: (y, 3),)), layer={"size": 3})
+        return Example([dice.maps()], lambda y: (y,) if target.is_module else (y, 3), layer={"size": 3})
     shape = dice.shape()
     dim = dice.axis(shape)
     if target.name == "normalize":
@@ -464,6 +465,7 @@ def along_an_axis(dice: Dice, target: Target) -> Example:
 @of("pixel_shuffle", "pixel_unshuffle", "unfold", "fold", "grid_sample", "pool")
 def on_maps(dice: Dice, target: Target) -> Example:
     name, rank, channels = target.name.lower(), target.rank, dice.choice((2, 3, 4))
+    layer: dict[str, Any]
     if name.startswith("pixel"):
         shuffle = name.replace("_", "") == "pixelshuffle"
         shape = dice.maps(2, 4 * channels, 2) if shuffle else dice.maps(2, channels)
@@ -553,7 +555,7 @@ def hidden(dice: Dice, shape: Shape) -> tuple[nn.Module, Callable[[nn.Module, Te
     entries = int(np.prod(shape))
     if len(shape) < 2:
         return nn.Linear(3, entries), lambda layer, x: after(layer(x.mean((2, 3)))).reshape(x.shape[0], *shape)
-    return nn.Linear(3, entries), lambda layer, x: after(layer(x.mean((2, 3)))).unflatten(1, shape)
+    return nn.Linear(3, entries), lambda layer, x: torch.unflatten(after(layer(x.mean((2, 3)))), 1, shape)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -564,6 +566,14 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(part)
 
 
+def _stored(name: str, net: Any, x: Tensor) -> Any:
+    return getattr(net, name)
+
+
+def _applied(name: str, function: Callable[[nn.Module, Tensor], Tensor], net: Any, x: Tensor) -> Tensor:
+    return function(getattr(net, name), x)
+
+
 def network(dice: Dice, target: Target, x: Tensor) -> nn.Module:
     """Layers, the op, and a head that reads all of its results.
 
@@ -571,15 +581,15 @@ def network(dice: Dice, target: Target, x: Tensor) -> nn.Module:
         Exception: torch refuses the call.
     """
     example = GENERATORS[rule_of(target)](dice, target)
-    layers: dict[str, nn.Module | nn.Parameter] = {}
+    layers: dict[str, nn.Module | Tensor] = {}
     steps: list[Callable[[Any, Tensor], Tensor]] = []
     for i, operand in enumerate(example.operands):
         if isinstance(operand, Tensor):
             layers[f"p{i}"] = operand if isinstance(operand, nn.Parameter) else nn.Buffer(operand)
-            steps.append(lambda net, x, i=i: getattr(net, f"p{i}"))
+            steps.append(partial(_stored, f"p{i}"))
         else:
             layers[f"l{i}"], function = hidden(dice, operand)
-            steps.append(lambda net, x, i=i, function=function: function(getattr(net, f"l{i}"), x))
+            steps.append(partial(_applied, f"l{i}", function))
     if target.is_module:
         layers["op"] = target.key(**example.layer)
 

@@ -55,8 +55,9 @@ def _shuffled(x: Tensor) -> Tensor:
 
 def _response_norm(x: Tensor, places: tuple[int, int] = (2, 3), channels: int = 1) -> Tensor:
     """Channels scaled by their norm over all places, over the mean of these norms."""
-    norms = x.norm(p=2, dim=places, keepdim=True)
-    return x + x * (norms / (norms.mean(channels, keepdim=True) + 1e-6))
+    norms: Tensor = x.norm(p=2, dim=places, keepdim=True)
+    scaled: Tensor = x * (norms / (norms.mean(channels, keepdim=True) + 1e-6))
+    return x + scaled
 
 
 def _unflattened(x: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ FOLLOWED: dict[str, tuple[nn.Module, Tensor, list[int], list[int] | None]] = {
         UNITS,
     ),
     "parts of another order": (
-        linear(lambda x: torch.cat(x.index_select(1, PERMUTATION).split([3, 5], 1)[::-1], 1)),
+        linear(lambda x: torch.cat(torch.split(x.index_select(1, PERMUTATION), [3, 5], 1)[::-1], 1)),
         vectors(),
         # Two of three units that stay together; single ones that are cut off are constant.
         [2, 4],
@@ -258,7 +259,7 @@ FOLLOWED: dict[str, tuple[nn.Module, Tensor, list[int], list[int] | None]] = {
         UNITS,
     ),
     "unit length": (linear(lambda x: F.normalize(x, dim=-1)), vectors(), [8], UNITS),
-    "unit length over two axes": (linear(lambda x: F.normalize(x, p=3.0, dim=(1, 2))), tokens(), [8], UNITS),
+    "unit length over two axes": (linear(lambda x: F.normalize(x, 3.0, (1, 2))), tokens(), [8], UNITS),  # type: ignore[arg-type]
     "response norm": (conv(lambda x: mean(_response_norm(x))), images(), [8], UNITS),
     "response norm of channels last": (
         conv(lambda x: mean(_response_norm(x.permute(0, 2, 3, 1), (1, 2), -1).permute(0, 3, 1, 2))),
