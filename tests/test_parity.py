@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
-from mdp_fx.graph.axes import kept_size
+from mdp_fx.graph.axis_sizes import kept_size
 from mdp_fx.pipeline import analyse, rewrite
 from tests.cifar_resnet import resnet56
 from tests.pruning import (

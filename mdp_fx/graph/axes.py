@@ -8,13 +8,13 @@ Every axis of every tensor has a type, written as a sum of products::
             | Shuffled              all entries of an axis in another order, as a channel shuffle gives
     Dim     a prunable dimension of n units; `exp` says what it turned out to be
 
-Types are stored as written and normalised when read, so a type that was recorded early is never stale. `unify` makes
-two types equal: what is left free after all nodes have been visited are the channel groups of the network.
+Types are stored as written and normalised when read, so a type that was recorded early is never stale. `unify.unify`
+makes two types equal: what is left free after all nodes have been visited are the channel groups of the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -53,7 +53,7 @@ class Axis:
 
     def __init__(self, *spans: Span) -> None:
         self.spans = spans
-        self.size: int = _span_size(spans[0]) if len(spans) == 1 else sum(map(_span_size, spans))
+        self.size: int = span_size(spans[0]) if len(spans) == 1 else sum(map(span_size, spans))
         self._normal: Axis | None = None
         self._mentions: tuple[Dim, ...] = ()
 
@@ -77,7 +77,7 @@ class Axis:
             else:
                 return self._normal
         self._normal = self if _is_free_dim(self) else normalise(self)
-        self._mentions = tuple(_dims(self._normal))
+        self._mentions = tuple(written_dims(self._normal))
         return self._normal
 
 
@@ -137,19 +137,28 @@ def shuffled(axis: Axis, order: IntArray) -> Axis:
     return Axis((Shuffled(axis, np.asarray(order, dtype=np.int64)),))
 
 
-def _factor_size(factor: Factor) -> int:
+def factor_size(factor: Factor) -> int:
+    """Number of entries of a factor."""
     return factor if isinstance(factor, int) else factor.size
 
 
-def _span_size(span: Span) -> int:
+def span_size(span: Span) -> int:
+    """Number of entries of a span."""
     size = 1
     for factor in span:
         size *= factor if isinstance(factor, int) else factor.size
     return size
 
 
+def single_dim(axis: Axis) -> Dim | None:
+    """The dimension that an axis as written is, if it is one and nothing else."""
+    if len(axis.spans) == 1 and len(axis.spans[0]) == 1 and isinstance(axis.spans[0][0], Dim):
+        return axis.spans[0][0]
+    return None
+
+
 def _is_free_dim(axis: Axis) -> bool:
-    dim = _single_dim(axis)
+    dim = single_dim(axis)
     return dim is not None and dim.exp is None
 
 
@@ -158,13 +167,14 @@ def unordered(factor: Axis | Shuffled) -> Axis:
     return factor if isinstance(factor, Axis) else factor.axis
 
 
-def _dims(axis: Axis) -> Iterator[Dim]:
+def written_dims(axis: Axis) -> Iterator[Dim]:
+    """The dimensions that `axis` mentions as it is written, bound or free."""
     for span in axis.spans:
         for factor in span:
             if isinstance(factor, Dim):
                 yield factor
             elif isinstance(factor, Axis | Shuffled):
-                yield from _dims(unordered(factor))
+                yield from written_dims(unordered(factor))
 
 
 def free_dims(axis: Axis) -> list[Dim]:
@@ -200,7 +210,7 @@ def normalise(axis: Axis) -> Axis:
     """
     spans: list[Span] = []
     for span in axis.spans:
-        if _span_size(span):
+        if span_size(span):
             spans.extend(_expand(span))
     return Axis(*_merge_copies(spans))
 
@@ -253,7 +263,7 @@ def _unshuffle(axis: Axis, order: IntArray) -> tuple[Axis, IntArray]:
     places: list[IntArray] = []
     offset = 0
     for span in axis.spans:
-        size = _span_size(span)
+        size = span_size(span)
         only = span[0] if len(span) == 1 else None
         inner.extend(only.axis.spans if isinstance(only, Shuffled) else (span,))
         places.append(offset + (only.order if isinstance(only, Shuffled) else np.arange(size)))
@@ -268,13 +278,13 @@ def _transposed(axis: Axis, order: IntArray) -> Axis | None:
     for at, factor in enumerate(span):
         if np.array_equal(order, np.arange(axis.size).reshape(rows, -1).T.reshape(-1)):
             return Axis((*span[at:], *span[:at])).normal
-        rows *= _factor_size(factor)
+        rows *= factor_size(factor)
     return None
 
 
 def _whole_spans(axis: Axis, order: IntArray) -> Axis | None:
     """The sum in which spans that the order leaves whole stand apart from the rest; None where they cannot."""
-    sizes = [_span_size(span) for span in axis.spans]
+    sizes = [span_size(span) for span in axis.spans]
     starts = [int(end) - size for end, size in zip(np.cumsum(sizes), sizes, strict=True)]
     runs: list[int | None] = []
     rest: list[int] = []
@@ -359,328 +369,8 @@ def _pull_common(inner: Axis) -> list[Factor]:
     return ([repeats] if repeats > 1 else []) + head + suffix
 
 
-# Unification -----------------------------------------------------------------------------------------------------
-
-
-def freeze(axis: Axis, reason: str, *, batch: bool = False) -> None:
-    """Makes every free dimension of `axis` a constant, keeping `reason` at it; the batch too where `batch` is true."""
-    for dim in _dims(axis.normal):
-        if dim.exp is None and (batch or not dim.rigid):
-            dim.exp = constant(dim.size)
-            dim.reason = reason
-
-
-def frozen_reasons(axis: Axis) -> Iterator[tuple[int, str]]:
-    """(size, reason) of every frozen part of an axis as it was written."""
-    for span in axis.spans:
-        for factor in span:
-            if isinstance(factor, Dim):
-                if factor.reason is not None:
-                    yield factor.size, factor.reason
-                elif factor.exp is not None:
-                    yield from frozen_reasons(factor.exp)
-            elif isinstance(factor, Axis | Shuffled):
-                yield from frozen_reasons(unordered(factor))
-
-
-def _is_constant(axis: Axis) -> bool:
-    return all(isinstance(factor, int) for span in axis.spans for factor in span)
-
-
-def _single_dim(axis: Axis) -> Dim | None:
-    if len(axis.spans) == 1 and len(axis.spans[0]) == 1 and isinstance(axis.spans[0][0], Dim):
-        return axis.spans[0][0]
-    return None
-
-
-def unify(left: Axis, right: Axis, reason: str) -> None:
-    """Makes two types of the same size equal, freezing what cannot be.
-
-    Args:
-        left: an axis type.
-        right: an axis type with the same number of entries.
-        reason: kept at every dimension that has to be frozen.
-
-    Raises:
-        ValueError: the sizes differ: the caller paired two axes that are not the same.
-    """
-    pending = [(left, right)]
-    if left is right:
-        return
-    if _is_constant(left.normal) or _is_constant(right.normal):
-        # What meets a frozen axis is frozen for the same reason.
-        frozen = (why for side in (left, right) if _is_constant(side.normal) for _, why in frozen_reasons(side))
-        reason = next(frozen, reason)
-    while pending:
-        x, y = pending.pop()
-        x, y = x.normal, y.normal
-        if x.size != y.size:
-            msg = f"cannot unify {x!r} with {y!r}: {x.size} and {y.size} entries ({reason})"
-            raise ValueError(msg)
-        if x == y:
-            continue
-        if _is_constant(x) or _is_constant(y):
-            freeze(x, reason, batch=True)
-            freeze(y, reason, batch=True)
-        elif not _bind(x, y):
-            parts = _split_sums(x, y) if len(x.spans) > 1 or len(y.spans) > 1 else _split_products(x, y)
-            if parts is None:
-                freeze(x, reason, batch=True)
-                freeze(y, reason, batch=True)
-            else:
-                pending.extend(parts)
-
-
-def _bind(x: Axis, y: Axis) -> bool:
-    """Binds a single free Dim to the other side; False where neither side is one or it occurs in the other."""
-    for one, other in ((x, y), (y, x)):
-        dim = _single_dim(one)
-        if dim is not None and not dim.rigid and dim not in _dims(other):
-            dim.exp = other
-            return True
-    return False
-
-
-def _split_sums(x: Axis, y: Axis) -> list[tuple[Axis, Axis]] | None:
-    at = min(_span_size(x.spans[0]), _span_size(y.spans[0]))
-    first, second = cut(x, at), cut(y, at)
-    if first is None or second is None:
-        return None
-    return [(first[1], second[1]), (first[0], second[0])]
-
-
-def _split_products(x: Axis, y: Axis) -> list[tuple[Axis, Axis]] | None:
-    a, b = x.spans[0], y.spans[0]
-    if isinstance(a[0], Shuffled) and isinstance(b[0], Shuffled) and _is_shuffled(x) and _is_shuffled(y):
-        same = np.array_equal(a[0].order, b[0].order)
-        return [(a[0].axis, b[0].axis)] if same else None
-    for one, other in ((x, y), (y, x)):
-        only = one.spans[0][0]
-        if isinstance(only, Shuffled) and _is_shuffled(one):
-            columns = _as_columns(only)
-            if columns is None:
-                return None
-            unify(*columns, "shuffled into columns")
-            # Where its axis turned out to be no rows and columns, it stays shuffled.
-            return None if _is_shuffled(one.normal) else [(one, other)]
-    if len(a) == 1 and len(b) == 1:
-        return None
-    if _factor_size(a[-1]) == _factor_size(b[-1]):
-        return [(Axis(a[:-1]), Axis(b[:-1])), (Axis(a[-1:]), Axis(b[-1:]))]
-    if _factor_size(a[0]) == _factor_size(b[0]):
-        return [(Axis(a[1:]), Axis(b[1:])), (Axis(a[:1]), Axis(b[:1]))]
-    if _factor_size(a[-1]) < _factor_size(b[-1]):
-        a, b = b, a
-    parts = _refine(a[-1], _factor_size(b[-1]), trailing=True)
-    if parts is not None:
-        return [(Axis((*a[:-1], parts[0])), Axis(b[:-1])), (Axis((parts[1],)), Axis(b[-1:]))]
-    if _factor_size(a[0]) < _factor_size(b[0]):
-        a, b = b, a
-    parts = _refine(a[0], _factor_size(b[0]), trailing=False)
-    if parts is not None:
-        return [(Axis((parts[1], *a[1:])), Axis(b[1:])), (Axis((parts[0],)), Axis(b[:1]))]
-    return None
-
-
-def _is_shuffled(axis: Axis) -> bool:
-    return len(axis.spans) == 1 and len(axis.spans[0]) == 1 and isinstance(axis.spans[0][0], Shuffled)
-
-
-def _as_columns(factor: Shuffled) -> tuple[Axis, Axis] | None:
-    """What must be equal for a shuffled axis to be a product: its axis, and rows and columns whose exchange it is."""
-    columns = int(factor.order[1])
-    if columns <= 1 or factor.size % columns:
-        return None
-    grid = np.arange(factor.size).reshape(-1, columns)
-    if not np.array_equal(factor.order, grid.T.reshape(-1)):
-        return None
-    return factor.axis, product(Dim(grid.shape[0]), Dim(columns))
-
-
-def _refine(factor: Factor, size: int, *, trailing: bool) -> tuple[Factor, Factor] | None:
-    """Splits a factor of n units into (n/size, size), or (size, n/size) where `trailing` is false."""
-    total = _factor_size(factor)
-    if total % size or isinstance(factor, Axis | Shuffled):
-        return None
-    outer, inner = (total // size, size) if trailing else (size, total // size)
-    if isinstance(factor, int):
-        return outer, inner
-    if factor.rigid:
-        return None
-    parts = Dim(outer), Dim(inner)
-    factor.exp = Axis(parts)
-    return parts
-
-
-def cut(axis: Axis, at: int) -> tuple[Axis, Axis] | None:
-    """Cuts `axis` after `at` entries.
-
-    Dims that the cut falls into are bound to the sum of their parts; None where the cut would go through the batch.
-    """
-    left: list[Span] = []
-    spans = list(axis.normal.spans)
-    while spans and _span_size(spans[0]) <= at:
-        at -= _span_size(spans[0])
-        left.append(spans.pop(0))
-    if not at:
-        return _part(left), _part(spans)
-    parts = _cut_span(spans.pop(0), at)
-    if parts is None:
-        return None
-    return Axis(*left, *parts[0].spans), Axis(*parts[1].spans, *spans)
-
-
-def _part(spans: list[Span]) -> Axis:
-    """Some spans of a normal form, which are one themselves."""
+def normal_part(spans: list[Span]) -> Axis:
+    """The axis of some spans of a normal form, which are one themselves."""
     part = Axis(*spans)
-    part._normal, part._mentions = part, tuple(_dims(part))
+    part._normal, part._mentions = part, tuple(written_dims(part))
     return part
-
-
-def _cut_span(span: Span, at: int) -> tuple[Axis, Axis] | None:
-    lead, rest = span[0], span[1:]
-    whole, inside = divmod(at, _span_size(rest))
-    after = _factor_size(lead) - whole - (inside > 0)
-    head: Axis
-    tail: Axis
-    if isinstance(lead, int):
-        head, tail = product(whole, *rest), product(after, *rest)
-    elif isinstance(lead, Dim) and not lead.rigid:
-        first, last = fresh(whole), fresh(after)
-        lead.exp = concat(first, constant(int(inside > 0)), last)
-        head, tail = product(first, *rest), product(last, *rest)
-    elif isinstance(lead, Shuffled) and not inside:
-        pieces = _cut_shuffled(lead, whole)
-        if pieces is None:
-            return None
-        head, tail = product(pieces[0], *rest), product(pieces[1], *rest)
-    else:
-        return None
-    if not whole:
-        head = Axis()
-    if not after:
-        tail = Axis()
-    if not inside:
-        return head, tail
-    parts = cut(Axis(rest), inside)
-    if parts is None:
-        return None
-    return concat(head, parts[0]), concat(parts[1], tail)
-
-
-MOST_RANGES = 64
-"""A shuffled axis is cut only where the parts are made of at most so many runs of entries."""
-
-
-def _cut_shuffled(factor: Shuffled, at: int) -> tuple[Axis, Axis] | None:
-    """Cuts a shuffled axis: its axis is cut wherever entries of one part end and those of the other begin."""
-    in_head = np.zeros(factor.size, dtype=bool)
-    in_head[factor.order[:at]] = True
-    edges = (np.flatnonzero(in_head[1:] != in_head[:-1]) + 1).tolist()
-    if len(edges) > MOST_RANGES:
-        return None
-    runs: list[Axis] = []
-    rest, done = factor.axis, 0
-    for edge in edges:
-        pieces = cut(rest, edge - done)
-        if pieces is None:
-            return None
-        runs.append(pieces[0])
-        rest, done = pieces[1], edge
-    runs.append(rest)
-    ranges = list(zip([0, *edges], [*edges, factor.size], strict=True))
-    result = []
-    for part, order in ((True, factor.order[:at]), (False, factor.order[at:])):
-        mine = [i for i, (start, _) in enumerate(ranges) if in_head[start] == part]
-        entries = np.concatenate([np.arange(*ranges[i]) for i in mine])
-        result.append(shuffled(concat(*(runs[i] for i in mine)), np.searchsorted(entries, order)))
-    return result[0], result[1]
-
-
-# Evaluation ------------------------------------------------------------------------------------------------------
-
-
-def kept_mask(axis: Axis, kept: Mapping[Dim, BoolArray]) -> BoolArray:
-    """Which entries of `axis` stay, shape (size,), when each Dim keeps the units that `kept` marks (all by default)."""
-    parts: list[BoolArray] = []
-    for span in axis.normal.spans:
-        mask = np.ones(1, dtype=bool)
-        for factor in span:
-            if isinstance(factor, int):
-                inner = np.ones(factor, dtype=bool)
-            elif isinstance(factor, Dim):
-                inner = kept.get(factor, np.ones(factor.size, dtype=bool))
-            elif isinstance(factor, Shuffled):
-                inner = kept_mask(factor.axis, kept)[factor.order]
-            else:
-                inner = kept_mask(factor, kept)
-            mask = np.logical_and.outer(mask, inner).reshape(-1)
-        parts.append(mask)
-    return np.concatenate(parts) if parts else np.ones(0, dtype=bool)
-
-
-def kept_size(axis: Axis, size_of: Callable[[Dim], int]) -> int:
-    """Number of entries of `axis` when Dim d keeps `size_of(d)` units."""
-    total = 0
-    for span in axis.normal.spans:
-        entries = 1
-        for factor in span:
-            if isinstance(factor, int):
-                entries *= factor
-            elif isinstance(factor, Dim):
-                entries *= size_of(factor)
-            else:
-                entries *= kept_size(unordered(factor), size_of)
-        total += entries
-    return total
-
-
-def occurrences(axis: Axis) -> list[tuple[Dim, IntArray]]:
-    """Every mention of a Dim in `axis`: the Dim and, per entry of the axis, its unit index or -1; shape (size,)."""
-    found: list[tuple[Dim, IntArray]] = []
-    normal = axis.normal
-    offset = 0
-    for span in normal.spans:
-        inner_size = entries = _span_size(span)
-        for factor in span:
-            outer = entries // inner_size
-            inner_size //= _factor_size(factor)
-            if isinstance(factor, int):
-                continue
-            if isinstance(factor, Dim):
-                mentions = [(factor, np.arange(factor.size, dtype=np.int64))]
-            elif isinstance(factor, Shuffled):
-                mentions = [(dim, units[factor.order]) for dim, units in occurrences(factor.axis)]
-            else:
-                mentions = occurrences(factor)
-            for dim, units in mentions:
-                index = np.full(normal.size, -1, dtype=np.int64)
-                index[offset : offset + entries] = np.tile(np.repeat(units, inner_size), outer)
-                found.append((dim, index))
-        offset += entries
-    return found
-
-
-def size_terms(axis: Axis) -> tuple[int, list[tuple[int, tuple[Dim, ...]]]]:
-    """The size of `axis` as a polynomial in the sizes of its Dims: (constant, [(coefficient, Dims multiplied)])."""
-    constant_part = 0
-    terms: dict[tuple[Dim, ...], int] = {}
-    for span in axis.normal.spans:
-        # A product of sums is multiplied out.
-        monomials: list[tuple[int, tuple[Dim, ...]]] = [(1, ())]
-        for factor in span:
-            if isinstance(factor, int):
-                monomials = [(c * factor, dims) for c, dims in monomials]
-            elif isinstance(factor, Dim):
-                monomials = [(c, (*dims, factor)) for c, dims in monomials]
-            else:
-                base, inner = size_terms(unordered(factor))
-                inner = inner + ([(base, ())] if base else [])
-                monomials = [(c * k, dims + more) for c, dims in monomials for k, more in inner]
-        for coefficient, dims in monomials:
-            if not dims:
-                constant_part += coefficient
-            else:
-                key = tuple(sorted(dims, key=id))
-                terms[key] = terms.get(key, 0) + coefficient
-    return constant_part, [(coefficient, dims) for dims, coefficient in terms.items()]

@@ -10,10 +10,12 @@ import torch
 from torch import fx
 
 from mdp_fx.graph import ops
-from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, freeze, is_batch
-from mdp_fx.graph.ops.registry import Emission, Inference, Normalisation, Types, infer_node, tensor_types
+from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, is_batch
+from mdp_fx.graph.ops.op import Emission, Inference, Normalisation, Types, tensor_types
+from mdp_fx.graph.ops.registry import infer_node
 from mdp_fx.graph.trace import FrontEnd, Traced
 from mdp_fx.graph.tracer import SHAPE
+from mdp_fx.graph.unify import freeze
 
 __all__ = ["PruneGraph", "infer_types", "ops"]
 

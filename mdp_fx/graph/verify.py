@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from mdp_fx.graph.axes import Axis, BoolArray, Dim, batch_dims, kept_mask
-from mdp_fx.graph.ops.registry import Normalisation
+from mdp_fx.graph.axes import Axis, BoolArray, Dim, batch_dims
+from mdp_fx.graph.axis_sizes import kept_mask
+from mdp_fx.graph.ops.op import Normalisation
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.graph.tracer import SHAPE, attribute
 

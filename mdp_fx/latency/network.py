@@ -9,7 +9,8 @@ from itertools import product
 
 import numpy as np
 
-from mdp_fx.graph.axes import Dim, kept_size
+from mdp_fx.graph.axes import Dim
+from mdp_fx.graph.axis_sizes import kept_size
 from mdp_fx.latency.interpolation import FloatArray, grid
 from mdp_fx.latency.measuring import Progress, measure_regions
 from mdp_fx.latency.tables import LatencyTable

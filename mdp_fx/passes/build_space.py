@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from mdp_fx.graph.axes import Axis, Dim, free_dims, size_terms
+from mdp_fx.graph.axes import Axis, Dim, free_dims
+from mdp_fx.graph.axis_sizes import size_terms
 from mdp_fx.passes.branches import readers_of
 from mdp_fx.passes.channel_groups import ChannelGroup
 from mdp_fx.passes.choices import Analysis, Choices

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mdp_fx.graph.axes import Dim, IntArray, free_dims, frozen_reasons, occurrences
+from mdp_fx.graph.axes import Dim, IntArray, free_dims
+from mdp_fx.graph.axis_sizes import occurrences
 from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.graph.unify import frozen_reasons
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 
 

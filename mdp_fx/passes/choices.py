@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from math import gcd
 
 from mdp_fx.errors import InputError, NothingToPruneError
-from mdp_fx.graph.axes import Axis, Dim, kept_size, size_terms, unordered
+from mdp_fx.graph.axes import Axis, Dim, unordered
+from mdp_fx.graph.axis_sizes import kept_size, size_terms
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.channel_groups import ChannelGroup, find_frozen, owner
 from mdp_fx.passes.cost_regions import CostRegion

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from mdp_fx.graph.axes import Axis, Dim, free_dims, kept_size, size_terms
-from mdp_fx.graph.ops.registry import tensor_types
+from mdp_fx.graph.axes import Axis, Dim, free_dims
+from mdp_fx.graph.axis_sizes import kept_size, size_terms
+from mdp_fx.graph.ops.op import tensor_types
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.graph.tracer import DTYPE, SHAPE
 from mdp_fx.passes.branches import Branch, Flow, readers_of

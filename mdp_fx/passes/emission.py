@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mdp_fx.graph.axes import Axis, Dim, batch_dims, free_dims, kept_size
-from mdp_fx.graph.ops.registry import Call, Emission, KeptShare
+from mdp_fx.graph.axes import Axis, Dim, batch_dims, free_dims
+from mdp_fx.graph.axis_sizes import kept_size
+from mdp_fx.graph.ops.op import Call, Emission, KeptShare
 
 SizeOf = Callable[[Dim], int]
 

@@ -16,7 +16,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import DataError, InputError, first_line
-from mdp_fx.graph.axes import Axis, free_dims, occurrences
+from mdp_fx.graph.axes import Axis, free_dims
+from mdp_fx.graph.axis_sizes import occurrences
 from mdp_fx.graph.copies import copy_stored
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.graph.tracer import SHAPE, called_module

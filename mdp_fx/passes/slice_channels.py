@@ -11,7 +11,8 @@ import torch
 from torch import fx, nn
 
 from mdp_fx.errors import RecipeError
-from mdp_fx.graph.axes import BoolArray, Dim, TensorType, kept_mask, kept_size
+from mdp_fx.graph.axes import BoolArray, Dim, TensorType
+from mdp_fx.graph.axis_sizes import kept_mask, kept_size
 from mdp_fx.graph.copies import copy_stored
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.base import Compilation, Pass, PassResult

@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdp_fx.graph.axes import Axis, Dim, constant, free_dims, fresh, frozen_reasons, occurrences
-from mdp_fx.graph.ops.registry import Inference, infer_node
+from mdp_fx.graph.axes import Axis, Dim, constant, free_dims, fresh
+from mdp_fx.graph.axis_sizes import occurrences
+from mdp_fx.graph.ops.op import Inference
+from mdp_fx.graph.ops.registry import infer_node
 from mdp_fx.graph.prune_graph import PruneGraph, infer, infer_types
 from mdp_fx.graph.trace import trace
+from mdp_fx.graph.unify import frozen_reasons
 from tests.graph.small import Body, images, net, parameter, tokens, vectors
 from tests.zoo import ZOO, Specimen
 

@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdp_fx.graph.axes import Axis, freeze, kept_mask, kept_size, size_terms
-from mdp_fx.graph.ops.registry import Inference, infer_node, tensor_types
+from mdp_fx.graph.axes import Axis
+from mdp_fx.graph.axis_sizes import kept_mask, kept_size, size_terms
+from mdp_fx.graph.ops.op import Inference, tensor_types
+from mdp_fx.graph.ops.registry import infer_node
 from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.graph.unify import freeze
 from mdp_fx.passes.channel_groups import find_channel_groups
 from mdp_fx.pipeline import analyse
 from tests.graph.random_networks import SIDE, random_network

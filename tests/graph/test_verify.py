@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdp_fx.graph import prune_graph
-from mdp_fx.graph.axes import Axis, Shuffled, concat, constant, cut, fresh, product, shuffled, unify
-from mdp_fx.graph.ops import elementwise, layers, registry, shape
-from mdp_fx.graph.ops.registry import Inference, Normalisation, Op, Rule, Types, tensor_types
+from mdp_fx.graph.axes import Axis, Shuffled, concat, constant, fresh, product, shuffled
+from mdp_fx.graph.ops import elementwise, indexing, layers, reductions, registry, resampling, shape
+from mdp_fx.graph.ops import op as seen
+from mdp_fx.graph.ops.op import Inference, Normalisation, Op, Types, tensor_types
+from mdp_fx.graph.ops.registry import Rule
 from mdp_fx.graph.prune_graph import PruneGraph, infer_types
 from mdp_fx.graph.trace import trace
+from mdp_fx.graph.unify import cut, unify
 from mdp_fx.graph.verify import Reference, check_types, zeroed_copy
 from tests.graph.small import FLOAT64_LIMIT, Layers, images, net, parameter, tokens, vectors
 from tests.pruning import parity_error
@@ -245,7 +248,7 @@ def test_a_forgotten_unification_is_noticed(monkeypatch: pytest.MonkeyPatch, for
         else:
             unify(left, right, reason)
 
-    for module in (layers, elementwise, shape):
+    for module in (layers, elementwise, shape, indexing, resampling):
         monkeypatch.setattr(module, "unify", forgetful)
     assert is_noticed(SUBJECTS[name])
     assert skipped
@@ -355,7 +358,7 @@ def test_a_norm_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch, n
     "wrong", [{"eps": 0.3}, {"centred": False}, {"bias": None}, {"weight": None}, {"places": (1,)}], ids=str
 )
 def test_a_norm_that_is_marked_wrongly_is_noticed(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]) -> None:
-    monkeypatch.setattr(registry, "Normalisation", lambda *facts: replace(Normalisation(*facts), **wrong))
+    monkeypatch.setattr(seen, "Normalisation", lambda *facts: replace(Normalisation(*facts), **wrong))
     assert is_noticed(SUBJECTS["layer norm of tokens"])
 
 
@@ -422,18 +425,18 @@ def view_reversed(op: Op) -> Types:
 
 
 def split_reversed(op: Op) -> Types:
-    return shape.split(op)[::-1]
+    return indexing.split(op)[::-1]
 
 
 def getitem_from_the_start(op: Op) -> Types:
     index = op.value("index")
     if isinstance(index, tuple):
         op._bound["index"] = tuple(slice(0, 4) if key == slice(4, None) else key for key in index)
-    return shape.getitem(op)
+    return indexing.getitem(op)
 
 
 def pad_behind(op: Op) -> Types:
-    types = shape.pad(op)
+    types = resampling.pad(op)
     head, axis, tail = (Axis(span) for span in types[-1].spans)
     return (*types[:-1], concat(axis, head, tail))
 
@@ -449,7 +452,7 @@ def matmul_of_rows(op: Op) -> Types:
 
 
 def index_select_backwards(op: Op) -> Types:
-    types = shape.index_select(op)
+    types = indexing.index_select(op)
     (((moved,),),) = (axis.spans for axis in types[1:])
     assert isinstance(moved, Shuffled)
     return (types[0], shuffled(moved.axis, np.argsort(moved.order)))
@@ -501,18 +504,18 @@ def zero_instead(op: Op) -> Types:
         (shape.view, view_reversed, "flattened"),
         (shape.transpose, elementwise_instead, "square map"),
         (shape.permute, elementwise_instead, "channels last"),
-        (shape.split, split_reversed, "halves swapped"),
-        (shape.getitem, getitem_from_the_start, "sliced"),
-        (shape.pad, pad_behind, "padded"),
-        (shape.index_select, elementwise_instead, "shuffled"),
-        (shape.index_select, index_select_backwards, "shuffled"),
+        (indexing.split, split_reversed, "halves swapped"),
+        (indexing.getitem, getitem_from_the_start, "sliced"),
+        (resampling.pad, pad_behind, "padded"),
+        (indexing.index_select, elementwise_instead, "shuffled"),
+        (indexing.index_select, index_select_backwards, "shuffled"),
         (shape.repeat, repeat_of_every_unit, "repeated"),
         (shape.repeat_interleave, repeat_of_all_units, "every unit repeated"),
         (shape.flip, elementwise_instead, "flipped"),
         (shape.roll, elementwise_instead, "rolled"),
-        (shape.glu, second_half_instead, "gated"),
+        (indexing.glu, second_half_instead, "gated"),
         (elementwise.unary_from_zero, zero_instead, "mean of what is not zero"),
-        (shape.softmax, elementwise_instead, "softmax"),
+        (reductions.softmax, elementwise_instead, "softmax"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
@@ -678,7 +681,7 @@ def test_an_addition_passes_the_operand_on_that_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "name"), [(layers.conv, "conv"), (layers.matmul, "product"), (shape.reduce, "reduced")]
+    ("rule", "name"), [(layers.conv, "conv"), (layers.matmul, "product"), (reductions.reduce, "reduced")]
 )
 def test_a_rule_whose_types_do_not_fit_the_shapes_freezes(
     monkeypatch: pytest.MonkeyPatch, rule: Rule, name: str

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from mdp_fx.graph.axes import Axis, Dim, constant, product
-from mdp_fx.graph.ops.registry import Emission
+from mdp_fx.graph.ops.op import Emission
 from mdp_fx.passes.emission import emit_sizes
 from mdp_fx.pipeline import analyse, rewrite
 from tests.zoo import image

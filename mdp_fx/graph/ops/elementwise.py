@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, free_dims, unify
-from mdp_fx.graph.ops.registry import Op, Types, rule
+from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, free_dims
+from mdp_fx.graph.ops.op import Op, Types
+from mdp_fx.graph.ops.registry import rule
+from mdp_fx.graph.unify import unify
 
 # What gives zero for zero, and what need not; spelled as functions of torch or torch.nn.functional, methods, modules.
 _KEEP_ZERO = (

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdp_fx.graph.axes import Axis, TensorType, batch_dims, constant, fresh, product, unify
+from mdp_fx.graph.axes import Axis, TensorType, batch_dims, constant, fresh, product
 from mdp_fx.graph.ops.elementwise import Zero, broadcast, zero_by_place
-from mdp_fx.graph.ops.registry import Op, Types, freeze_operands, rule
+from mdp_fx.graph.ops.op import Op, Types
+from mdp_fx.graph.ops.registry import freeze_operands, rule
+from mdp_fx.graph.unify import unify
 
 _CONV = "input weight bias stride padding dilation groups"
 

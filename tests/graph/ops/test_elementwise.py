@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mdp_fx.graph.axes import Axis, Dim, constant, free_dims, fresh
 from mdp_fx.graph.ops.elementwise import broadcast, zero_by_place
-from mdp_fx.graph.ops.registry import Op, has_rule
+from mdp_fx.graph.ops.op import Op
+from mdp_fx.graph.ops.registry import has_rule
 from tests.graph.small import (
     FLOAT64_LIMIT,
     analysed,

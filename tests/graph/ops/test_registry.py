@@ -1,4 +1,4 @@
-"""The registry: one rule per op, what inherits one, what an op without a rule freezes, what a rule sees of a node."""
+"""The registry: one rule per op, what inherits one, what an op without a rule freezes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
-from mdp_fx.graph.axes import Axis, Dim, constant, freeze, frozen_reasons, product
+from mdp_fx.graph.axes import Axis, Dim, constant, product
 from mdp_fx.graph.ops import registry
-from mdp_fx.graph.ops.registry import (
-    Emission,
-    Inference,
-    Op,
-    Types,
-    constants,
-    freeze_operands,
-    has_rule,
-    infer_node,
-    rule,
-    tensor_types,
-)
+from mdp_fx.graph.ops.op import Inference, Op, Types
+from mdp_fx.graph.ops.registry import constants, freeze_operands, has_rule, infer_node, rule
+from mdp_fx.graph.unify import freeze, frozen_reasons
+from tests.graph.ops.small import op_of
 from tests.graph.small import FLOAT64_LIMIT, analysed, frozen, images, net, parameter, sizes, tokens, vectors
 from tests.pruning import parity_error, randomise
 
@@ -224,79 +216,6 @@ def test_members_of_what_an_op_without_a_rule_gives_freeze_what_they_meet() -> N
     assert frozen(analysis)[0] == ("a", 8, reason)
 
 
-# What a rule sees ---------------------------------------------------------------------------------------------------
-
-
-def op_of(make: Any, names: str, **types: Types) -> Op:
-    """An Op on the last node of a graph that `make` builds; inputs have the given types."""
-    graph = fx.Graph()
-    node = make(graph, {name: graph.placeholder(name) for name in types})
-    root = nn.Module()
-    root.add_module("layer", nn.Linear(4, 3))
-    node.meta["shape"] = torch.Size((2, 3))
-    return Op(node, Inference(fx.GraphModule(root, graph), dict(types)), tuple(names.split()))
-
-
-def test_arguments_have_one_name_however_they_are_given() -> None:
-    x = (constant(2), constant(4))
-    for args, kwargs in [((1, 2), {}), ((1,), {"dim1": 2}), ((), {"dim0": 1, "dim1": 2})]:
-        op = op_of(lambda g, p, a=args, k=kwargs: g.call_method("transpose", (p["x"], *a), k), "input dim0 dim1", x=x)
-        assert (op.types("input"), op.value("dim0"), op.value("dim1")) == (x, 1, 2)
-        assert op.value("dim2") is None
-        assert op.value("dim2", 7) == 7
-        assert op.where == "transpose (node transpose)"
-
-
-def test_a_module_gives_its_attributes_and_tensors() -> None:
-    op = op_of(lambda g, p: g.call_module("layer", (p["x"],)), "input weight bias", x=(constant(2), constant(4)))
-    assert op.where == "layer"
-    assert op.value("in_features") == 4
-    assert [axis.size for axis in op.tensor("weight")] == [3, 4]
-    assert op.tensor("weight") is op.tensor("weight")
-    assert op.types("absent") is None
-
-
-def test_positions_beyond_the_names_are_extra() -> None:
-    op = op_of(lambda g, p: g.call_method("permute", (p["x"], 0, 2, 1)), "input dims", x=(constant(2),))
-    assert (op.value("dims"), op.extra) == (0, (2, 1))
-
-
-def test_types_of_lists_are_lists() -> None:
-    x, y = (constant(2),), (constant(3),)
-    op = op_of(lambda g, p: g.call_function(torch.cat, ([p["x"], p["y"]], 1)), "tensors dim", x=x, y=y)
-    assert op.types("tensors") == [x, y]
-
-
-def test_emitted_arguments_take_the_place_of_the_written_ones() -> None:
-    axis = Axis((Dim(3),))
-
-    def emission(op: Op) -> Emission:
-        (found,) = op._state.emissions.values()
-        return found
-
-    op = op_of(lambda g, p: g.call_function(F.group_norm, (p["x"], 3, None)), "input num_groups weight", x=())
-    op.emit("num_groups", axis)
-    assert emission(op).node == ("call_function", F.group_norm, (op.node.args[0], axis, None), {})
-    op = op_of(lambda g, p: g.call_function(F.group_norm, (p["x"],), {"num_groups": 3}), "input num_groups", x=())
-    op.emit("num_groups", axis)
-    assert emission(op).node == ("call_function", F.group_norm, (op.node.args[0],), {"num_groups": axis})
-    op = op_of(lambda g, p: g.call_module("layer", (p["x"],)), "input weight bias", x=())
-    op.emit("in_features", axis)
-    assert emission(op) == Emission(None, {"in_features": axis})
-    op = op_of(lambda g, p: g.call_method("view", (p["x"], 2)), "input", x=())
-    op.emit_call(torch.reshape, op.node.args[0], [axis])
-    assert emission(op).node == ("call_function", torch.reshape, (op.node.args[0], [axis]), {})
-    op.emit_call("expand", op.node.args[0], 3, k=1)
-    assert emission(op).node == ("call_method", "expand", (op.node.args[0], 3), {"k": 1})
-
-
-def test_freezing_names_the_node() -> None:
-    dim = Dim(4)
-    op = op_of(lambda g, p: g.call_module("layer", (p["x"],)), "input", x=(Axis((dim,)),))
-    op.freeze(op.tensor("input"), "why")
-    assert dim.reason == "why at layer"
-
-
 def test_frozen_operands_give_constants_and_the_batch() -> None:
     batch, a = Dim(2, rigid=True), Dim(4)
     op = op_of(lambda g, p: g.call_method("cumsum", (p["x"], 1)), "input", x=(Axis((batch,)), Axis((a,))))
@@ -313,13 +232,6 @@ def test_constants_follow_nested_shapes() -> None:
     shapes = {"a": torch.Size((2, 3)), "b": [torch.Size((3, 2)), None]}
     assert constants(shapes, batch) == {"a": (batch, constant(3)), "b": [(constant(3), constant(2)), None]}
     assert constants(torch.Size((2,))) == (constant(2),)
-
-
-def test_nested_types_are_listed() -> None:
-    x, y = (constant(2),), (constant(3), constant(4))
-    assert tensor_types({"a": x, "b": [y, None, (x, y)]}) == [x, y, x, y]
-    assert tensor_types(None) == []
-    assert tensor_types(()) == [()]
 
 
 def test_a_tensor_has_one_type_however_often_it_is_met() -> None:
