@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from bench.zoo_networks import Network
 from mdp_fx.errors import MdpFxError, first_line
 from mdp_fx.passes.channel_groups import ChannelGroup
-from tests.pruning import random_kept, tensors
+from tests.pruning import random_units, tensors
 
 T = TypeVar("T")
 Inputs = tuple[Any, ...]
@@ -81,8 +81,13 @@ def explain(failure: BaseException) -> str:
 
 
 def halved(groups: Sequence[ChannelGroup]) -> dict[str, list[int]]:
-    """A random half of every group, always the same one."""
-    return random_kept(groups, np.random.default_rng(0))
+    """A random half of every group, always the same one; in turn one unit less or more, so that groups come apart."""
+    rng = np.random.default_rng(0)
+    counts = [round(group.size / 2) + i % 3 - 1 for i, group in enumerate(groups)]
+    return {
+        group.name: random_units(group, min(max(1, count), group.size), rng)
+        for group, count in zip(groups, counts, strict=True)
+    }
 
 
 def run(network: Callable[..., Any], inputs: Inputs) -> list[Tensor]:

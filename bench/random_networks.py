@@ -1,8 +1,9 @@
 """Is whatever is pruned pruned right? `python bench/random_networks.py [--seeds 10000] [--first 0] [--jobs 2]`
 
-Every seed is a random network of tests/graph/random_networks.py, pruned at random: half, a quarter or most of the units
-of every group, and half of the removable blocks. The sliced network must equal the zeroed dense one in float64, on
-another batch than the traced one. Seeds that fail, crash or hang are listed; each makes its network again by itself.
+Every seed is a random network of tests/graph/random_networks.py, pruned at random: at most half, a quarter or most of
+the units of every group, each its own share, and half of the removable blocks. The sliced network must equal the zeroed
+dense one in float64, on another batch than the traced one. Seeds that fail, crash or hang are listed; each makes its
+network again by itself.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from bench.common import save
-from tests.graph.random_networks import SIDE, random_network
+from tests.graph.random_networks import random_network
 from tests.pruning import parity_error, randomise
 
 LIMIT = 1e-9
 SHARES = (0.5, 0.25, 0.8)
-"""Shares of the units that are kept, in turn."""
+"""Shares of the units that are kept at most, in turn."""
 
 SECONDS = 60
 """After so long a seed hangs."""
@@ -53,10 +54,10 @@ class Result:
 def examine(seed: int) -> Result:
     """Makes, prunes and compares one network."""
     network = random_network(seed)
-    x = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     signal.alarm(SECONDS)
     try:
-        error = parity_error(randomise(network, seed), (x,), seed, SHARES[seed % len(SHARES)])
+        model, share = randomise(network, seed), SHARES[seed % len(SHARES)]
+        error = parity_error(model, network.inputs(seed), seed, share, fixed_batch=network.fixes_batch)
     except Exception as failure:  # noqa: BLE001 - whatever a seed finds is a result
         return Result(seed, None, network.log, f"{type(failure).__name__}: {failure}"[:300])
     finally:

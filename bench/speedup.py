@@ -61,7 +61,7 @@ def parity(model: nn.Module, x: torch.Tensor, recipe: Recipe, dtype: torch.dtype
     analysis = analyse(model, x)
     masks = unit_masks(analysis.groups, recipe.kept, analysis.blocks.emptied(recipe.removed_blocks))
     chosen = chosen_blocks(analysis.blocks, recipe.removed_blocks)
-    flows = {block.addition: block.kept for block in chosen if block.kept is not None}
+    flows = {block.join: block.kept for block in chosen if block.kept is not None}
     with torch.no_grad():
         expected = Reference(analysis.graph, masks, flows).run(x)
         found = rewrite(analysis, recipe.kept, recipe.removed_blocks)(x)

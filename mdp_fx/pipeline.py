@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
-from mdp_fx.errors import InputError, ParityError
-from mdp_fx.exporters.parity import compare
-from mdp_fx.graph.trace import detached_copy
+from mdp_fx.errors import InputError, ModelError
 from mdp_fx.passes.base import Compilation, Pass, Stage, batch_of, run_passes, silent
 from mdp_fx.passes.channel_groups import FindChannelGroups
 from mdp_fx.passes.choices import Analysis
@@ -22,7 +17,8 @@ from mdp_fx.passes.drop_blocks import DropBlocks
 from mdp_fx.passes.front_end import Choice, InferAxisTypes, TraceModel
 from mdp_fx.passes.normalize import Normalize
 from mdp_fx.passes.residual_blocks import FindResidualBlocks
-from mdp_fx.passes.slice_channels import SliceChannels, slice_channels
+from mdp_fx.passes.slice_channels import SliceChannels
+from mdp_fx.trace_check import difference, resized
 
 FRONT_END: tuple[Pass, ...] = (TraceModel(), Normalize(), InferAxisTypes())
 ANALYSES: tuple[Pass, ...] = (FindChannelGroups(), FindResidualBlocks(), FindCostRegions())
@@ -50,14 +46,7 @@ def analyse(model: nn.Module, example_inputs: Any, *, front_end: Choice = "auto"
     if batch_of(inputs) == 0:
         msg = "the example inputs hold an empty batch: give at least one example"
         raise InputError(msg)
-    asked = Compilation(model, inputs)
-    state = run_passes((TraceModel(front_end=front_end), *FRONT_END[1:]), asked, stage=stage)
-    assert state.traced is not None
-    assert state.graph is not None
-    if state.traced.batch is not None and not _batch_is_open(state):
-        # Something ties the batch to a constant: it must be the user's batch then, not the doubled one.
-        state = run_passes((TraceModel(open_batch=False, front_end=front_end), *FRONT_END[1:]), asked, stage=stage)
-    state = run_passes(ANALYSES, state, stage=stage)
+    state = run_passes(ANALYSES, _typed(Compilation(model, inputs), front_end, stage), stage=stage)
     assert state.graph is not None
     assert state.groups is not None
     assert state.blocks is not None
@@ -65,44 +54,30 @@ def analyse(model: nn.Module, example_inputs: Any, *, front_end: Choice = "auto"
     return Analysis(state.graph, state.groups, state.blocks, state.regions)
 
 
-def _batch_is_open(state: Compilation) -> bool:
-    """Whether the graph takes any batch: its types say so, and other batches give what the model gives.
+def _typed(asked: Compilation, front_end: Choice, stage: Stage) -> Compilation:
+    """The model as a graph with axis types, its batch open unless something ties it to the number of examples given.
 
-    They are run only where the forward looked at sizes: numbers that it made of the batch's size are baked in.
+    Raises:
+        ModelError: the graph is another network than the model.
     """
-    assert state.traced is not None
-    assert state.graph is not None
-    if state.graph.batch is None or not state.traced.reads_batch:
-        return state.graph.batch is not None
-    network, model = slice_channels(state.graph, {}), detached_copy(state.model).eval()
-    return all(_agree(model, network, state.inputs, rows) for rows in (1, 2 * state.batch + 1))
-
-
-def _agree(model: nn.Module, network: fx.GraphModule, inputs: tuple[Any, ...], rows: int) -> bool:
-    """Whether a model and its graph give the same for a number of examples, or the model does not take that many."""
-
-    def resize(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        several = leaf[[0] * rows]
-        if leaf.is_floating_point():
-            # Examples that differ show their order.
-            several = several * torch.linspace(1, 2, rows, dtype=leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
-        return several
-
-    batch = pytree.tree_map(resize, inputs)
-    with torch.no_grad():
-        try:
-            expected = model(*copy.deepcopy(batch))
-        except Exception:  # noqa: BLE001 - the user's own forward: what it does not take, the graph need not take
-            return True
-        try:
-            found = fx.Interpreter(network).run(*copy.deepcopy(batch))
-            compare(expected, found)
-        except (ParityError, RuntimeError, ValueError, IndexError, TypeError):
-            return False
-    numbers = [[leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, int)] for value in (expected, found)]
-    return numbers[0] == numbers[1]
+    fault: str | None = None
+    for open_batch in (True, False):
+        passes = (TraceModel(open_batch=open_batch, front_end=front_end), *FRONT_END[1:])
+        state = run_passes(passes, asked, stage=stage)
+        assert state.traced is not None
+        assert state.graph is not None
+        is_open = state.graph.batch is not None
+        if state.traced.batch is not None and not is_open:
+            # A constant in the graph is the batch's size: it must be the user's then, not the doubled one.
+            continue
+        stage("compare with the model")
+        fault = difference(asked.model, state.graph, asked.inputs)
+        # What was computed of the batch's size, or taken for it, shows with another one: a small one is as good as any.
+        others = resized(asked.inputs, 3 if asked.batch != 3 else 5)
+        if fault is None and (not is_open or difference(asked.model, state.graph, others) is None):
+            return state
+    msg = f"the graph of {type(asked.model).__name__} is another network: {fault}"
+    raise ModelError(msg)
 
 
 def rewrite(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -45,13 +45,20 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def random_kept(groups: Sequence[ChannelGroup], rng: np.random.Generator, share: float = 0.5) -> dict[str, list[int]]:
-    """Random units of every group, about `share` of them and at least one."""
-    return {
-        group.name: sorted(
-            int(unit) for unit in rng.choice(group.size, max(1, round(share * group.size)), replace=False)
-        )
-        for group in groups
-    }
+    """Random units of every group, at least one: each group draws its own share, a half of `share` to all of it.
+
+    Groups of one size must come apart: where they should have been coupled, equal shares would hide it.
+    """
+    counts = [max(1, round(rng.uniform(share / 2, share) * group.size)) for group in groups]
+    if share < 1 and all(count == group.size for count, group in zip(counts, groups, strict=True)):
+        # Groups of one or two units, of which something must go.
+        counts = [1] * len(counts)
+    return {group.name: random_units(group, count, rng) for group, count in zip(groups, counts, strict=True)}
+
+
+def random_units(group: ChannelGroup, count: int, rng: np.random.Generator) -> list[int]:
+    """So many units of a group, sorted."""
+    return sorted(int(unit) for unit in rng.choice(group.size, count, replace=False))
 
 
 def random_removed(blocks: Blocks, rng: np.random.Generator, share: float = 0.5) -> list[str]:
@@ -66,7 +73,7 @@ def random_removed(blocks: Blocks, rng: np.random.Generator, share: float = 0.5)
 def flows(blocks: Blocks, removed: Iterable[str]) -> dict[str, str]:
     """Which operand each addition passes on when blocks are removed."""
     names = set(removed)
-    return {b.addition: b.kept for b in blocks.removable if b.name in names and b.kept is not None}
+    return {b.join: b.kept for b in blocks.removable if b.name in names and b.kept is not None}
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -100,6 +107,10 @@ def error(expected: Any, actual: Any) -> float:
     return worst
 
 
+Pruned: TypeAlias = tuple[Analysis, fx.GraphModule, Reference, list[str]]
+"""(analysis, slim network, reference, removed blocks)."""
+
+
 def prune_randomly(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
@@ -108,8 +119,8 @@ def prune_randomly(
     *,
     block_share: float = 0.5,
     front_end: Choice = "auto",
-) -> tuple[Analysis, fx.GraphModule, Reference, list[str]]:
-    """Analyses a network, prunes it at random, and builds the reference: (analysis, slim, reference, removed)."""
+) -> Pruned:
+    """Analyses a network, prunes it at random, and builds the reference."""
     rng = np.random.default_rng(seed)
     analysis = analyse(model, inputs, front_end=front_end)
     check_types(analysis.graph)
@@ -119,17 +130,43 @@ def prune_randomly(
 
 
 def parity_error(
-    model: nn.Module, inputs: tuple[Tensor, ...], seed: int, share: float = 0.5, *, front_end: Choice = "auto"
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    seed: int,
+    share: float = 0.5,
+    *,
+    front_end: Choice = "auto",
+    fixed_batch: bool = False,
 ) -> float:
-    """Prunes a network at random: the float64 difference to its reference, on another batch than the traced one.
+    """Prunes a network at random: the float64 difference to its reference; see `pruned_error`."""
+    model, wide = doubled(model, inputs)
+    pruned = prune_randomly(model, wide, seed, share, front_end=front_end)
+    return pruned_error(model, wide, pruned, fixed_batch=fixed_batch)
+
+
+def doubled(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A network in eval mode and its inputs, in float64; whole numbers stay what they are."""
+    wide = tuple(value.double() if value.is_floating_point() else value for value in inputs)
+    return copy.deepcopy(model).double().eval(), wide
+
+
+def others_like(value: Tensor) -> Tensor:
+    """Other examples of the same kind."""
+    return value.flip(0) + 0.5 if value.is_floating_point() else value.flip(0, 1)
+
+
+def pruned_error(model: nn.Module, wide: tuple[Tensor, ...], pruned: Pruned, *, fixed_batch: bool = False) -> float:
+    """The difference of a pruned network to its reference, on another batch than the traced one.
+
+    With `fixed_batch` the network may tie the batch to a constant, and is compared on the traced one then.
 
     The original's own output must equal the trace's, and a pruned network's must be something else and not zero.
     """
-    model = copy.deepcopy(model).double().eval()
-    wide = tuple(value.double() for value in inputs)
-    analysis, slim, zeroed, removed = prune_randomly(model, wide, seed, share, front_end=front_end)
+    analysis, slim, zeroed, removed = pruned
     # The trace bakes its batch in, the slim network must not: the reference reads twice as many rows in two parts.
-    parts = [wide, tuple(value.flip(0) + 0.5 for value in wide)]
+    parts = [wide, tuple(map(others_like, wide))]
+    if fixed_batch and analysis.graph.batch is None:
+        parts = parts[:1]
     whole = tuple(torch.cat(values) for values in zip(*parts, strict=True))
     with torch.no_grad():
         for part in parts:

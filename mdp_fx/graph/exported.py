@@ -12,11 +12,8 @@ import io
 import logging
 import operator
 import re
-import textwrap
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +25,13 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import first_line
-from mdp_fx.graph.marks import ENTER, LEAVE, Call, Marks
+from mdp_fx.graph.marks import ENTER, LEAVE, MarkedCall, Marks
 from mdp_fx.graph.ops.aten import is_check
+from mdp_fx.graph.proxy import ValueProxy
 from mdp_fx.graph.purity import target_name
 from mdp_fx.graph.trace import Traced, attempt, named_inputs, record
-from mdp_fx.graph.tracer import ValueProxy, ValueTracer, attribute
+from mdp_fx.graph.tracer import ValueTracer, attribute
+from mdp_fx.graph.user_code import raised_at, spelled
 
 _VMAP = "torch._functorch.predispatch"
 """Where the functions come from that torch.export leaves in the graph of a forward that uses torch.vmap."""
@@ -80,10 +79,10 @@ def _program(shadow: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
             if any(getattr(node.target, "__module__", "") == _VMAP for node in program.graph.nodes):
                 program = program.run_decompositions({})
     except GuardOnDataDependentSymNode as error:
-        msg = f"its forward decides on the entries of a tensor, not on shapes{_raised_at(error)}"
+        msg = f"its forward decides on the entries of a tensor, not on shapes{raised_at(error)}"
         raise _ExportError(msg) from error
     except Exception as error:
-        msg = f"{first_line(error)}{_raised_at(error)}"
+        msg = f"{first_line(error)}{raised_at(error)}"
         raise _ExportError(msg) from error
     return program
 
@@ -100,21 +99,10 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _raised_at(error: BaseException) -> str:
-    """The line of the model's code that an error comes from, in brackets."""
-    own = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(own)]
-    return _line(frames[-1].filename, frames[-1].lineno, frames[-1].line) if frames else ""
-
-
 def _written_at(node: fx.Node) -> str:
-    """The line of the model's code that a node of an exported graph comes from, in brackets."""
+    """The line of the model's code that a node of an exported graph comes from."""
     found = re.findall(r'File "(.+)", line (\d+), in .*\n\s*(.*)', node.meta.get("stack_trace") or "")
-    return _line(*found[-1]) if found else ""
-
-
-def _line(file: str, number: object, code: str | None) -> str:
-    return f" ({Path(file).name}, line {number}: {textwrap.shorten(code or '', 80)})"
+    return spelled(*found[-1]) if found else "unknown line"
 
 
 # Replaying ---------------------------------------------------------------------------------------------------------
@@ -123,7 +111,7 @@ def _line(file: str, number: object, code: str | None) -> str:
 class _Replay(ValueTracer):
     """Traces an exported program instead of a forward."""
 
-    def follow(self, program: ExportedProgram, calls: list[Call], inputs: tuple[Any, ...]) -> None:
+    def follow(self, program: ExportedProgram, calls: list[MarkedCall], inputs: tuple[Any, ...]) -> None:
         """Says what to replay.
 
         Args:
@@ -135,25 +123,19 @@ class _Replay(ValueTracer):
         self._calls = calls
         self._paths = [path for path, _ in pytree.tree_leaves_with_path(inputs)]
         self._entered: dict[int, list[Any]] = {}
-        # Every size in an exported graph is a literal, the batch's too.
-        self.reads_batch = True
+        self._current: fx.Node | None = None
         targets = [node.target for node in program.graph.nodes]
         self._writes = any(isinstance(target, OpOverload) and target._schema.is_mutable for target in targets)
 
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        """Placeholders as for the model's own forward, in whose place the program runs."""
-        return super().create_args_for_root(lambda _, *given: self._replay(given), is_module, concrete_args)
-
-    def _replay(self, given: tuple[Any, ...]) -> Any:
+    def call_root(self, *given: Any) -> Any:
+        """Runs the program in the model's place."""
         signature = self._program.graph_signature
         inputs = iter([_descend(given, path) for path in self._paths])
         known: dict[fx.Node, Any] = {}
         stored: dict[fx.Node, str] = {}
         names: dict[str, Any] = {}
         placeholders = self._program.graph.find_nodes(op="placeholder")
-        for node, spec in zip(placeholders, signature.input_specs, strict=False):
+        for node, spec in zip(placeholders, signature.input_specs, strict=True):
             if spec.kind is InputKind.USER_INPUT:
                 names[node.name] = known[node] = next(inputs)
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
@@ -162,7 +144,7 @@ class _Replay(ValueTracer):
                 known[node] = self._program.constants[str(spec.target)]
         outputs = self._values_of(self._program.graph_module, known, stored)
         results: list[Any] = []
-        for value, made in zip(outputs, signature.output_specs, strict=False):
+        for value, made in zip(outputs, signature.output_specs, strict=True):
             if made.kind is OutputKind.USER_OUTPUT:
                 results.append(value)
             elif made.kind is OutputKind.USER_INPUT_MUTATION:
@@ -205,6 +187,7 @@ class _Replay(ValueTracer):
         if node.op == "get_attr":
             return attribute(module, str(node.target))
         target: Any = node.target
+        self._current = node
         if target is LEAVE:
             # What the call did is not looked at.
             return self._call_again(int(node.args[0]))  # type: ignore[arg-type]
@@ -228,10 +211,14 @@ class _Replay(ValueTracer):
             return self.create_proxy("call_function", target, args, kwargs, name=target_name(target).rstrip("_"))
         return self.create_proxy("call_function", target, args, kwargs)
 
+    def where(self) -> str:
+        """The line of the model's code that an exported node comes from."""
+        return _written_at(self._current) if self._current else super().where()
+
     def _call_again(self, number: int) -> list[Any]:
         call = self._calls[number]
         leaves = list(call.leaves)
-        for place, tensor in zip(call.tensors, self._entered[number], strict=False):
+        for place, tensor in zip(call.tensors, self._entered[number], strict=True):
             leaves[place] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, call.spec)
         made = self.create_proxy(call.kind, call.target, args, kwargs)
@@ -242,7 +229,7 @@ class _Replay(ValueTracer):
         region: fx.Graph = args[at].graph
         if node.target is _REGIONS[0] and args[2]:
             where = _written_at(next(inner for inner in region.nodes if inner.op == "call_function"))
-            msg = f"its forward runs under autocast{where}, which a graph cannot hold; cast the model instead"
+            msg = f"its forward runs under autocast ({where}), which a graph cannot hold; cast the model instead"
             raise _ExportError(msg)
         operands = zip(region.find_nodes(op="placeholder"), args[at + 1 :], strict=True)
         return self._values_of(args[at], dict(operands), {})
@@ -261,7 +248,7 @@ class _Replay(ValueTracer):
         """No number may be taken from the entries of what depends on the input: it would be baked in."""
         reads = all("Tensor" not in str(result.type) for result in node.target._schema.returns)  # type: ignore[union-attr]
         if reads and any(proxy.node in self._from_input for proxy in _proxies(arguments)):
-            msg = f"its forward decides on the entries of a tensor, not on shapes{_written_at(node)}"
+            msg = f"its forward decides on the entries of a tensor, not on shapes ({_written_at(node)})"
             raise _ExportError(msg)
 
 

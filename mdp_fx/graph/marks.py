@@ -17,7 +17,8 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from mdp_fx.graph.tracer import ValueTracer, is_eval_flag
+from mdp_fx.graph.eval_flag import EvalFlag, is_eval_flag
+from mdp_fx.graph.tracer import ValueTracer
 
 _LIBRARY = torch.library.Library("mdp_fx", "FRAGMENT")  # type: ignore[no-untyped-call]
 
@@ -38,7 +39,7 @@ ENTER, LEAVE = _define("enter"), _define("leave")
 
 
 @dataclass
-class Call:
+class MarkedCall:
     """A call that is kept whole: tensors among its arguments are left out of `leaves`, their places are `tensors`."""
 
     kind: str
@@ -58,7 +59,7 @@ class Marks(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls: list[MarkedCall] = []
         # Numbers of the calls that are running; None for one inside of another.
         self._running: list[int | None] = []
 
@@ -67,7 +68,7 @@ class Marks(TorchFunctionMode):
         """Marks the modules of a model that the tracer keeps whole, and functions that follow `self.training`."""
         hooks: list[Any] = []
         for path, module in model.named_modules():
-            if tracer.is_leaf_module(module, path):
+            if path and tracer.is_leaf_module(module, path):
                 hooks.append(module.register_forward_pre_hook(self._before(path), with_kwargs=True))
                 hooks.append(module.register_forward_hook(lambda *call: self._leave(call[-1]), with_kwargs=True))
         try:
@@ -100,7 +101,8 @@ class Marks(TorchFunctionMode):
             return arguments
         self._running.append(len(self.calls))
         copies = iter(ENTER(len(self.calls), [leaves[i] for i in tensors]))
-        self.calls.append(Call(kind, target, leaves, spec, tensors))
+        kept = [leaf.passed() if isinstance(leaf, EvalFlag) else leaf for leaf in leaves]
+        self.calls.append(MarkedCall(kind, target, kept, spec, tensors))
         return pytree.tree_unflatten([next(copies) if i in tensors else leaf for i, leaf in enumerate(leaves)], spec)
 
     def _leave(self, output: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import fx
 
 from mdp_fx.graph import ops
 from mdp_fx.graph.axes import Axis, Dim, TensorType, constant, is_batch
+from mdp_fx.graph.eval_flag import TAKEN
 from mdp_fx.graph.ops.op import Emission, Inference, Normalisation, Types, tensor_types
 from mdp_fx.graph.ops.registry import infer_node
 from mdp_fx.graph.trace import FrontEnd, Traced
@@ -105,27 +106,39 @@ def infer_types(traced: Traced) -> PruneGraph:
         state.pointers,
         tuple(_baked_in(traced, alive)),
         traced.front_end,
-        traced.why,
+        traced.why + (f"; its batch cannot be open: {traced.fixed}" if traced.fixed else ""),
     )
 
 
 def _baked_in(traced: Traced, batch: Dim | None) -> Iterator[str]:
     if batch is None:
         yield "the batch size: another one may fail"
-    for line in traced.training_branches:
-        yield f"a branch on self.training, as in eval mode ({line})"
+    if traced.state:
+        yield f"what the forward keeps for its next call, as in the first one ({', '.join(traced.state)})"
+    taken = (node.meta[TAKEN] for node in traced.module.graph.nodes if TAKEN in node.meta)
+    for line in dict.fromkeys((*traced.training_reads, *taken)):
+        yield f"self.training as it is in eval mode ({line})"
     for node in traced.module.graph.find_nodes(op="get_attr"):
         if node.target in traced.constants:
             shape = "x".join(map(str, node.meta[SHAPE])) or "scalar"
-            yield f"a tensor that the forward makes ({shape}, read by {', '.join(user.name for user in node.users)})"
+            what = "is no parameter or buffer" if node.target in traced.unregistered else "the forward makes"
+            yield f"a tensor that {what} ({shape}, read by {', '.join(user.name for user in node.users)})"
 
 
-def infer(module: fx.GraphModule, inputs: dict[str, Types]) -> Inference:
-    """Types a graph whose placeholders have the given types, in one walk; visiting a node twice changes nothing."""
+def infer(module: fx.GraphModule, inputs: dict[str, Types], *, zero_inputs: bool = False) -> Inference:
+    """Types a graph whose placeholders have the given types, in one walk; visiting a node twice changes nothing.
+
+    Args:
+        module: the graph.
+        inputs: types of its placeholders, by name.
+        zero_inputs: whether the inputs count as zero at dropped units: a part of a network that was typed as a whole.
+    """
     state = Inference(module)
     for node in module.graph.nodes:
         if node.op == "placeholder":
             state.types[node.name] = inputs[node.name]
+            if zero_inputs:
+                state.zeros[node.name] = inputs[node.name]
         elif node.op != "output":
             infer_node(node, state)
     return state

@@ -17,6 +17,9 @@ IN_PLACE_OPERATORS: dict[Any, Any] = {
 }
 """Augmented assignments that write to a tensor, and the operators that compute the same."""
 
+_WRITERS = frozenset({"__setitem__", "__set__", *(f"__{target.__name__}__" for target in IN_PLACE_OPERATORS)})
+"""Special methods that write to a tensor."""
+
 
 def target_name(target: Any) -> str:
     """The name of the function or method that a node calls; of an ATen overload that of its operator."""
@@ -34,6 +37,8 @@ def is_pure(node: fx.Node) -> bool:
     if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
         return False
     name = target_name(node.target)
+    if name in _WRITERS:
+        return False
     if node.target in (operator.and_, operator.or_, operator.not_):
         return True
     if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:

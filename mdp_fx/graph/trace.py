@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
+import keyword
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,7 +19,11 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, MdpFxError, ModelError, first_line
 from mdp_fx.graph.copies import copy_network
-from mdp_fx.graph.tracer import EvalFlag, ValueProxy, ValueTracer
+from mdp_fx.graph.eval_flag import EvalFlag
+from mdp_fx.graph.held_state import held_tensors
+from mdp_fx.graph.proxy import ValueProxy
+from mdp_fx.graph.tracer import MadeTensorWrittenError, ValueTracer
+from mdp_fx.graph.user_code import is_fault_of_ours, raised_at, user_line
 
 FrontEnd: TypeAlias = Literal["symbolic", "export"]
 
@@ -31,20 +37,24 @@ class Traced:
         example_inputs: the inputs it was traced with, the batch repeated to at least two where the model allows it.
         batch: size of the batch axis in those inputs, or None where it is baked in.
         constants: names of the tensors that the forward made by itself; they are baked in.
-        reads_batch: whether the forward looked at a size that may be the batch's: a number it made of that is baked in.
-        training_branches: lines of the model's code that branch on `self.training`; the branch of eval mode was taken.
+        unregistered: those of them that the model holds, but not as parameters or buffers.
+        state: names of attributes that the forward sets to tensors: the graph does not keep them for the next call.
+        training_reads: lines of the model's code that decide or compute with `self.training`, which was false.
         front_end: what made the graph.
         why: the reason for that front end.
+        fixed: why the batch is baked in, where it was tried to keep it open.
     """
 
     module: fx.GraphModule
     example_inputs: tuple[Any, ...]
     batch: int | None
     constants: tuple[str, ...]
-    reads_batch: bool
-    training_branches: tuple[str, ...]
+    unregistered: frozenset[str]
+    state: tuple[str, ...]
+    training_reads: tuple[str, ...]
     front_end: FrontEnd = "symbolic"
     why: str = "its forward can be traced"
+    fixed: str = ""
 
 
 Capture: TypeAlias = Callable[[nn.Module, tuple[Any, ...], tuple[Any, ...], int | None], Traced]
@@ -65,7 +75,14 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, open_batch: bool
         InputError: the network rejects the inputs.
         ModelError: it runs, but its forward cannot be traced.
     """
-    return attempt(_trace, "traced", model, example_inputs, open_batch=open_batch)
+    try:
+        return attempt(_trace, "traced", model, example_inputs, open_batch=open_batch)
+    except ModelError as error:
+        if not isinstance(error.__cause__, MadeTensorWrittenError):
+            raise
+    # What the forward writes to is made anew in every call: by nodes. Otherwise constants serve as well, and are rarer.
+    capture = functools.partial(_trace, creators=True)
+    return attempt(capture, "traced", model, example_inputs, open_batch=open_batch)
 
 
 def attempt(
@@ -92,21 +109,36 @@ def attempt(
         try:
             with torch.no_grad():
                 # A forward may write to its inputs: it gets copies.
-                copies = pytree.tree_map(lambda leaf: leaf.clone() if _is_tensor(leaf) else leaf, inputs)
-                return capture(_shadow(model), copies, inputs, batch)
-        except Exception as error:  # noqa: BLE001 - a user's forward may raise anything; `_explain` reports it
+                traced = capture(shadow_of(model), copied_tensors(inputs), inputs, batch)
+        except Exception as error:
+            # A user's forward may raise anything.
+            if is_fault_of_ours(error):
+                raise
             failure = error
+            continue
+        return traced if failure is None else replace(traced, fixed=_told(failure))
     raise _explanation(model, example_inputs, failure, done) from failure
+
+
+def _told(failure: Exception) -> str:
+    """Why a batch is not open, with the line of the model's code."""
+    text, line = first_line(failure), raised_at(failure)
+    return f"{text}{'' if line in text else line}"
 
 
 def _is_tensor(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor)
 
 
-def _shadow(model: nn.Module) -> nn.Module:
-    """A deep copy that shares the model's parameters: forwards that cache or reassign attributes touch only the copy.
+def copied_tensors(value: Any) -> Any:
+    """A nested value with copies of its tensors."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if _is_tensor(leaf) else leaf, value)
 
-    Buffers are copied, since a forward may write to them.
+
+def shadow_of(model: nn.Module) -> nn.Module:
+    """A deep copy in eval mode that shares the model's parameters.
+
+    Forwards that cache or reassign attributes touch only the copy. Buffers are copied: a forward may write to them.
     """
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     memo |= {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
@@ -123,8 +155,10 @@ def detached_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
     return copy_network(model, memo)
 
 
-def _trace(shadow: nn.Module, copies: tuple[Any, ...], inputs: tuple[Any, ...], batch: int | None) -> Traced:
-    tracer = ValueTracer(named_inputs(shadow, copies), shadow)
+def _trace(
+    shadow: nn.Module, copies: tuple[Any, ...], inputs: tuple[Any, ...], batch: int | None, *, creators: bool = False
+) -> Traced:
+    tracer = ValueTracer(named_inputs(shadow, copies), shadow, creators=creators)
 
     def follow() -> fx.Graph:
         with _through_wrapped_functions(), _refusing_native_code():
@@ -142,7 +176,7 @@ def record(
     front_end: FrontEnd = "symbolic",
 ) -> Traced:
     """What `follow` makes of a model in eval mode, with the tracer; the model's buffers are as they were before."""
-    flag = EvalFlag()
+    flag = EvalFlag(user_line)
     for module in shadow.modules():
         if not tracer.is_leaf_module(module, ""):
             module.training = flag  # type: ignore[assignment]
@@ -150,7 +184,11 @@ def record(
         (module, dict(module._buffers), {name: _clone(buffer) for name, buffer in module._buffers.items()})
         for module in shadow.modules()
     ]
+    before_it = held_tensors(shadow)
     graph = follow()
+    after_it = held_tensors(shadow).items()
+    state = tuple(name for name, held in after_it if name not in tracer.constants and held != before_it.get(name))
+    _refuse_keywords(graph)
     for module, own, before in buffers:
         # What the forward wrote to its buffers while it was traced is undone.
         module._buffers.clear()
@@ -165,8 +203,18 @@ def record(
     graph._tracer_cls = fx.Tracer
     traced = fx.GraphModule(tracer.root, graph, type(shadow).__name__)
     traced.eval()
-    branches = tuple(dict.fromkeys(flag.branches))
-    return Traced(traced, inputs, batch, tuple(tracer.constants), tracer.reads_batch, branches, front_end)
+    reads = tuple(dict.fromkeys(flag.reads))
+    constants, unregistered = tuple(tracer.constants), frozenset(tracer.unregistered)
+    return Traced(traced, inputs, batch, constants, unregistered, state, reads, front_end)
+
+
+def _refuse_keywords(graph: fx.Graph) -> None:
+    """Refuses names that the code of a graph cannot spell."""
+    for node in graph.nodes:
+        words = str(node.target).split(".") if node.op in ("call_module", "get_attr") else []
+        for word in filter(keyword.iskeyword, words):
+            msg = f"{node.target} is named after a word of Python ({word}), which its code cannot spell: rename it"
+            raise ValueError(msg)
 
 
 def _clone(buffer: torch.Tensor | None) -> torch.Tensor | None:
@@ -175,9 +223,14 @@ def _clone(buffer: torch.Tensor | None) -> torch.Tensor | None:
 
 def named_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
     """Positional inputs by the names that the model's forward has for them."""
+    if isinstance(model, torch.jit.ScriptModule):
+        msg = "it is a scripted module, not Python: give the network that it was made from"
+        raise TypeError(msg)
+    own_call = type(model).__call__ is not nn.Module.__call__
+    signature = inspect.signature(model.__call__ if own_call else model.forward)
     named: dict[str, Any] = {}
-    for name, value in inspect.signature(model.forward).bind(*inputs).arguments.items():
-        kind = inspect.signature(model.forward).parameters[name].kind
+    for name, value in signature.bind(*inputs).arguments.items():
+        kind = signature.parameters[name].kind
         named |= {f"{name}_{i}": part for i, part in enumerate(value)} if kind is kind.VAR_POSITIONAL else {name: value}
     return named
 

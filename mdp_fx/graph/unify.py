@@ -173,7 +173,8 @@ def _refine(factor: Factor, size: int, *, trailing: bool) -> tuple[Factor, Facto
 def cut(axis: Axis, at: int) -> tuple[Axis, Axis] | None:
     """Cuts `axis` after `at` entries.
 
-    Dims that the cut falls into are bound to the sum of their parts; None where the cut would go through the batch.
+    Dims that the cut falls into are bound to the sum of their parts; None where the cut would go through the batch, or
+    among shuffled entries: inside one that stands for several, or of which each part would be made of many runs.
     """
     left: list[Span] = []
     spans = list(axis.normal.spans)

@@ -11,14 +11,14 @@ import torch
 from torch import fx
 
 from mdp_fx.graph.axes import Axis, BoolArray, Dim, batch_dims
-from mdp_fx.graph.axis_sizes import kept_mask
+from mdp_fx.graph.axis_sizes import kept_mask, size_terms
 from mdp_fx.graph.ops.op import Normalisation
 from mdp_fx.graph.prune_graph import PruneGraph
-from mdp_fx.graph.tracer import SHAPE, attribute
+from mdp_fx.graph.tracer import SHAPE, attribute, called_module
 
 
 def check_types(graph: PruneGraph) -> None:
-    """Checks that the graph is well formed and that every type has the shape of its tensor.
+    """Checks that the graph is well formed, that every type has the shape of its tensor, and modules one size each.
 
     Raises:
         AssertionError: with the graph ten nodes around the fault.
@@ -36,6 +36,28 @@ def check_types(graph: PruneGraph) -> None:
         if fault is not None:
             msg = f"{name}: {fault}"
             raise AssertionError(msg)
+    _check_modules(graph)
+
+
+def _check_modules(graph: PruneGraph) -> None:
+    """Calls of a module that stores tensors must agree on its sizes; one without gets a copy for each size."""
+    known: dict[tuple[int, str], list[object]] = {}
+    for node in graph.module.graph.find_nodes(op="call_module"):
+        layer = called_module(graph.module, node)
+        if node.name not in graph.emissions or not {*layer.parameters(), *layer.buffers()}:
+            continue
+        for name, axes in graph.emissions[node.name].attributes.items():
+            # One size may be written in several ways.
+            sizes = [_size_law(axis) for axis in ((axes,) if isinstance(axes, Axis) else axes)]
+            if known.setdefault((id(layer), name), sizes) != sizes:
+                msg = f"{node.name}: {name} of {node.target} follows {axes!r}, and something else elsewhere"
+                raise AssertionError(f"{msg}\n{_around(graph.module.graph, node)}")
+
+
+def _size_law(axis: Axis) -> object:
+    """How the size of an axis follows from those of its Dims."""
+    constant, terms = size_terms(axis)
+    return constant, {dims: count for count, dims in terms}
 
 
 def _mismatch(types: Any, shapes: Any) -> str | None:

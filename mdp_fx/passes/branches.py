@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from mdp_fx.graph.axes import Dim
@@ -114,19 +113,3 @@ def _feeds_only(operand: fx.Node, join: fx.Node) -> frozenset[fx.Node]:
         region.add(node)
         pending.extend(node.all_input_nodes)
     return frozenset(region)
-
-
-def readers_of(module: fx.GraphModule) -> dict[int, list[fx.Node]]:
-    """The nodes that read each parameter and buffer, by the tensor's identity."""
-    stored = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    readers: dict[int, list[fx.Node]] = {}
-    for node in module.graph.nodes:
-        tensors: Iterable[torch.Tensor] = ()
-        if node.op == "call_module":
-            owner = called_module(module, node)
-            tensors = (*owner.parameters(), *owner.buffers())
-        elif node.op == "get_attr" and str(node.target) in stored:
-            tensors = (stored[str(node.target)],)
-        for tensor in tensors:
-            readers.setdefault(id(tensor), []).append(node)
-    return readers

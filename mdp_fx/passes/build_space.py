@@ -9,7 +9,7 @@ import torch
 
 from mdp_fx.graph.axes import Axis, Dim, free_dims
 from mdp_fx.graph.axis_sizes import size_terms
-from mdp_fx.passes.branches import readers_of
+from mdp_fx.graph.readers import readers_of
 from mdp_fx.passes.channel_groups import ChannelGroup
 from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.cost_regions import CostRegion, innermost_blocks

@@ -13,8 +13,9 @@ from mdp_fx.graph.axes import Axis, Dim, free_dims
 from mdp_fx.graph.axis_sizes import kept_size, size_terms
 from mdp_fx.graph.ops.op import tensor_types
 from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.graph.readers import readers_of
 from mdp_fx.graph.tracer import DTYPE, SHAPE
-from mdp_fx.passes.branches import Branch, Flow, readers_of
+from mdp_fx.passes.branches import Branch, Flow
 from mdp_fx.passes.channel_groups import ChannelGroup
 
 CONCATENATIONS: tuple[Callable[..., Any], ...] = (torch.cat, torch.concat, torch.concatenate)

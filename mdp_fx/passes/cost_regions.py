@@ -11,24 +11,17 @@ from torch import fx, nn
 
 from mdp_fx.graph.axes import Axis, Dim, concat, free_dims
 from mdp_fx.graph.ops.op import tensor_types
+from mdp_fx.graph.ops.registry import Cost, cost_of
 from mdp_fx.graph.prune_graph import PruneGraph
-from mdp_fx.graph.purity import target_name
 from mdp_fx.graph.tracer import SHAPE, called_module
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.isolated_regions import build_region, count_macs, isolate, match_axes, region_key
-from mdp_fx.passes.residual_blocks import ADDITIONS, Blocks
+from mdp_fx.passes.residual_blocks import Blocks
 
 Role = Literal["in", "out"]
 Build = Callable[[tuple[int, ...]], tuple[nn.Module, tuple[torch.Tensor, ...]]]
 
 MAX_TABLE_AXES = 3
-
-# Nodes that only name or re-arrange memory cost nothing worth a table.
-_FREE = frozenset(
-    "getitem view reshape flatten unflatten transpose permute squeeze unsqueeze contiguous detach size getattr chunk "
-    "split unbind expand select clone to float".split()
-)
-_FREE_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d)
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ def find_cost_regions(graph: PruneGraph, blocks: Blocks, batch: int) -> tuple[Co
     order = {node: i for i, node in enumerate(graph.module.graph.nodes)}
     weighted = [node for node in order if _weights(graph, node)]
     for node in [*weighted, *(node for node in order if node not in weighted)]:
-        if node.name in taken or node.op in ("placeholder", "output", "get_attr") or _is_free(graph, node):
+        if node.name in taken or node.op in ("placeholder", "output", "get_attr") or _cost(graph, node) == "free":
             continue
         nodes = _fused_chain(graph, node, taken, order)
         taken.update(part.name for part in nodes)
@@ -108,10 +101,11 @@ def _weights(graph: PruneGraph, node: fx.Node) -> bool:
     )
 
 
-def _is_free(graph: PruneGraph, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(called_module(graph.module, node), _FREE_MODULES)
-    return target_name(node.target) in _FREE or not isinstance(node.meta.get(SHAPE), torch.Size)
+def _cost(graph: PruneGraph, node: fx.Node) -> Cost:
+    if not isinstance(node.meta.get(SHAPE), torch.Size):
+        # Sizes, and tuples that others take apart.
+        return "free"
+    return cost_of(node, called_module(graph.module, node) if node.op == "call_module" else None)
 
 
 def _fused_chain(graph: PruneGraph, start: fx.Node, taken: set[str], order: Mapping[fx.Node, int]) -> list[fx.Node]:
@@ -120,32 +114,22 @@ def _fused_chain(graph: PruneGraph, start: fx.Node, taken: set[str], order: Mapp
     while len(chain[-1].users) == 1:
         tail = chain[-1]
         (user,) = tail.users
-        if user.name in taken or user.op == "output" or not _is_entrywise(graph, user, tail):
+        if user.name in taken or user.op == "output" or not _follows(graph, user):
             break
         # The operand of an addition that is computed last carries it: only there are both sides ready.
-        if any(order[source] > order[tail] for source in user.all_input_nodes if source is not tail):
+        if any(order[source] > order[tail] for source in user.all_input_nodes if source.op != "get_attr"):
             break
         chain.append(user)
     return chain
 
 
-def _is_entrywise(graph: PruneGraph, node: fx.Node, tail: fx.Node) -> bool:
-    """Whether a node gives one value per entry of `tail`, with at most parameters of one axis."""
-    if node.meta.get(SHAPE) != tail.meta[SHAPE] or _weights(graph, node) or _is_free(graph, node):
-        return False
-    if node.op == "call_module":
-        return len(node.all_input_nodes) == 1 and not _resamples(graph, node)
-    if node.target in ADDITIONS:
-        return all(source.meta[SHAPE] == tail.meta[SHAPE] for source in node.all_input_nodes)
-    return len(node.all_input_nodes) == 1 and target_name(node.target) not in (
-        "softmax",
-        "roll",
+def _follows(graph: PruneGraph, node: fx.Node) -> bool:
+    """Whether a node gives each entry from one of every operand, all as large as it is or parameters of one axis."""
+    shape = node.meta.get(SHAPE)
+    return _cost(graph, node) == "entrywise" and all(
+        source.meta[SHAPE] == shape or (source.op == "get_attr" and len(source.meta[SHAPE] or ()) < 2)
+        for source in node.all_input_nodes
     )
-
-
-def _resamples(graph: PruneGraph, node: fx.Node) -> bool:
-    module = called_module(graph.module, node)
-    return hasattr(module, "kernel_size") or isinstance(module, nn.Softmax)
 
 
 def _make_region(graph: PruneGraph, nodes: list[fx.Node], batch: int, block: str | None) -> CostRegion | None:
@@ -161,7 +145,7 @@ def _make_region(graph: PruneGraph, nodes: list[fx.Node], batch: int, block: str
     sizing = _Sizing(tuple((dim,) for dim in dims))
     roles: tuple[Role, ...] = tuple("out" if dim in out_dims else "in" for dim in dims)
     sizes_of = tuple(chosen[dim] for dim in dims)
-    if len(chosen) > 1 and out_dims.issuperset(chosen) and not any(_weights(graph, node) for node in nodes):
+    if chosen and any(len(axis.normal.spans) > 1 and set(chosen).issubset(free_dims(axis)) for axis in out_types):
         # What joins many tensors moves memory: its time follows the total, however that is made up.
         dims = tuple(chosen)
         sizing, roles, sizes_of = _Sizing((dims,)), ("out",), (concat(*chosen.values()),)

@@ -12,31 +12,29 @@ from mdp_fx.graph.purity import remove_dead_nodes
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.concat_branches import joined_by
 from mdp_fx.passes.residual_blocks import Blocks, ResidualBlock
+from mdp_fx.passes.space_blocks import outermost
 
 
 def chosen_blocks(blocks: Blocks, names: Iterable[str]) -> tuple[ResidualBlock, ...]:
-    """Looks up blocks by name.
+    """Looks up blocks by name, without those that go with one around them.
 
     Raises:
         RecipeError: an unknown block, or all of a set at once of which one must stay.
     """
     by_name = {block.name: block for block in blocks.removable}
-    chosen = []
+    names = tuple(names)
     for name in names:
         if name not in by_name:
             msg = f"the network has no removable block {name!r}: the recipe belongs to another model"
             raise RecipeError(msg)
-        chosen.append(by_name[name])
-    removed = {block.name for block in chosen}
-    gone = {node for block in chosen for node in block.nodes}
+    removed = {block.name for block in outermost(blocks.removable, names)}
     for together in blocks.exclusive:
-        # An addition that goes with a block around it needs no operand.
-        if removed.issuperset(together) and gone.isdisjoint(by_name[name].addition for name in together):
+        if removed.issuperset(together):
             added = by_name[together[0]].kept is not None
             why = "add to one another" if added else "leave nothing together"
             msg = f"blocks {' and '.join(together)} {why}: one of them must stay"
             raise RecipeError(msg)
-    return tuple(chosen)
+    return tuple(by_name[name] for name in names if name in removed)
 
 
 def drop_blocks(module: fx.GraphModule, blocks: Sequence[ResidualBlock]) -> fx.GraphModule:
@@ -44,17 +42,13 @@ def drop_blocks(module: fx.GraphModule, blocks: Sequence[ResidualBlock]) -> fx.G
 
     Args:
         module: the network; its graph is edited.
-        blocks: blocks of this network, not all of a set of which one must stay.
+        blocks: blocks of this network, none inside of another, not all of a set of which one must stay.
     """
     graph = module.graph
-    # An addition inside of a removed block goes with it.
-    inside = {name for block in blocks for name in block.nodes}
     nodes = {node.name: node for node in graph.nodes}
     flows: dict[str, str] = {}
     for block in blocks:
-        if block.addition in inside:
-            continue
-        join = nodes[block.addition]
+        join = nodes[block.join]
         kept = block.kept if block.kept is not None else _without(join, nodes[block.nodes[-1]])
         if kept is None:
             continue
@@ -62,7 +56,7 @@ def drop_blocks(module: fx.GraphModule, blocks: Sequence[ResidualBlock]) -> fx.G
             kept = flows[kept]
         join.replace_all_uses_with(nodes[kept])
         graph.erase_node(join)
-        flows[block.addition] = kept
+        flows[block.join] = kept
     if remove_dead_nodes(graph) or blocks:
         # A new GraphModule copies only what its graph refers to.
         slim = fx.GraphModule(module, graph, type(module).__name__)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
 
 from mdp_fx.graph.axes import Axis, Dim, batch_dims, free_dims
 from mdp_fx.graph.axis_sizes import kept_size
-from mdp_fx.graph.ops.op import Call, Emission, KeptShare
+from mdp_fx.graph.ops.op import Emission, EmittedCall, KeptShare
 
 SizeOf = Callable[[Dim], int]
+_Sizes: TypeAlias = dict[str, int | tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class _OpenSize:
 
 def emit_sizes(
     graph: fx.Graph,
-    modules: Mapping[str, nn.Module],
+    modules: MutableMapping[str, nn.Module],
     emissions: Mapping[str, Emission],
     size_of: SizeOf,
     source: str | None,
@@ -35,24 +37,45 @@ def emit_sizes(
 
     Args:
         graph: edited in place; has the nodes that the emissions name.
-        modules: those that the graph calls, by target; edited in place.
+        modules: those that the graph calls, by target; edited in place, and more where calls of one differ in size.
         emissions: by node name.
         size_of: kept units of a dimension.
         source: the placeholder whose axis 0 is the batch; sizes that mention the batch are read from it.
     """
     nodes = {node.name: node for node in graph.nodes}
+    _resize_modules(graph, modules, emissions, size_of)
     for name, emission in emissions.items():
         node = nodes[name]
-        for attribute, axis in emission.attributes.items():
-            owner = modules[str(node.target)]
-            if hasattr(owner, attribute):
-                sizes = tuple(kept_size(part, size_of) for part in ((axis,) if isinstance(axis, Axis) else axis))
-                setattr(owner, attribute, sizes[0] if isinstance(axis, Axis) else sizes)
         if emission.node is not None and _may_change(emission.node, size_of):
             op, target, args, kwargs = emission.node
             writer = _Writer(node, nodes, size_of, source, shape=target is torch.reshape)
             node.op, node.target = op, target
             node.args, node.kwargs = writer.write(args), writer.write(kwargs)
+
+
+def _resize_modules(
+    graph: fx.Graph, modules: MutableMapping[str, nn.Module], emissions: Mapping[str, Emission], size_of: SizeOf
+) -> None:
+    owners: list[tuple[nn.Module, _Sizes]] = []
+    first: dict[int, _Sizes] = {}
+    for node in graph.find_nodes(op="call_module"):
+        owner = modules[str(node.target)]
+        attributes = emissions[node.name].attributes if node.name in emissions else {}
+        sizes = {name: _sizes(axis, size_of) for name, axis in attributes.items() if hasattr(owner, name)}
+        if first.setdefault(id(owner), sizes) != sizes:
+            # Without a tensor that ties its calls, a module may be of another size at each.
+            owner, node.target = copy.copy(owner), f"{node.target}_at_{node.name}"
+            modules[node.target] = owner
+        owners.append((owner, sizes))
+    for owner, sizes in owners:
+        for name, size in sizes.items():
+            setattr(owner, name, size)
+
+
+def _sizes(axis: Axis | tuple[Axis, ...], size_of: SizeOf) -> int | tuple[int, ...]:
+    if isinstance(axis, Axis):
+        return kept_size(axis, size_of)
+    return tuple(kept_size(part, size_of) for part in axis)
 
 
 def _may_change(node: tuple[Any, ...], size_of: SizeOf) -> bool:
@@ -105,7 +128,7 @@ class _Writer:
             return self.write(self._size(value))
         if isinstance(value, KeptShare):
             return kept_size(value.axis, self._size_of) / value.axis.size
-        if isinstance(value, Call):
+        if isinstance(value, EmittedCall):
             args, kwargs = self.write(value.args), self.write(value.kwargs)
             with self._node.graph.inserting_before(self._node):
                 return self._node.graph.call_function(value.target, args, kwargs)

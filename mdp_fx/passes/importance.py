@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ from torch.utils import _pytree as pytree
 from mdp_fx.errors import DataError, InputError, first_line
 from mdp_fx.graph.axes import Axis, free_dims
 from mdp_fx.graph.axis_sizes import occurrences
-from mdp_fx.graph.copies import copy_stored
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.graph.tracer import SHAPE, called_module
 from mdp_fx.passes.channel_groups import ChannelGroup
-from mdp_fx.passes.emission import emit_sizes
+from mdp_fx.passes.slice_channels import dense_network
 
 Kind = Literal["l2", "l1", "bn", "taylor", "random"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -185,11 +183,7 @@ def _holder(layers: Sequence[Layer], model: nn.Module, graph: PruneGraph) -> nn.
     held = {id(parameter) for parameter in model.parameters()}
     if all(id(tensor) in held for layer in layers for tensor in layer.scale or (layer.weight,)):
         return model
-    stored = (*graph.module.parameters(), *graph.module.buffers())
-    nodes = copy.deepcopy(graph.module.graph)
-    modules = copy_stored(graph.module, nodes, {id(tensor): tensor for tensor in stored})
-    emit_sizes(nodes, modules, graph.emissions, lambda dim: dim.size, graph.batch_source)
-    return fx.GraphModule(modules, nodes)
+    return dense_network(graph)
 
 
 def _taylor(

@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from mdp_fx.graph.axes import Axis, Dim, Factor, Shuffled, Span, batch_dims, free_dims, fresh
+from mdp_fx.graph.axes import (
+    Axis,
+    Dim,
+    Factor,
+    Shuffled,
+    Span,
+    batch_dims,
+    concat,
+    free_dims,
+    fresh,
+    is_batch,
+    product,
+)
 from mdp_fx.graph.axis_sizes import kept_size
 from mdp_fx.graph.copies import copy_stored
 from mdp_fx.graph.ops.op import Inference, Types, tensor_types
@@ -47,10 +59,7 @@ def isolate(graph: PruneGraph, nodes: list[fx.Node]) -> IsolatedRegion | None:
         elif isinstance(source.meta[SHAPE], torch.Size):
             env[source] = region.placeholder(f"x{len(inputs)}")
             dtypes.append(source.meta[DTYPE])
-            inputs[env[source].name] = tuple(
-                Axis((rigid,)) if rigid and batch_dims(axis) and axis.normal.size == rigid.size else fresh(axis.size)
-                for axis in graph.types[source.name]
-            )
+            inputs[env[source].name] = tuple(_alone(axis, rigid) for axis in graph.types[source.name])
         else:
             return None
         env[source].meta.update({key: source.meta[key] for key in (SHAPE, DTYPE)})
@@ -59,8 +68,18 @@ def isolate(graph: PruneGraph, nodes: list[fx.Node]) -> IsolatedRegion | None:
         env[node].name = node.name
     region.output(env[nodes[-1]])
     module = fx.GraphModule(graph.module, region)
-    state = infer(module, inputs)
+    # What need not be zero is frozen in the whole network: here it would hide axes that can be pruned there.
+    state = infer(module, inputs, zero_inputs=True)
     return IsolatedRegion(module, state, tuple(inputs.values()), tuple(dtypes))
+
+
+def _alone(axis: Axis, batch: Dim | None) -> Axis:
+    """A fresh axis for one of the whole network: the region's own batch where the network's is, whatever is around."""
+    if batch is None or not batch_dims(axis):
+        return fresh(axis.size)
+    if is_batch(axis):
+        return Axis((batch,))
+    return concat(*(product(*(_alone(Axis((factor,)), batch) for factor in span)) for span in axis.normal.spans))
 
 
 def match_axes(graph: PruneGraph, nodes: list[fx.Node], isolated: IsolatedRegion) -> dict[Dim, Axis]:
@@ -122,7 +141,7 @@ def region_key(isolated: IsolatedRegion, dims: tuple[Dim, ...], batch: int) -> s
     names = {dim: f"d{i}" for i, dim in enumerate(dims)}
 
     def spell(axis: Axis) -> str:
-        return repr(kept_size(axis, lambda dim: dim.size)) if not free_dims(axis) else _spell(axis, names)
+        return _spell(axis, names) if free_dims(axis) or batch_dims(axis) else repr(axis.size)
 
     def spell_tensor(tensor: torch.Tensor) -> str:
         types = isolated.state.tensors.get(id(tensor))
@@ -140,7 +159,7 @@ def region_key(isolated: IsolatedRegion, dims: tuple[Dim, ...], batch: int) -> s
     rename = {node.name: f"n{i}" for i, node in enumerate(isolated.module.graph.nodes)}
     text = [f"batch {batch}"]
     for types, dtype in zip(isolated.inputs, isolated.dtypes, strict=True):
-        text.append("x".join("B" if batch_dims(axis) else spell(axis) for axis in types) + f" {dtype}")
+        text.append("x".join(map(spell, types)) + f" {dtype}")
     for node in isolated.module.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
@@ -180,7 +199,9 @@ def _spell(axis: Axis, names: Mapping[Dim, str]) -> str:
             return str(factor)
         if isinstance(factor, Shuffled):
             return f"~[{_spell(factor.axis, names)}]"
-        return names.get(factor, str(factor.size)) if isinstance(factor, Dim) else f"[{_spell(factor, names)}]"
+        if isinstance(factor, Dim):
+            return "B" if factor.rigid else names.get(factor, str(factor.size))
+        return f"[{_spell(factor, names)}]"
 
     return "+".join("*".join(map(factor_text, span)) for span in axis.normal.spans)
 
@@ -206,10 +227,17 @@ def build_region(
     emit_sizes(nodes, stored, isolated.state.emissions, size_of, None)
     module = fx.GraphModule(stored, nodes)
     inputs = tuple(
-        torch.randn([kept_size(axis, size_of) for axis in types], generator=generator).to(dtype)
+        _random_input([kept_size(axis, size_of) for axis in types], dtype, generator)
         for types, dtype in zip(isolated.inputs, isolated.dtypes, strict=True)
     )
     return module.eval(), inputs
+
+
+def _random_input(shape: list[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Numbers are random, positions 0, which every table has, and masks true, so that something is left of a row."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.full(shape, dtype is torch.bool, dtype=dtype)
 
 
 def _random_like(name: str, tensor: torch.Tensor, shape: list[int], generator: torch.Generator) -> torch.Tensor:

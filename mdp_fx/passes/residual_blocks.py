@@ -17,6 +17,7 @@ from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.branches import Branch, Flow
 from mdp_fx.passes.channel_groups import ChannelGroup
 from mdp_fx.passes.concat_branches import find_concat_branches
+from mdp_fx.passes.space_blocks import emptied
 
 ADDITIONS: tuple[Callable[..., Any] | str, ...] = (operator.add, torch.add, "add")
 
@@ -28,7 +29,7 @@ class ResidualBlock:
     Attributes:
         name: the common module path of its nodes, made unique by a suffix; for a branch of a concatenation that is
             only a part of what is there, the channel group that it empties.
-        addition: name of the node that adds it, or concatenates it.
+        join: name of the node that adds it, or concatenates it.
         kept: name of the node that flows on when the block is removed; None for a branch of a concatenation.
         nodes: names of the nodes that go with it, in graph order; the last one is the operand.
         parent: the smallest block around it, or None.
@@ -37,7 +38,7 @@ class ResidualBlock:
     """
 
     name: str
-    addition: str
+    join: str
     kept: str | None
     nodes: tuple[str, ...]
     parent: str | None
@@ -61,14 +62,8 @@ class Blocks:
     kept: tuple[ResidualBlock, ...]
 
     def emptied(self, removed: Iterable[str]) -> frozenset[str]:
-        """Names of the channel groups that lose all their units when blocks are removed.
-
-        A block whose own surroundings go too empties nothing: what it was joined with is not there either.
-        """
-        names = set(removed)
-        chosen = [block for block in self.removable if block.name in names]
-        gone = {node for block in chosen for node in block.nodes}
-        return frozenset(group for block in chosen if block.addition not in gone for group in block.empties)
+        """Names of the channel groups that lose all their units when blocks are removed."""
+        return emptied(self.removable, set(removed))
 
 
 def find_residual_blocks(graph: PruneGraph, groups: Sequence[ChannelGroup]) -> Blocks:
@@ -185,7 +180,7 @@ class FindResidualBlocks(Pass):
         for block in state.blocks.removable:
             inside = set(block.nodes)
             for name in block.nodes:
-                outside = {user.name for user in nodes[name].users} - inside - {block.addition}
+                outside = {user.name for user in nodes[name].users} - inside - {block.join}
                 assert not outside, f"{name} of block {block.name} is read by {sorted(outside)}"
             for other in state.blocks.removable:
                 shared = inside.intersection(other.nodes)

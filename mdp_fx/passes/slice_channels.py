@@ -17,7 +17,7 @@ from mdp_fx.graph.copies import copy_stored
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.channel_groups import ChannelGroup
-from mdp_fx.passes.emission import emit_sizes
+from mdp_fx.passes.emission import SizeOf, emit_sizes
 
 
 def unit_masks(
@@ -68,15 +68,19 @@ def slice_channels(graph: PruneGraph, masks: Mapping[Dim, BoolArray]) -> fx.Grap
         memo[id(tensor)] = (
             nn.Parameter(sliced, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced
         )
+    return _written(graph, memo, lambda dim: int(masks[dim].sum()) if dim in masks else dim.size)
+
+
+def dense_network(graph: PruneGraph) -> fx.GraphModule:
+    """The network with its sizes written from types, and nothing dropped: it has the graph's own parameters."""
+    return _written(graph, {id(tensor): tensor for tensor in graph.module.parameters()}, lambda dim: dim.size)
+
+
+def _written(graph: PruneGraph, memo: dict[int, object], size_of: SizeOf) -> fx.GraphModule:
+    """A copy of the network at the sizes of its dimensions; `memo` has the tensors that take the place of its own."""
     nodes = copy.deepcopy(graph.module.graph)
     stored = copy_stored(graph.module, nodes, memo)
-    emit_sizes(
-        nodes,
-        stored,
-        graph.emissions,
-        lambda dim: int(masks[dim].sum()) if dim in masks else dim.size,
-        graph.batch_source,
-    )
+    emit_sizes(nodes, stored, graph.emissions, size_of, graph.batch_source)
     nodes.lint()
     return fx.GraphModule(stored, nodes, type(graph.module).__name__).train(graph.module.training)
 

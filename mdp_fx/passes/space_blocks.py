@@ -1,15 +1,34 @@
-"""How the blocks of a search space lie in one another, and which dimensions go with them."""
+"""How blocks lie in one another, and which dimensions go with them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from mdp_fx.passes.search_space import Block, SearchSpace
+    from mdp_fx.passes.search_space import SearchSpace
 
 
-def ancestors(blocks: Iterable[Block], name: str | None) -> tuple[str, ...]:
+class Nested(Protocol):
+    """A block of a search space, or of a network."""
+
+    @property
+    def name(self) -> str:
+        """Its own."""
+
+    @property
+    def parent(self) -> str | None:
+        """The name of the smallest block around it, or None."""
+
+    @property
+    def empties(self) -> tuple[str, ...]:
+        """The dimensions of which nothing is left without it."""
+
+
+Block = TypeVar("Block", bound=Nested)
+
+
+def ancestors(blocks: Iterable[Nested], name: str | None) -> tuple[str, ...]:
     """The block itself and the blocks around it, innermost first; nothing for None."""
     parents = {b.name: b.parent for b in blocks}
     chain: list[str] = []
@@ -19,7 +38,7 @@ def ancestors(blocks: Iterable[Block], name: str | None) -> tuple[str, ...]:
     return tuple(chain)
 
 
-def common_block(blocks: Iterable[Block], names: Iterable[str | None]) -> str | None:
+def common_block(blocks: Iterable[Nested], names: Iterable[str | None]) -> str | None:
     """The innermost block that holds all of `names` (each of them counts as holding itself)."""
     chains = [ancestors(blocks, name) for name in names]
     return next((b for b in chains[0] if all(b in chain for chain in chains)), None) if chains else None
@@ -31,7 +50,7 @@ def exclusive_parent(space: SearchSpace, names: Iterable[str]) -> str | None:
     return common_block(space.blocks, [parents[name] for name in names])
 
 
-def emptied_by(blocks: Iterable[Block]) -> dict[str, tuple[str, ...]]:
+def emptied_by(blocks: Iterable[Nested]) -> dict[str, tuple[str, ...]]:
     """For every dimension that some block empties, those blocks."""
     found: dict[str, tuple[str, ...]] = {}
     for block in blocks:
@@ -40,9 +59,17 @@ def emptied_by(blocks: Iterable[Block]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def emptied(blocks: Iterable[Block], gone: Collection[str]) -> set[str]:
-    """The dimensions that are 0 when the blocks `gone` are removed (inner blocks of a removed block included)."""
-    return {dim for b in blocks if b.name in gone and b.parent not in gone for dim in b.empties}
+def outermost(blocks: Sequence[Block], gone: Collection[str]) -> tuple[Block, ...]:
+    """Those of the removed blocks `gone` that lie in no other of them: with these the others go."""
+    return tuple(b for b in blocks if b.name in gone and not any(a in gone for a in ancestors(blocks, b.parent)))
+
+
+def emptied(blocks: Sequence[Nested], gone: Collection[str]) -> frozenset[str]:
+    """The dimensions that are 0 when the blocks `gone` are removed.
+
+    A block whose own surroundings go too empties nothing: what it was joined with is not there either.
+    """
+    return frozenset(dim for b in outermost(blocks, gone) for dim in b.empties)
 
 
 def uses(space: SearchSpace) -> dict[str, set[str | None]]:

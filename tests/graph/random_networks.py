@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.graph.rare_steps import RARE
+
 SIDE = 8
 WIDTHS = (4, 6, 8, 12)
 """Few widths, so that sizes that are equal by coincidence are common."""
@@ -25,14 +27,28 @@ class RandomNetwork(nn.Module):
 
     Attributes:
         log: what each step is, to be read when a seed fails.
+        words: it reads maps of so many different numbers; 0 where it reads images.
     """
 
-    def __init__(self, layers: Layers, steps: Sequence[Step], heads: Step, log: Sequence[str]) -> None:
+    def __init__(self, layers: Layers, steps: Sequence[Step], heads: Step, log: Sequence[str], words: int) -> None:
         super().__init__()
         self.layers = layers
         self.steps = tuple(steps)
         self.heads = heads
         self.log = tuple(log)
+        self.words = words
+
+    @property
+    def fixes_batch(self) -> bool:
+        """Whether a step makes an axis of the batch's size that is not the batch."""
+        return any("turned" in line for line in self.log)
+
+    def inputs(self, seed: int) -> tuple[Tensor]:
+        """Two examples."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.words:
+            return (torch.randint(self.words, (2, SIDE, SIDE), generator=generator),)
+        return (torch.randn(2, 3, SIDE, SIDE, generator=generator),)
 
     def forward(self, x: Tensor) -> Any:
         values = [x]
@@ -203,6 +219,14 @@ class Builder:
             lambda x: 2.0 * x.clamp(min=-1.0),
         )
         return self.unary("scalars", functions[self.below(len(functions))], self.source())
+
+    def words(self, count: int) -> int:
+        """Whole numbers as places in a table."""
+        width = self.pick(WIDTHS)
+        at = self.layer(nn.Embedding(count, width))
+        return self.add(
+            "words", lambda layers, values: (layers[at](values[0]).permute(0, 3, 1, 2),), [0], Map(width, SIDE)
+        )
 
     # Joining -----------------------------------------------------------------------------------------------------
 
@@ -861,19 +885,24 @@ KINDS: tuple[tuple[Callable[[Builder], int | None], int], ...] = (
     (Builder.copies, 1),
     (Builder.shuffled_unit, 2),
     (Builder.branches, 1),
+    *RARE,
 )
 
 
 def random_network(seed: int, most: int = 8) -> RandomNetwork:
-    """A network of at most `most` drawn steps after its stem; reads images of 3 x SIDE x SIDE."""
+    """A network of at most `most` drawn steps after its stem; reads images of 3 x SIDE x SIDE, or numbers."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     builder = Builder(rng)
     builder.maps.append(Map(3, SIDE))
-    builder.conv(0)
+    words = 10 if builder.coin(0.1) else 0
+    if words:
+        builder.words(words)
+    else:
+        builder.conv(0)
     weights = np.array([weight for _, weight in KINDS], dtype=float)
     for _ in range(builder.between(2, most)):
         kind = KINDS[int(rng.choice(len(KINDS), p=weights / weights.sum()))][0]
         if kind(builder) is None:
             builder.conv()
-    return RandomNetwork(builder.layers, builder.steps, builder.heads(), builder.log)
+    return RandomNetwork(builder.layers, builder.steps, builder.heads(), builder.log, words)

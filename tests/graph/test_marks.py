@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdp_fx.graph.eval_flag import is_eval_flag
 from mdp_fx.graph.exported import export
-from mdp_fx.graph.tracer import is_eval_flag
 from mdp_fx.pipeline import analyse, rewrite
 from tests.zoo import image
 
@@ -55,7 +55,7 @@ def test_the_slim_network_trains() -> None:
 
 
 def test_branches_on_train_mode_are_told() -> None:
-    (line,) = export(Learner(), (image(),)).training_branches
+    (line,) = export(Learner(), (image(),)).training_reads
     assert line.endswith("if self.training:")
 
 

@@ -46,6 +46,8 @@ IMPURE: dict[str, Make] = {
     "asked in place": lambda g, x: g.call_function(F.relu, (x,), {"inplace": True}),
     "given memory": lambda g, x: g.call_function(torch.add, (x, x), {"out": x}),
     "assignment": lambda g, x: g.call_function(operator.setitem, (x, 0, 1)),
+    "assignment method": lambda g, x: g.call_method("__setitem__", (x, 0, 1)),
+    "augmented method": lambda g, x: g.call_method("__iadd__", (x, 1)),
     "overload in place": lambda g, x: g.call_function(torch.ops.aten.add_.Tensor, (x, x)),
     "overload that updates": lambda g, x: g.call_function(torch.ops.aten._native_batch_norm_legit.default, (x,)),
     **{

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mdp_fx.graph.axes import Axis
 from mdp_fx.graph.axis_sizes import kept_mask, kept_size, size_terms
@@ -18,23 +17,26 @@ from mdp_fx.graph.ops.registry import infer_node
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.graph.unify import freeze
 from mdp_fx.passes.channel_groups import find_channel_groups
+from mdp_fx.passes.choices import Analysis
 from mdp_fx.pipeline import analyse
-from tests.graph.random_networks import SIDE, random_network
+from tests.graph.random_networks import random_network
 from tests.pruning import parity_error, randomise
 
 SEEDS = range(int(os.environ.get("MDP_FX_SEEDS", "200")))
 FLOAT64_LIMIT = 1e-9
 
 
-def inputs(seed: int) -> tuple[Tensor]:
-    return (torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)),)
+def analysed(seed: int) -> Analysis:
+    network = random_network(seed)
+    return analyse(network.eval(), network.inputs(seed))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_pruned_at_random_it_equals_the_zeroed_dense_network(seed: int) -> None:
     network = random_network(seed)
     share = (0.5, 0.25, 0.8)[seed % 3]
-    assert parity_error(randomise(network, seed), inputs(seed), seed, share) <= FLOAT64_LIMIT, "\n".join(network.log)
+    error = parity_error(randomise(network, seed), network.inputs(seed), seed, share, fixed_batch=network.fixes_batch)
+    assert error <= FLOAT64_LIMIT, "\n".join(network.log)
 
 
 def found(graph: PruneGraph) -> list[Any]:
@@ -60,7 +62,7 @@ def infer_again(graph: PruneGraph) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_visiting_every_node_twice_changes_nothing(seed: int) -> None:
-    graph = analyse(random_network(seed).eval(), inputs(seed)).graph
+    graph = analysed(seed).graph
     before = copy.deepcopy(found(graph))
     infer_again(graph)
     assert found(graph) == before
@@ -69,7 +71,7 @@ def test_visiting_every_node_twice_changes_nothing(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS[:40])
 def test_types_evaluate_alike_as_masks_sizes_and_polynomials(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    analysis = analyse(random_network(seed).eval(), inputs(seed))
+    analysis = analysed(seed)
     masks = {group.dim: rng.random(group.size) < 0.6 for group in analysis.groups}
     counts = {dim: int(mask.sum()) for dim, mask in masks.items()}
     axes: list[Axis] = [axis for _, _, types in analysis.graph.stored() for axis in types]
@@ -90,5 +92,5 @@ def test_a_seed_makes_the_same_network_again() -> None:
 
 
 def test_most_random_networks_have_something_to_prune() -> None:
-    groups = [len(analyse(random_network(seed).eval(), inputs(seed)).groups) for seed in range(20)]
+    groups = [len(analysed(seed).groups) for seed in range(20)]
     assert np.mean([count > 1 for count in groups]) >= 0.8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +16,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, MdpFxError, ModelError
+from mdp_fx.graph import tracer
+from mdp_fx.graph.eval_flag import is_eval_flag
 from mdp_fx.graph.prune_graph import infer_types
 from mdp_fx.graph.trace import Traced, trace
-from mdp_fx.graph.tracer import ALIASES, DTYPE, SHAPE, attribute, is_eval_flag
+from mdp_fx.graph.tracer import ALIASES, DTYPE, SHAPE, attribute
 from mdp_fx.pipeline import analyse, rewrite
 from tests.graph.small import images, net, parameter, tokens, vectors
 from tests.zoo import ZOO, Specimen
@@ -252,6 +255,13 @@ class Structured(nn.Module):
             assert len(both) == 2
             x, y = both
         return {"sum": self.fc(torch.relu(self.a(x)) + self.b(y)), "pair": (self.a(x).relu(),)}
+
+
+def test_a_named_tuple_as_output() -> None:
+    model = net(lambda net, x: Pair(net.a(x), net.a(x).mean()), a=nn.Linear(3, 8))
+    result = trace(model, (vectors(),))
+    assert result.constants == ()
+    assert same_output(model, result, vectors() * 2)
 
 
 @pytest.mark.parametrize("kind", ["dict", "tuple", "list"])
@@ -601,3 +611,99 @@ def test_native_code_that_needs_numbers_is_refused_and_does_not_crash(function: 
         assert same_output(model, trace(model, (vectors(),)), vectors())
     except MdpFxError as refusal:
         assert "\n" not in str(refusal)  # noqa: PT017
+
+
+# The model itself is called -------------------------------------------------------------------------------------------
+
+
+class Doubled(nn.Linear):
+    """A layer with a call of its own."""
+
+    def __call__(self, x: Tensor, factor: Tensor) -> Any:
+        return super().__call__(x * factor) + 1
+
+
+def hooked() -> nn.Module:
+    model = net(lambda net, x: net.a(x), a=nn.Linear(3, 8))
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
+    model.register_forward_hook(lambda _module, _inputs, output: output + 1)
+    return model
+
+
+def with_a_forward_of_its_own() -> nn.Module:
+    model = net(lambda net, x: net.a(x), a=nn.Linear(3, 8))
+    model.forward = lambda x: model.a(x) * 2  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize("make", [hooked, lambda: nn.Linear(3, 8)], ids=["hooks", "a single layer"])
+@pytest.mark.parametrize("front_end", ["symbolic", "export"])
+def test_what_calling_the_model_does_is_in_the_graph(make: Callable[[], nn.Module], front_end: Any) -> None:
+    model = make()
+    module = analyse(model, vectors(), front_end=front_end).graph.module
+    with torch.no_grad():
+        assert torch.allclose(module(vectors() - 1), model(vectors() - 1))
+
+
+def test_a_forward_of_one_instance_is_traced() -> None:
+    model = with_a_forward_of_its_own()
+    result = trace(model, (vectors(),))
+    assert [node.name for node in result.module.graph.nodes][-2:] == ["mul", "output"]
+    assert same_output(model, result, vectors() - 1)
+
+
+def test_a_class_with_a_call_of_its_own_is_called_by_it() -> None:
+    model = Doubled(3, 8)
+    result = trace(model, (vectors(), vectors()))
+    assert targets(result, "placeholder") == ["x", "factor"]
+    assert same_output(model, result, vectors() - 1, vectors())
+
+
+# Reasons --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_python_keeps_for_itself_is_named() -> None:
+    model = net(lambda net, x: net.parts["class"](x), parts=nn.ModuleDict({"class": nn.Linear(3, 8)}))
+    with pytest.raises(ModelError, match=r"parts.class is named after a word of Python \(class\), .* rename it$"):
+        trace(model, (vectors(),))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
+def test_a_scripted_network_is_refused_once() -> None:
+    with pytest.raises(ModelError, match=r"it is a scripted module, not Python: give .*; torch.export fails too$"):
+        analyse(torch.jit.script(nn.Sequential(nn.Linear(3, 8))), vectors())
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__")
+def test_what_a_graph_cannot_hold_is_named() -> None:
+    with pytest.raises(ModelError, match=r"gives a ndarray to a call, which a graph cannot hold \(test_trace.py, line"):
+        traced(lambda net, x: net.a(x) * vectors(8).numpy()[0], vectors(), a=nn.Linear(3, 8))
+
+
+def test_tensors_that_are_held_without_being_registered_are_told() -> None:
+    model = net(lambda net, x: net.layers[0](x) * net.scale)
+    vars(model).update(layers=[nn.Linear(3, 8)], scale=torch.ones(8))
+    assert infer_types(trace(model, (vectors(),))).baked_in == (
+        "a tensor that is no parameter or buffer (8x3, read by linear)",
+        "a tensor that is no parameter or buffer (8, read by linear)",
+        "a tensor that is no parameter or buffer (8, read by mul)",
+    )
+
+
+def test_the_reason_why_a_batch_is_fixed_is_kept_with_its_line() -> None:
+    def body(net: Any, x: Tensor) -> Any:
+        return net.fc(net.a(x).reshape(8))
+
+    model = net(body, a=nn.Linear(3, 8), fc=nn.Linear(8, 5))
+    graph = analyse(model, (torch.randn(1, 3),)).graph
+    assert graph.batch is None
+    text = r"^its forward can be traced; its batch cannot be open: shape '\[8\]' is invalid for input of size 16"
+    assert re.match(rf"{text} \(test_trace.py, line \d+: return net\.fc\(net\.a\(x\)\.reshape\(8\)\)\)$", graph.why)
+
+
+def test_an_assertion_of_ours_is_not_taken_for_the_models_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    space: dict[str, Any] = {}
+    exec(compile("def fails(*_):\n    assert False, 'ours'", tracer.__file__, "exec"), space)
+    monkeypatch.setattr(tracer.ValueTracer, "_note", space["fails"])
+    with pytest.raises(AssertionError, match="ours"):
+        trace(nn.Linear(3, 5), (vectors(),))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from mdp_fx.graph.trace import trace
-from mdp_fx.passes.branches import Flow, readers_of
+from mdp_fx.passes.branches import Flow
 from tests.zoo import image
 
 
@@ -40,12 +40,3 @@ def test_the_region_of_an_operand() -> None:
     assert flow.region(nodes["relu"], nodes["add"]) == frozenset()
     assert flow.region(nodes["stem"], nodes["add"]) == frozenset()
     assert flow.why_not(nodes["add"], nodes["norm"], (nodes["relu"],), frozenset((nodes["norm"],))) is None
-
-
-def test_who_reads_a_stored_tensor() -> None:
-    module, _ = traced()
-    readers = {name: readers_of(module)[id(tensor)] for name, tensor in module.named_parameters()}
-    named = {name: [node.name for node in nodes] for name, nodes in readers.items()}
-    assert named["stem.weight"] == ["stem"]
-    assert named["layer.weight"] == ["layer", "layer_weight"]
-    assert [node.name for node in readers_of(module)[id(module.get_submodule("norm").running_mean)]] == ["norm"]

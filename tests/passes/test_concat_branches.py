@@ -75,7 +75,7 @@ def test_every_spelling_of_a_concatenation(join: Callable[[list[Tensor]], Tensor
     analysis = analysed(lambda n, x: n.head(join([n.a(x), F.relu(n.b(x))])))
     found = [(b.name, b.kept, b.nodes, b.empties, b.parent) for b in analysis.blocks.removable]
     assert found == [("a", None, ("a",), ("a",), None), ("b", None, ("b", "relu_1"), ("b",), None)]
-    assert {b.addition for b in analysis.blocks.removable} <= {"cat", "concat", "concatenate"}
+    assert {b.join for b in analysis.blocks.removable} <= {"cat", "concat", "concatenate"}
     assert analysis.blocks.exclusive == (("a", "b"),)
     assert parity(analysis, {}, ["a"]) <= 1e-12
     assert parity(analysis, {"b": [0, 2], "a": [1]}, ["b"]) <= 1e-12
@@ -186,7 +186,7 @@ def test_all_branches_of_all_concatenations_that_make_an_axis_are_exclusive() ->
 
     analysis = analysed(body)
     outer = analysis.blocks.removable[0]
-    assert (outer.empties, outer.addition) == (("a", "b"), "cat_1")
+    assert (outer.empties, outer.join) == (("a", "b"), "cat_1")
     inner = [(block.name, block.parent) for block in analysis.blocks.removable[1:]]
     assert inner == [("a", outer.name), ("b", outer.name), ("c", None)]
     assert analysis.blocks.exclusive == (("a", "b"), (outer.name, "c"))

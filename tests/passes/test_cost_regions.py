@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdp_fx.graph.axes import free_dims
@@ -13,6 +15,7 @@ from mdp_fx.graph.axis_sizes import kept_size
 from mdp_fx.passes.cost_regions import find_cost_regions, innermost_blocks
 from mdp_fx.passes.residual_blocks import Blocks, ResidualBlock
 from mdp_fx.pipeline import analyse
+from tests.graph.small import net, parameter
 from tests.passes.specimens import analysed
 from tests.zoo import ZOO, Specimen, image
 
@@ -125,3 +128,52 @@ def test_a_concatenation_of_a_whole_split_is_a_region() -> None:
 
     regions = analyse(Shuffled(), (image(side=4),)).regions
     assert "cat" in [name for region in regions for name in region.nodes]
+
+
+def after_a_convolution(follows: Callable[[Any, Tensor], Tensor]) -> tuple[str, ...]:
+    """Nodes of a convolution's region, which this follows."""
+
+    def body(net: Any, x: Tensor) -> Any:
+        return net.fc(F.max_pool2d(follows(net, net.conv(x)), 2).mean((2, 3)))
+
+    layers = {
+        "norm": nn.BatchNorm2d(8),
+        "group": nn.GroupNorm(2, 8),
+        "pool": nn.MaxPool2d(3, 1, 1),
+        "drop": nn.Dropout(),
+        "shift": parameter(8),
+    }
+    model = net(body, conv=nn.Conv2d(3, 8, 3, padding=1), fc=nn.Linear(8, 5), **layers)
+    regions = {region.name: region.nodes for region in analyse(model, (image(),)).regions}
+    return regions["conv"]
+
+
+@pytest.mark.parametrize(
+    ("follows", "fused"),
+    [
+        (lambda net, x: net.norm(x), ("norm",)),
+        (
+            lambda net, x: F.batch_norm(x, net.norm.running_mean, net.norm.running_var, net.norm.weight, net.norm.bias),
+            ("batch_norm",),
+        ),
+        (lambda net, x: F.relu(x), ("relu",)),
+        (lambda net, x: F.prelu(x, net.shift), ("prelu",)),
+        (lambda net, x: x.clamp(0, 6) * 2, ("clamp", "mul")),
+        (lambda net, x: net.group(x), ()),
+        (lambda net, x: net.pool(x), ()),
+        (lambda net, x: x.softmax(1), ()),
+        (lambda net, x: F.layer_norm(x, (8, 8)), ()),
+        (lambda net, x: F.normalize(x), ()),
+        (lambda net, x: x.cumsum(2), ()),
+        (lambda net, x: x.sort(2)[0], ()),
+        (lambda net, x: x.flip(2), ()),
+        (lambda net, x: x.roll(1, 2), ()),
+        (lambda net, x: torch.logcumsumexp(x, 2), ()),
+        (lambda net, x: net.drop(x), ()),
+        (lambda net, x: x.transpose(2, 3), ()),
+    ],
+)
+def test_what_works_entry_by_entry_is_fused_with_what_is_before(
+    follows: Callable[[Any, Tensor], Tensor], fused: tuple[str, ...]
+) -> None:
+    assert after_a_convolution(follows) == ("conv", *fused)

@@ -13,8 +13,10 @@ from torch import Tensor, fx, nn
 
 from mdp_fx.graph.axes import Axis, Dim, constant, product
 from mdp_fx.graph.ops.op import Emission
+from mdp_fx.passes.channel_groups import ChannelGroup
 from mdp_fx.passes.emission import emit_sizes
 from mdp_fx.pipeline import analyse, rewrite
+from tests.pruning import error, reference
 from tests.zoo import image
 
 Body = Callable[["Net", Tensor], Any]
@@ -208,3 +210,41 @@ def test_attributes_are_set_where_the_module_has_them(name: str) -> None:
     )
     fc = module.get_submodule("fc")
     assert getattr(fc, name, None) == (3 if name == "in_features" else None)
+
+
+class TwoTowers(nn.Module):
+    """Two layers of equal width behind one norm that stores nothing."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 16), nn.Linear(3, 16)
+        self.norm = norm
+        self.last, self.other = nn.Linear(16, 5), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.norm(self.first(x))) + self.other(self.norm(self.second(x)))
+
+
+@pytest.mark.parametrize(
+    ("norm", "attribute", "sizes"),
+    [
+        (nn.GroupNorm(4, 16, affine=False), "num_groups", (2, 4)),
+        (nn.LayerNorm(16, elementwise_affine=False), "normalized_shape", ((8,), (16,))),
+        (nn.RMSNorm(16, elementwise_affine=False), "normalized_shape", ((8,), (16,))),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_calls_of_one_module_with_sizes_of_their_own_get_modules_of_their_own(
+    norm: nn.Module, attribute: str, sizes: tuple[Any, Any]
+) -> None:
+    x = torch.randn(2, 3)
+    analysis = analyse(TwoTowers(norm).eval(), (x,))
+    dense, slim = rewrite(analysis, {}, ()), rewrite(analysis, kept := _first_half(analysis.groups[0]), ())
+    assert [getattr(slim.get_submodule(name), attribute) for name in ("norm", "norm_at_norm_1")] == list(sizes)
+    assert "norm_at_norm_1" not in dict(dense.named_modules())
+    with torch.no_grad():
+        assert error(reference(analysis, kept, ()).run(x), slim(x)) <= 1e-6
+
+
+def _first_half(group: ChannelGroup) -> dict[str, list[int]]:
+    return {group.name: list(range(group.size // 2))}

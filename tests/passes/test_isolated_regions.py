@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mdp_fx.graph.axes import Axis, free_dims
 from mdp_fx.passes.choices import Analysis
@@ -221,6 +222,30 @@ def test_inputs_have_the_dtype_of_the_network(make: Callable[[], nn.Module], dty
         assert module(*inputs).dtype == dtype
 
 
+class Words(nn.Module):
+    """Positions that are looked up, and a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 32)
+        self.fc = nn.Linear(32, 4)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Any:
+        x = self.table(words.clamp(max=9))
+        return self.fc(F.scaled_dot_product_attention(x, x, x, attn_mask=mask)).mean(1)
+
+
+def test_inputs_that_are_no_floats_are_valid() -> None:
+    inputs = (torch.randint(0, 10, (2, 7)), torch.ones(2, 7, 7, dtype=torch.bool))
+    found = {region.name: region for region in analyse(Words(), inputs).regions}
+    for region in found.values():
+        module, given = region.build(half(region))
+        with torch.no_grad():
+            assert bool(module(*given).isfinite().all())
+    assert [x.dtype for x in found["table"].build((5,))[1]] == [torch.int64]
+    assert torch.bool in [x.dtype for x in found["scaled_dot_product_attention"].build((5,))[1]]
+
+
 BATCH = 2
 
 
@@ -315,3 +340,60 @@ def test_macs_of_the_dense_network_are_those_that_hooks_count(specimen: Specimen
     with torch.no_grad():
         model(*inputs)
     assert math.fsum(r.macs(r.dense_sizes) for r in analyse(specimen.make(), inputs).regions) == counted
+
+
+class Windows(nn.Module):
+    """Attention of every head within windows of 4 x 4: the batch is a factor of (batch, windows) and (batch, heads)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 1)
+        self.q = nn.Linear(16, 24)
+        self.k = nn.Linear(16, 24)
+        self.v = nn.Linear(16, 32)
+        self.out = nn.Linear(32, 16)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        batch, channels, height, width = x.shape
+        x = x.reshape(batch, channels, height // 4, 4, width // 4, 4).permute(0, 2, 4, 3, 5, 1)
+        x = x.reshape(-1, 16, channels)
+        q, k, v = (layer(x).reshape(len(x), 16, 4, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (heads.reshape(-1, 16, heads.shape[-1]) for heads in (q, k, v))
+        attended = torch.softmax((q * 0.4) @ k.transpose(1, 2), -1) @ v
+        x = x + self.out(attended.reshape(len(x), 4, 16, -1).transpose(1, 2).reshape(len(x), 16, -1))
+        return self.fc(x.reshape(batch, -1, channels).mean(1))
+
+
+def windows(batch: int) -> dict[str, CostRegion]:
+    torch.manual_seed(0)
+    return {region.name: region for region in analyse(Windows().eval(), (image(batch=batch),)).regions}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_macs_of_window_attention_are_those_that_torch_counts(batch: int) -> None:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Windows().eval()(image(batch=batch))
+    assert math.fsum(r.macs(r.dense_sizes) for r in windows(batch).values()) == counter.get_total_flops() / 2
+
+
+def test_a_batch_inside_of_a_product_is_the_one_asked_for() -> None:
+    one, three = windows(1), windows(3)
+    assert one.keys() == three.keys()
+    for name, region in one.items():
+        assert region.dense_sizes == three[name].dense_sizes
+        assert three[name].macs(region.dense_sizes) == 3 * region.macs(region.dense_sizes)
+        assert three[name].key != region.key
+        (module, inputs), (other, thrice) = (r.build(half(region)) for r in (region, three[name]))
+        assert [(3 * x.shape[0], *x.shape[1:]) for x in inputs] == [tuple(x.shape) for x in thrice]
+        with torch.no_grad():
+            assert 3 * module(*inputs).shape[0] == other(*thrice).shape[0]
+
+
+def test_axes_of_window_attention_are_its_heads_and_their_entries() -> None:
+    found = {name: (region.roles, region.dense_sizes) for name, region in windows(2).items()}
+    assert found["mul"] == (("out", "out"), (4, 6))
+    assert found["matmul"] == (("out", "in"), (4, 6))
+    assert found["matmul_1"] == (("out", "out"), (4, 8))
+    assert [tuple(x.shape) for x in windows(2)["matmul_1"].build((3, 5))[1]] == [(24, 16, 16), (24, 16, 5)]

@@ -242,7 +242,7 @@ def test_nested_blocks_name_the_smallest_around_them() -> None:
 
     found = blocks_of(body)
     outer, inner = found.removable
-    assert (outer.addition, outer.parent, outer.nodes) == ("add_1", None, ("a", "b", "add", "c"))
+    assert (outer.join, outer.parent, outer.nodes) == ("add_1", None, ("a", "b", "add", "c"))
     assert (inner.name, inner.parent, inner.nodes) == ("b", outer.name, ("b",))
     assert inner.kept == "a"
 
@@ -304,8 +304,8 @@ def test_blocks_are_closed_regions_and_found_alike_again(specimen: Specimen) -> 
     for block in found.removable:
         inside = set(block.nodes)
         users = {user.name for name in inside for user in nodes[name].users} - inside
-        assert users == {block.addition}
-        rest = {source.name for source in nodes[block.addition].all_input_nodes} - inside
+        assert users == {block.join}
+        rest = {source.name for source in nodes[block.join].all_input_nodes} - inside
         assert rest if block.kept is None else rest == {block.kept}
         assert (block.kept is None) == bool(block.empties)
         assert list(block.nodes) == sorted(inside, key=order.__getitem__)

@@ -1,7 +1,8 @@
 """ATen overloads in torch's own spelling, so that one typing rule, one pass, one file format reads both.
 
 An overload has the name and the arguments of a function of torch, of torch.nn.functional, or of a method. The spelling
-is found by those names and taken only where it computes the same on the values at hand: nothing is trusted.
+is found by those names and taken where it computes the same on the values at hand. Only what writes to its operands or
+draws random numbers cannot be computed twice: there the names are trusted, and the graph as a whole is compared later.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.utils import _pytree as pytree
 from mdp_fx.graph.ops.registry import has_rule
 from mdp_fx.graph.purity import target_name
 
-Call: TypeAlias = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
+Spelling: TypeAlias = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 """(kind of node, target, positional arguments, keyword arguments)."""
 
 _SAME = {
@@ -33,6 +34,9 @@ _SAME = {
     "split_with_sizes": "split",
 }
 """ATen's own names of what torch calls otherwise."""
+
+_ATTRIBUTES = {"numpy_T": "T", "mT": "mT", "matrix_H": "H", "mH": "mH"}
+"""Overloads that torch spells as attributes of a tensor."""
 
 _ARGUMENTS = {"self": "input", "indices": "input"}
 """Names of ATen's arguments that torch's functions in Python give another name."""
@@ -47,8 +51,8 @@ def is_check(overload: OpOverload) -> bool:
 
 
 def respell(
-    overload: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[Call], Any]
-) -> Call | None:
+    overload: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[Spelling], Any]
+) -> Spelling | None:
     """The call in torch's own spelling, one with a typing rule where there is one.
 
     Args:
@@ -62,23 +66,30 @@ def respell(
     """
     calls = sorted(_spellings(overload, args, kwargs), key=lambda call: not has_rule(call[1]))
     if overload._schema.is_mutable or torch.Tag.nondeterministic_seeded in overload.tags:
-        # Running it would change what it reads, or give another value each time.
+        # Running it would change what it reads, or give another value each time: its names are trusted.
         return next(iter(calls), None)
     expected = run(("call_function", overload, args, kwargs)) if calls else None
     return next((call for call in calls if _gives(call, expected, run)), None)
 
 
-def _spellings(overload: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:
+def _spellings(overload: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Spelling]:
     given = {argument.name: value for argument, value in zip(overload._schema.arguments, args, strict=False)} | kwargs
     name = target_name(overload)
     name = _SAME.get(name, name)
     if name == "slice":
-        yield _slice(**given)
+        yield _sliced(**given)
     elif name == "index":
         keys = tuple(slice(None) if key is None else key for key in given["indices"])
         yield "call_function", operator.getitem, (given["self"], keys), {}
     elif "upsample_" in name:
         yield _interpolate(name, **given)
+    elif name in _ATTRIBUTES:
+        yield "call_function", getattr, (given["self"], _ATTRIBUTES[name]), {}
+    elif name == "grid_sampler":
+        yield _grid_sample(**given)
+    elif name == "tensordot":
+        dims = (given["dims_self"], given["dims_other"])
+        yield "call_function", torch.tensordot, (given["self"], given["other"], dims), {}
     in_place = name.endswith("_")
     for owner in () if in_place else (F, torch, torch.linalg, torch.special):
         short = owner.__name__.rpartition(".")[2]
@@ -137,14 +148,14 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...] | None:
     return tuple(parameter.name for parameter in parameters)
 
 
-def _slice(self: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Call:
+def _sliced(self: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Spelling:
     part = slice(start, None if end == sys.maxsize else end, None if step == 1 else step)
     whole = slice(None)
     keys = (*[whole] * dim, part) if dim >= 0 else (Ellipsis, part, *[whole] * (-dim - 1))
     return "call_function", operator.getitem, (self, keys), {}
 
 
-def _interpolate(name: str, **given: Any) -> Call:
+def _interpolate(name: str, **given: Any) -> Spelling:
     mode = name.removeprefix("_").removeprefix("upsample_").removesuffix("_aa")
     mode = mode.replace("nearest_exact", "nearest-exact")
     mode = mode if mode in ("bilinear", "trilinear", "bicubic") else mode.rstrip("123d")
@@ -158,11 +169,27 @@ def _interpolate(name: str, **given: Any) -> Call:
     return "call_function", F.interpolate, (given.get("input", given.get("self")),), _changed(options)
 
 
+def _grid_sample(
+    input: Any,
+    grid: Any,
+    interpolation_mode: int,
+    padding_mode: int,
+    align_corners: bool,
+) -> Spelling:
+    """The modes are numbered in the order in which torch names them."""
+    options = {
+        "mode": ("bilinear", "nearest", "bicubic")[interpolation_mode],
+        "padding_mode": ("zeros", "border", "reflection")[padding_mode],
+        "align_corners": align_corners,
+    }
+    return "call_function", F.grid_sample, (input, grid), options
+
+
 def _changed(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in (None, False)}
 
 
-def _gives(call: Call, expected: Any, run: Callable[[Call], Any]) -> bool:
+def _gives(call: Spelling, expected: Any, run: Callable[[Spelling], Any]) -> bool:
     try:
         found = run(call)
     except Exception:  # noqa: BLE001 - a function of the same name may take something else altogether

@@ -19,10 +19,13 @@ from mdp_fx.graph.unify import unify
 _KEEP_ZERO = (
     "relu relu6 silu hardswish gelu tanh elu selu celu leaky_relu softsign mish dropout alpha_dropout dropout1d "
     "dropout2d dropout3d feature_alpha_dropout tanhshrink softshrink hardshrink abs neg log1p expm1 sqrt square sin "
-    "erf sign floor ceil round trunc clone nan_to_num positive arctan atan asinh sinh contiguous detach to float half "
-    "double bfloat16 type type_as cpu cuda requires_grad_ long int bool tan deg2rad real view_as_real resolve_conj "
-    "ReLU ReLU6 SiLU Hardswish GELU Tanh ELU SELU CELU LeakyReLU Softsign Mish Identity Dropout Dropout1d "
-    "Dropout2d Dropout3d FeatureAlphaDropout Tanhshrink Softshrink Hardshrink zeros_like alias lift_fresh"
+    "erf sign floor ceil round trunc nan_to_num positive arctan atan asinh sinh tan deg2rad ReLU ReLU6 SiLU Hardswish "
+    "GELU Tanh ELU SELU CELU LeakyReLU Softsign Mish Tanhshrink Softshrink Hardshrink zeros_like"
+).split()
+# What gives its operand, at most as another number type; dropout is for training.
+_RENAMED = (
+    "clone contiguous detach to float half double bfloat16 type type_as cpu cuda requires_grad_ long int bool real "
+    "view_as_real resolve_conj alias lift_fresh Identity Dropout Dropout1d Dropout2d Dropout3d FeatureAlphaDropout"
 ).split()
 _OTHERS = (
     "sigmoid hardsigmoid softplus logsigmoid threshold exp log log2 log10 rsqrt reciprocal cos logit logical_not isnan "
@@ -60,20 +63,31 @@ def named_targets(names: Sequence[str]) -> list[Any]:
     return [*dict.fromkeys(target for target in found if callable(target)), *methods]
 
 
-@rule(*named_targets(_KEEP_ZERO), *_OTHER_PACKAGES_KEEP, operator.neg, operator.pos, args="input other", zeros="keep")
+@rule(*named_targets(_RENAMED), args="input other", zeros="keep", cost="free")
+@rule(
+    *named_targets(_KEEP_ZERO),
+    *_OTHER_PACKAGES_KEEP,
+    operator.neg,
+    operator.pos,
+    args="input other",
+    zeros="keep",
+    cost="entrywise",
+)
 def unary(op: Op) -> Types:
     """One operand, one value per entry; another one says at most the number type."""
     op.types("other")
     return op.types("input")
 
 
-@rule(*named_targets(_OTHERS), *_OTHER_PACKAGES_REST, operator.invert, operator.not_, args="input other")
+@rule(
+    *named_targets(_OTHERS), *_OTHER_PACKAGES_REST, operator.invert, operator.not_, args="input other", cost="entrywise"
+)
 def unary_from_zero(op: Op) -> Types:
     """As `unary`, of what need not give zero for zero."""
     return unary(op)
 
 
-@rule(torch.clamp, ".clamp", torch.clip, ".clip", args="input min max")
+@rule(torch.clamp, ".clamp", torch.clip, ".clip", args="input min max", cost="entrywise")
 def clamp(op: Op) -> Types:
     """Bounds may be tensors; zero stays zero between a lower bound of at most zero and an upper of at least zero."""
     low, high = op.value("min"), op.value("max")
@@ -82,7 +96,14 @@ def clamp(op: Op) -> Types:
     return broadcast(op, [types for types in map(op.types, ("input", "min", "max")) if types is not None])
 
 
-@rule(F.hardtanh, nn.Hardtanh, args="input min_val max_val")
+@rule(torch.clamp_min, ".clamp_min", args="input min", cost="entrywise")
+@rule(torch.clamp_max, ".clamp_max", args="input max", cost="entrywise")
+def clamp_one_side(op: Op) -> Types:
+    """As `clamp`, with one bound."""
+    return clamp(op)
+
+
+@rule(F.hardtanh, nn.Hardtanh, args="input min_val max_val", cost="entrywise")
 def hardtanh(op: Op) -> Types:
     """As `clamp`, between -1 and 1 where nothing else is said."""
     if op.value("min_val", -1.0) <= 0 <= op.value("max_val", 1.0):
@@ -98,12 +119,12 @@ _SUMS = "add sub subtract maximum minimum rsub".split()
 _PRODUCTS = "mul multiply logical_and bitwise_and".split()
 _QUOTIENTS = "div divide true_divide floor_divide fmod remainder".split()
 _OTHER_PAIRS = (
-    "pow atan2 float_power eq ne lt le gt ge not_equal less less_equal greater greater_equal logical_or logical_xor "
+    "atan2 eq ne lt le gt ge not_equal less less_equal greater greater_equal logical_or logical_xor "
     "bitwise_or bitwise_xor copysign hypot logaddexp isclose"
 ).split()
 
 
-@rule(*named_targets(_SUMS), *_operators("add sub"), args="input other")
+@rule(*named_targets(_SUMS), *_operators("add sub"), args="input other", cost="entrywise")
 def binary(op: Op) -> Types:
     """Two operands, unified axis by axis with broadcasting; zero where both are."""
     result = _both(op)
@@ -111,7 +132,7 @@ def binary(op: Op) -> Types:
     return result
 
 
-@rule(*named_targets(_PRODUCTS), *_operators("mul and_"), args="input other")
+@rule(*named_targets(_PRODUCTS), *_operators("mul and_"), args="input other", cost="entrywise")
 def multiply(op: Op) -> Types:
     """As `binary`, zero where one operand is."""
     result = _both(op)
@@ -128,7 +149,7 @@ def _zeros(op: Op, *names: str) -> list[Zero]:
     return [(op.zero_as(op.value(name)), op.types(name) or ()) for name in names]
 
 
-@rule(*named_targets(_QUOTIENTS), *_operators("truediv floordiv mod"), args="input other")
+@rule(*named_targets(_QUOTIENTS), *_operators("truediv floordiv mod"), args="input other", cost="entrywise")
 def divide(op: Op) -> Types:
     """As `binary`, zero where the dividend is, unless the divisor is too."""
     result = _both(op)
@@ -137,23 +158,40 @@ def divide(op: Op) -> Types:
     return result
 
 
-@rule(*named_targets(_OTHER_PAIRS), *_operators("pow eq ne lt le gt ge or_ xor"), args="input other")
+@rule(*named_targets(_OTHER_PAIRS), *_operators("eq ne lt le gt ge or_ xor"), args="input other", cost="entrywise")
 def compare(op: Op) -> Types:
     """As `binary`, zero nowhere."""
-    result, power = _both(op), op.value("other")
-    if op.kind == "pow" and isinstance(power, int | float) and power > 0:
+    return _both(op)
+
+
+@rule(*named_targets(("pow", "float_power")), operator.pow, args="input exponent", cost="entrywise")
+def power(op: Op) -> Types:
+    """As `binary`, zero where the base is for a positive exponent."""
+    exponent = op.value("exponent")
+    result = broadcast(op, [types for types in map(op.types, ("input", "exponent")) if types is not None])
+    if isinstance(exponent, int | float) and exponent > 0:
         zero_by_place(op, result, _zeros(op, "input"))
     return result
 
 
-@rule(torch.addcmul, torch.addcdiv, torch.lerp, torch.where, ".where", ".lerp", ".addcmul", args="input other third")
+@rule(
+    torch.addcmul,
+    torch.addcdiv,
+    torch.lerp,
+    torch.where,
+    ".where",
+    ".lerp",
+    ".addcmul",
+    args="input other third",
+    cost="entrywise",
+)
 def ternary(op: Op) -> Types:
     """Three operands, unified axis by axis with broadcasting."""
     operands = [op.types(name) for name in ("input", "other", "third")]
     return broadcast(op, [types for types in operands if types is not None])
 
 
-@rule(torch.masked_fill, ".masked_fill", args="input mask value")
+@rule(torch.masked_fill, ".masked_fill", args="input mask value", cost="entrywise")
 def masked_fill(op: Op) -> Types:
     """Entries replaced where a mask says so."""
     value = op.value("value")

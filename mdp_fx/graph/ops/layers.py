@@ -1,10 +1,8 @@
-"""Rules of the ops that hold weights: convolutions, linear layers, products of matrices, normalisation."""
+"""Rules of the ops that hold weights: convolutions, linear layers, normalisation."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +11,11 @@ from torch import nn
 from mdp_fx.graph.axes import Axis, TensorType, batch_dims, constant, fresh, product
 from mdp_fx.graph.ops.elementwise import Zero, broadcast, zero_by_place
 from mdp_fx.graph.ops.op import Op, Types
+from mdp_fx.graph.ops.products import ONE, check_contraction
 from mdp_fx.graph.ops.registry import freeze_operands, rule
 from mdp_fx.graph.unify import unify
 
 _CONV = "input weight bias stride padding dilation groups"
-
-
-def _check_contraction(op: Op, one: str, other: str, axis: Axis) -> None:
-    """A sum over units loses what the dropped ones add, unless that is zero in one of the two factors."""
-    if not op.is_zero_at(op.value(one), axis) and not op.is_zero_at(op.value(other), axis):
-        op.freeze([axis], "units that need not be zero when dropped are multiplied with each other")
-
-
-_ONE = constant(1)
-"""Stands for an axis of the result that an operand does not have."""
 
 
 def _zero_where_filters_go(op: Op, result: TensorType, place: int, kept: TensorType) -> None:
@@ -41,7 +30,7 @@ def _zero_where_filters_go(op: Op, result: TensorType, place: int, kept: TensorT
     bias, out = op.value("bias"), result[place]
     parts: list[Zero] = []
     if op.is_zero_at(op.value("weight"), out) and (bias is None or op.is_zero_at(bias, out)):
-        parts.append(((out,), (out, *[_ONE] * (len(result) - place - 1))))
+        parts.append(((out,), (out, *[ONE] * (len(result) - place - 1))))
     if bias is None:
         parts.append((op.zero_as(op.value("input")), kept))
     zero_by_place(op, result, parts)
@@ -61,7 +50,7 @@ def conv(op: Op) -> Types:
     outer = fresh(weight[0].size // groups.size)
     unify(weight[0], product(groups, outer), f"groups of {op.where}")
     unify(x[place], product(groups, weight[1]), f"channels of {op.where}")
-    _check_contraction(op, "input", "weight", weight[1])
+    check_contraction(op, "input", "weight", weight[1])
     result = _convolved(op, x, place, groups, product(groups, outer))
     op.count_macs((*result[:place], *weight, *result[place + 1 :]))
     return result
@@ -84,7 +73,7 @@ def conv_transpose(op: Op) -> Types:
     inner = fresh(weight[0].size // groups.size)
     unify(weight[0], product(groups, inner), f"groups of {op.where}")
     unify(x[place], weight[0], f"channels of {op.where}")
-    _check_contraction(op, "input", "weight", weight[0])
+    check_contraction(op, "input", "weight", weight[0])
     # Every entry of the operand meets every weight of its channel.
     op.count_macs((*x[:place], *weight, *x[place + 1 :]))
     return _convolved(op, x, place, groups, product(groups, weight[1]))
@@ -126,7 +115,7 @@ def linear(op: Op) -> Types:
     if len(weight) != 2:
         return freeze_operands(op, "linear layer of one unit")
     unify(x[-1], weight[1], f"features of {op.where}")
-    _check_contraction(op, "input", "weight", weight[1])
+    check_contraction(op, "input", "weight", weight[1])
     if bias is not None:
         unify(bias[0], weight[0], f"bias of {op.where}")
     if op.node.op == "call_module":
@@ -134,7 +123,7 @@ def linear(op: Op) -> Types:
         op.emit("out_features", weight[0])
     op.count_macs((*x[:-1], *weight))
     result = (*x[:-1], weight[0])
-    _zero_where_filters_go(op, result, len(x) - 1, (*x[:-1], _ONE))
+    _zero_where_filters_go(op, result, len(x) - 1, (*x[:-1], ONE))
     return result
 
 
@@ -144,8 +133,8 @@ def bilinear(op: Op) -> Types:
     x, y, weight, bias = op.tensor("input1"), op.tensor("input2"), op.tensor("weight"), op.types("bias")
     unify(x[-1], weight[1], f"features of {op.where}")
     unify(y[-1], weight[2], f"features of {op.where}")
-    _check_contraction(op, "input1", "weight", weight[1])
-    _check_contraction(op, "input2", "weight", weight[2])
+    check_contraction(op, "input1", "weight", weight[1])
+    check_contraction(op, "input2", "weight", weight[2])
     if bias is not None:
         unify(bias[0], weight[0], f"bias of {op.where}")
     if op.node.op == "call_module":
@@ -168,100 +157,6 @@ def embedding(op: Op) -> Types:
     return result
 
 
-@rule(torch.einsum, args="equation")
-def einsum(op: Op) -> Types:
-    """Every letter is one axis; letters that the result lacks are summed over."""
-    equation, operands = str(op.value("equation")).replace(" ", ""), list(op.extra)
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = list(operands[0])
-    written, arrow, result = equation.partition("->")
-    spelled = written.split(",")
-    if not arrow or "." in equation or len(spelled) != len(operands) or any(len(set(s)) < len(s) for s in spelled):
-        return freeze_operands(op, "einsum that cannot be followed")
-    axes: dict[str, Axis] = {}
-    holders: dict[str, list[Any]] = {}
-    for letters, operand in zip(spelled, operands, strict=True):
-        for letter, axis in zip(letters, op.types_of(operand), strict=True):
-            holders.setdefault(letter, []).append(operand)
-            if axes.setdefault(letter, axis).size == 1:
-                axes[letter] = axis
-            elif axis.size != 1:
-                unify(axes[letter], axis, f"one letter at {op.where}")
-    for letter, axis in axes.items():
-        if letter not in result and not any(op.is_zero_at(operand, axis) for operand in holders[letter]):
-            op.freeze([axis], "units that need not be zero when dropped are summed over")
-    types = tuple(axes[letter] for letter in result)
-    parts = [
-        (op.zero_as(operand), tuple(axes[letter] if letter in letters else _ONE for letter in result))
-        for letters, operand in zip(spelled, operands, strict=True)
-    ]
-    zero_by_place(op, types, parts)
-    op.count_macs(tuple(axes.values()))
-    return types
-
-
-@rule(torch.matmul, torch.bmm, operator.matmul, ".matmul", ".bmm", torch.mm, ".mm", args="input other")
-def matmul(op: Op) -> Types:
-    """x (..., M, K), y (..., K, N): K is unified, M and N pass."""
-    x, y, result = op.tensor("input"), op.tensor("other"), _product(op)
-    rows = x[:-1] if len(y) == 1 else (*x[:-1], _ONE)
-    columns = () if len(y) == 1 else y[-1:] if len(x) == 1 else (*y[:-2], _ONE, y[-1])
-    zero_by_place(op, result, [(op.zero_as(op.value("input")), rows), (op.zero_as(op.value("other")), columns)])
-    return result
-
-
-def _product(op: Op) -> TensorType:
-    x, y = op.tensor("input"), op.tensor("other")
-    unify(x[-1], y[-2] if len(y) > 1 else y[-1], f"inner axis of {op.where}")
-    _check_contraction(op, "input", "other", x[-1])
-    result: TensorType
-    if len(y) == 1:
-        result = x[:-1]
-    elif len(x) == 1:
-        result = (*y[:-2], y[-1])
-    else:
-        result = (*broadcast(op, [x[:-2], y[:-2]]), x[-2], y[-1])
-    op.count_macs((*result, x[-1]))
-    return result
-
-
-@rule(torch.addmm, torch.baddbmm, ".addmm", ".baddbmm", args="bias input other")
-def addmm(op: Op) -> Types:
-    """A product of matrices, and what is added."""
-    return broadcast(op, [_product(op), op.tensor("bias")])
-
-
-@rule(nn.MultiheadAttention, args="query key value |")
-def whole_attention(op: Op) -> Types:
-    """What the normalisation could not take apart into projections stays whole."""
-    for tensor in op.module_tensors():
-        op.freeze(tensor, "attention that is not taken apart")
-    return freeze_operands(op, "attention that is not taken apart")
-
-
-@rule(F.scaled_dot_product_attention, args="query key value attn_mask dropout_p is_causal scale enable_gqa")
-def attention(op: Op) -> Types:
-    """q (..., L, D), k (..., S, D), v (..., S, E): D is shared by q and k, E passes; the dense scale is written out."""
-    if op.value("enable_gqa"):
-        return freeze_operands(op, "attention with fewer key heads")
-    q, k, v = op.tensor("query"), op.tensor("key"), op.tensor("value")
-    unify(q[-1], k[-1], f"query and key of {op.where}")
-    _check_contraction(op, "query", "key", q[-1])
-    op.freeze([k[-2], v[-2], q[-2]], "softmax over the axis")
-    outer = broadcast(op, [q[:-2], k[:-2], v[:-2]])
-    mask = op.types("attn_mask")
-    if mask is not None:
-        op.freeze(mask[-2:], "attention mask")
-        outer = broadcast(op, [outer, mask[:-2]])
-    if op.value("scale") is None:
-        scale = {"scale": float(q[-1].size) ** -0.5}
-        op.emit_call(F.scaled_dot_product_attention, *op.node.args, **{**op.node.kwargs, **scale})
-    op.count_macs((*outer, q[-2], k[-2], q[-1]), (*outer, q[-2], v[-2], v[-1]))
-    result = (*outer, q[-2], v[-1])
-    zero_by_place(op, result, [(op.zero_as(op.value("value")), (*v[:-2], _ONE, v[-1]))])
-    return result
-
-
 @rule(
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -273,6 +168,7 @@ def attention(op: Op) -> Types:
     "timm.layers.norm_act.BatchNormAct2d",
     "timm.layers.norm_act.FrozenBatchNormAct2d",
     args="input running_mean running_var weight bias",
+    cost="entrywise",
 )
 def channel_norm(op: Op) -> Types:
     """Each channel is normalised by itself: every parameter has the channels' axis."""
@@ -286,7 +182,7 @@ def channel_norm(op: Op) -> Types:
     op.mark_scales("weight", "bias")
     weight, bias = op.value("weight"), op.value("bias")
     if weight is not None and all(op.is_zero_at(value, x[1]) for value in (weight, bias)) and _keeps_zero(op):
-        zero_by_place(op, x, [(x[1:2], (x[1], *[_ONE] * (len(x) - 2)))])
+        zero_by_place(op, x, [(x[1:2], (x[1], *[ONE] * (len(x) - 2)))])
     return x
 
 
@@ -369,7 +265,7 @@ def _normalised(
     if op.value("bias") is None or all(op.is_zero_at(op.value("bias"), axis) for axis in axes):
         # Units that are not kept have no part in the result.
         after = 0 if len(axes) > 1 else len(x) - 1 - min(places)
-        zero_by_place(op, x, [(axes, (*axes, *[_ONE] * after))])
+        zero_by_place(op, x, [(axes, (*axes, *[ONE] * after))])
     return x
 
 
@@ -381,7 +277,7 @@ def local_response_norm(op: Op) -> Types:
     return x
 
 
-@rule(nn.PReLU, F.prelu, ".prelu", args="input weight", zeros="keep")
+@rule(nn.PReLU, F.prelu, ".prelu", args="input weight", zeros="keep", cost="entrywise")
 def prelu(op: Op) -> Types:
     """One slope per channel, or one for all."""
     x, weight = op.tensor("input"), op.tensor("weight")

@@ -40,7 +40,7 @@ class Emission:
 
 
 @dataclass(frozen=True)
-class Call:
+class EmittedCall:
     """A call inside of an emission: a node of its own before the emitted one."""
 
     target: Callable[..., Any]
@@ -184,10 +184,10 @@ class Op:
             return
         if how == "keep":
             # Other operands only say how the first one is moved about.
-            first = self.node.all_input_nodes[0].name
+            first = self.value(self._names[0])
             for facts in (self._state.zeros, self._state.others):
-                if first in facts:
-                    facts[self.node.name] = facts[first]
+                if isinstance(first, fx.Node) and first.name in facts:
+                    facts[self.node.name] = facts[first.name]
             return
         zeros = [self._zeros_of(operand) for operand in self.node.all_input_nodes]
         found = set().union(*zeros)
@@ -197,13 +197,11 @@ class Op:
 
     def settle_zeros(self, types: Types) -> None:
         """Keeps which of the value's dimensions need not be zero, where some are."""
-        claimed = self._state.zeros.get(self.node.name)
-        if not claimed or self.node.name in self._state.others:
-            return
-        zeros = _dims_of(claimed)
-        others = _dims_of(axis for tensor in tensor_types(types) for axis in tensor) - zeros
-        if others:
-            self._state.others[self.node.name] = tuple(Axis((dim,)) for dim in others)
+        claimed, others = (facts.get(self.node.name, ()) for facts in (self._state.zeros, self._state.others))
+        known = _dims_of((*claimed, *others))
+        more = _dims_of(axis for tensor in tensor_types(types) for axis in tensor) - known
+        if claimed and more:
+            self._state.others[self.node.name] = (*others, *(Axis((dim,)) for dim in more))
 
     @property
     def extra(self) -> tuple[Any, ...]:

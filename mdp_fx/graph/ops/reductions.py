@@ -10,7 +10,7 @@ from torch import nn
 
 from mdp_fx.graph.axes import TensorType, constant, free_dims
 from mdp_fx.graph.ops.elementwise import named_targets
-from mdp_fx.graph.ops.op import Call, KeptShare, Op, Types, from_front
+from mdp_fx.graph.ops.op import EmittedCall, KeptShare, Op, Types, from_front
 from mdp_fx.graph.ops.registry import freeze_operands, rule
 
 _REDUCTIONS = "mean sum amax amin std var prod argmax argmin logsumexp max min any all std_mean var_mean".split()
@@ -57,9 +57,9 @@ def _times_shares(op: Op, shares: list[KeptShare]) -> None:
     if not shares:
         return
     target: Any = getattr(torch, op.kind) if op.node.op == "call_method" else op.node.target
-    call: Any = Call(target, tuple(op.node.args), dict(op.node.kwargs))
+    call: Any = EmittedCall(target, tuple(op.node.args), dict(op.node.kwargs))
     for share in shares[:-1]:
-        call = Call(torch.mul, (call, share))
+        call = EmittedCall(torch.mul, (call, share))
     op.emit_call(torch.mul, call, shares[-1])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import fx, nn
@@ -19,12 +19,21 @@ from mdp_fx.graph.ops.op import ARGUMENT_NAMES, Inference, Op, Types, Zeros, sto
 
 Rule: TypeAlias = Callable[[Op], Types]
 
+Cost: TypeAlias = Literal["free", "entrywise", "computing"]
+"""What an op does at inference: it only names or views memory ("free"), it gives each entry from one entry of every
+operand and parameters of the entry's channel ("entrywise"), or it does more than that ("computing")."""
+
+
+class TypingRuleError(Exception):
+    """A fault of ours: a typing rule raised where it should have frozen what it cannot follow."""
+
 
 @dataclass(frozen=True)
 class _Entry:
     rule: Rule
     names: tuple[str, ...]
     zeros: Zeros
+    cost: Cost
     operands: int
 
 
@@ -35,7 +44,10 @@ _METHODS: dict[str, _Entry] = {}
 
 
 def rule(
-    *targets: type[nn.Module] | Callable[..., Any] | str, args: str = "input", zeros: Zeros = "own"
+    *targets: type[nn.Module] | Callable[..., Any] | str,
+    args: str = "input",
+    zeros: Zeros = "own",
+    cost: Cost = "computing",
 ) -> Callable[[Rule], Rule]:
     """Registers a rule.
 
@@ -45,6 +57,7 @@ def rule(
         args: the names of the arguments in positional order. For modules those that are not passed to forward are
             attributes of the module: all behind the first, or behind a bar ("input1 input2 | weight").
         zeros: where the value is zero for dropped units.
+        cost: what the op does at inference.
 
     Raises:
         ValueError: one of the targets has a rule already.
@@ -52,7 +65,7 @@ def rule(
 
     def decorate(function: Rule) -> Rule:
         operands = len(args.partition("|")[0].split()) if "|" in args else 1
-        entry = _Entry(function, tuple(args.replace("|", " ").split()), zeros, operands)
+        entry = _Entry(function, tuple(args.replace("|", " ").split()), zeros, cost, operands)
         for target in targets:
             table: dict[Any, _Entry] = _FUNCTIONS
             key: Any = target
@@ -69,7 +82,7 @@ def rule(
     return decorate
 
 
-_COMPUTING = ("forward", "_conv_forward")
+_COMPUTING = ("__call__", "forward", "_conv_forward")
 
 
 def _find(target: Any) -> _Entry | None:
@@ -91,6 +104,22 @@ def has_rule(target: Any) -> bool:
     return _find(target) is not None
 
 
+def _entry_of(node: fx.Node, module: nn.Module | None) -> _Entry | None:
+    """The rule of a node, which calls `module` if it calls one."""
+    if node.kwargs.get("out") is not None:
+        # A result that is written into another operand ties the two: no rule says so.
+        return None
+    if module is None:
+        return _find(node.target)
+    return None if does_more(module) else _find(type(module))
+
+
+def cost_of(node: fx.Node, module: nn.Module | None) -> Cost:
+    """What a node, which calls `module` if it calls one, does at inference."""
+    entry = _entry_of(node, module)
+    return entry.cost if entry is not None else "computing"
+
+
 def infer_node(node: fx.Node, state: Inference) -> None:
     """Types one node; an op without a rule freezes what it reads."""
     if node.op == "get_attr":
@@ -99,17 +128,16 @@ def infer_node(node: fx.Node, state: Inference) -> None:
         if isinstance(tensor, nn.Parameter):
             state.zeros[node.name] = state.tensor_type(tensor)
         return
-    target: Any = node.target
-    if node.op == "call_module":
-        module = state.modules[str(node.target)]
-        target = None if _does_more(module) else type(module)
-    # A result that is written into another operand ties the two: no rule says so.
-    entry = _find(target) if node.kwargs.get("out") is None else None
+    entry = _entry_of(node, state.modules[str(node.target)] if node.op == "call_module" else None)
     op = Op(node, state, entry.names, entry.operands) if entry else Op(node, state, ())
     if entry is None or _is_opaque(op, entry):
         state.types[node.name] = _unknown(op, state)
         return
-    types = entry.rule(op)
+    try:
+        types = entry.rule(op)
+    except Exception as error:
+        msg = f"the typing rule of {op.where} fails ({node.meta.get('line', 'unknown line')}): {error}"
+        raise TypingRuleError(msg) from error
     if op.unread or not _fits(types, op.shapes):
         for facts in (state.emissions, state.zeros, state.others, state.norms):
             facts.pop(node.name, None)
@@ -132,7 +160,7 @@ def _fits(types: Types, shapes: Any) -> bool:
     return True
 
 
-def _does_more(module: nn.Module) -> bool:
+def does_more(module: nn.Module) -> bool:
     """Whether calling a module runs more than its class's forward on its own tensors: hooks, parametrisations."""
     hooked = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
     return parametrize.is_parametrized(module) or bool(hooked)
@@ -149,15 +177,14 @@ def _is_opaque(op: Op, entry: _Entry) -> bool:
 def _unknown(op: Op, state: Inference) -> Types:
     why = f"no typing rule for {op.kind}"
     if op.node.op == "call_module":
-        module = state.modules[str(op.node.target)]
-        why += " with hooks or parametrisations" if _does_more(module) else ""
-        for tensor in op.module_tensors():
-            op.freeze(tensor, why)
+        why += " with hooks or parametrisations" if does_more(state.modules[str(op.node.target)]) else ""
     return freeze_operands(op, why)
 
 
 def freeze_operands(op: Op, why: str) -> Types:
     """Freezes all that a node reads. Its value is constant but for the batch, if that is axis 0 of an operand."""
+    for tensor in op.module_tensors():
+        op.freeze(tensor, why)
     batch: Axis | None = None
     for operand in op.node.all_input_nodes:
         for tensor in tensor_types(op.types_of(operand)):

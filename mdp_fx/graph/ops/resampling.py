@@ -9,44 +9,44 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdp_fx.graph.axes import batch_dims, concat, constant, fresh, product
+from mdp_fx.graph.axes import Axis, batch_dims, concat, constant, fresh, product
 from mdp_fx.graph.ops.op import Op, Types, from_front
 from mdp_fx.graph.ops.registry import freeze_operands, rule
 from mdp_fx.graph.unify import unify
 
+_PADS = [
+    getattr(nn, f"{kind}Pad{n}d") for kind in "Zero Constant Reflection Replication Circular".split() for n in (1, 2, 3)
+]
 
-@rule(F.pad, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, args="input padding mode value")
+
+@rule(F.pad, *_PADS, args="input pad mode value")
 def pad(op: Op) -> Types:
-    """Padded channels are fresh Dims whose amounts are written again; spatial padding is constant."""
-    x = op.tensor("input")
+    """Constant entries around an axis are fresh Dims, whose amounts are written again where they are arguments.
+
+    What is padded with entries of its own is frozen: they are picked by their place.
+    """
+    x, mode, value = op.tensor("input"), op.value("mode", "constant"), op.value("value")
     if any(batch_dims(axis) for axis in x[1:]):
         return freeze_operands(op, "padding that cannot be followed")
-    name = "padding" if op.value("padding") is not None else "pad"
-    amounts = list(op.value(name))
+    is_function = op.node.op == "call_function"
+    amounts = list(op.value("pad" if is_function else "padding"))
     result = list(x)
     for i in range(len(amounts) // 2):
         before, after, axis = amounts[2 * i], amounts[2 * i + 1], x[-1 - i]
         if not before and not after:
             continue
-        if op.value("mode", "constant") != "constant" or min(before, after) < 0 or op.node.op == "call_module":
-            op.freeze([axis], "padded")
-        made = fresh if op.node.op == "call_function" else constant
-        head, tail = made(before), made(after)
-        amounts[2 * i], amounts[2 * i + 1] = head, tail
-        result[-1 - i] = concat(head, axis, tail)
-    if op.node.op == "call_function":
-        op.emit_call(F.pad, op.value("input"), amounts, op.value("mode", "constant"), op.value("value"))
+        if is_function and mode == "constant" and min(before, after) >= 0 and not batch_dims(axis):
+            head, tail = fresh(before), fresh(after)
+            amounts[2 * i], amounts[2 * i + 1] = head, tail
+            result[-1 - i] = concat(head, axis, tail)
+        else:
+            op.freeze([axis], "padded", batch=True)
+            result[-1 - i] = constant(op.shapes[-1 - i])
+    if is_function and mode == "constant":
+        op.emit_call(F.pad, op.value("input"), amounts, mode, value)
+    if not value:
+        op.zero_at(*op.zero_as(op.value("input")), *(made for made in amounts if isinstance(made, Axis)))
     return tuple(result)
-
-
-@rule(
-    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, zeros="keep"
-)
-def spatial_pad(op: Op) -> Types:
-    """Padding made of the tensor's own entries, on the last axes."""
-    x = op.tensor("input")
-    op.freeze(x[2:], "padded")
-    return (*x[:2], *(constant(size) for size in op.shapes[2:]))
 
 
 @rule(nn.PixelShuffle, F.pixel_shuffle, args="input upscale_factor", zeros="keep")

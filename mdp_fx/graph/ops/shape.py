@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -40,12 +41,28 @@ def view_types(op: Op, x: TensorType, shape: torch.Size) -> TensorType:
     return tuple(result)
 
 
-@rule(torch.flatten, ".flatten", nn.Flatten, torch.squeeze, ".squeeze", torch.unsqueeze, ".unsqueeze", zeros="keep")
+def _keeps_entries(op: Op) -> bool:
+    """Whether the value has as many entries as the operand, and any."""
+    entries: int = op.shapes.numel()
+    return 0 < entries == prod(axis.size for axis in op.tensor("input"))
+
+
+@rule(
+    torch.flatten,
+    ".flatten",
+    nn.Flatten,
+    torch.squeeze,
+    ".squeeze",
+    torch.unsqueeze,
+    ".unsqueeze",
+    zeros="keep",
+    cost="free",
+)
 def flatten(op: Op) -> Types:
     """Reshapes that carry no sizes."""
     x = op.tensor("input")
-    if 0 in op.shapes:
-        return freeze_operands(op, "empty tensor")
+    if not _keeps_entries(op):
+        return freeze_operands(op, "reshape that cannot be followed")
     if op.kind == "squeeze":
         dim = op.extra[0] if op.extra else op.value("dim", tuple(range(len(x))))
         places = [from_front(d, len(x)) for d in (dim if isinstance(dim, tuple | list) else (dim,))]
@@ -55,36 +72,41 @@ def flatten(op: Op) -> Types:
     return view_types(op, x, op.shapes)
 
 
-@rule(".view", ".reshape", torch.reshape, zeros="keep")
+@rule(".view", ".reshape", torch.reshape, zeros="keep", cost="free")
 def view(op: Op) -> Types:
     """Reshapes whose sizes are written again, all but the batch's."""
     x = op.tensor("input")
-    if 0 in op.shapes or any(isinstance(value, torch.dtype) for value in op.node.args):
+    retyped = any(isinstance(value, torch.dtype) for value in (*op.node.args, *op.node.kwargs.values()))
+    if retyped or not _keeps_entries(op):
         return freeze_operands(op, "reshape that cannot be followed")
     types = view_types(op, x, op.shapes)
     op.emit_call(torch.reshape, op.value("input"), list(types))
     return types
 
 
-@rule(".view_as", ".reshape_as", args="input other", zeros="keep")
+@rule(".view_as", ".reshape_as", args="input other", zeros="keep", cost="free")
 def view_as(op: Op) -> Types:
     """Reshapes to the sizes of another tensor."""
+    if not _keeps_entries(op):
+        return freeze_operands(op, "reshape that cannot be followed")
     types = view_types(op, op.tensor("input"), op.shapes)
     for mine, theirs in zip(types, op.tensor("other"), strict=True):
         unify(mine, theirs, f"reshaped at {op.where}")
     return types
 
 
-@rule(nn.Unflatten, torch.unflatten, ".unflatten", args="input dim sizes", zeros="keep")
+@rule(nn.Unflatten, torch.unflatten, ".unflatten", args="input dim sizes", zeros="keep", cost="free")
 def unflatten(op: Op) -> Types:
     """One axis seen as several."""
     x = op.tensor("input")
+    if not _keeps_entries(op):
+        return freeze_operands(op, "reshape that cannot be followed")
     types = view_types(op, x, op.shapes)
     op.emit_call(torch.reshape, op.value("input"), list(types))
     return types
 
 
-@rule(torch.permute, ".permute", "torchvision.ops.misc.Permute", args="input dims", zeros="keep")
+@rule(torch.permute, ".permute", "torchvision.ops.misc.Permute", args="input dims", zeros="keep", cost="free")
 def permute(op: Op) -> Types:
     """Axes change places."""
     x, dims = op.tensor("input"), op.value("dims")
@@ -92,13 +114,13 @@ def permute(op: Op) -> Types:
     return tuple(x[dim] for dim in order)
 
 
-@rule(torch.transpose, ".transpose", torch.swapdims, ".swapdims", args="input dim0 dim1", zeros="keep")
+@rule(torch.transpose, ".transpose", torch.swapdims, ".swapdims", args="input dim0 dim1", zeros="keep", cost="free")
 def transpose(op: Op) -> Types:
     """Two axes change places."""
     return _swapped(op.tensor("input"), op.value("dim0"), op.value("dim1"))
 
 
-@rule(torch.swapaxes, ".swapaxes", args="input axis0 axis1", zeros="keep")
+@rule(torch.swapaxes, ".swapaxes", args="input axis0 axis1", zeros="keep", cost="free")
 def swapaxes(op: Op) -> Types:
     """Two axes change places."""
     return _swapped(op.tensor("input"), op.value("axis0"), op.value("axis1"))
@@ -115,7 +137,26 @@ def cat(op: Op) -> Types:
     """The joined axis is a sum, the others are unified."""
     # An empty 1-d tensor may stand in a concatenation of anything.
     parts = [types for types in op.types("tensors") if not (len(types) == 1 and types[0].size == 0)]
-    place = from_front(op.value("dim", 0), len(parts[0]))
+    if not parts:
+        return freeze_operands(op, "nothing concatenated")
+    return _joined(op, parts, from_front(op.value("dim", 0), len(parts[0])))
+
+
+@rule(torch.hstack, torch.vstack, torch.dstack, args="tensors", zeros="each")
+def cat_along(op: Op) -> Types:
+    """Joined along the second, the first or the third axis, which vectors and numbers get where they lack it."""
+    rank = {"hstack": 1, "vstack": 2, "dstack": 3}[op.kind]
+    parts = [_at_least(types, rank) for types in op.types("tensors")]
+    return _joined(op, parts, {1: min(1, len(parts[0]) - 1), 2: 0, 3: 2}[rank])
+
+
+def _at_least(types: TensorType, rank: int) -> TensorType:
+    """A type with axes of size 1 in front, and behind where it takes more than two."""
+    in_front = (constant(1),) * (min(rank, 2) - len(types)) + types
+    return in_front + (constant(1),) * (rank - len(in_front))
+
+
+def _joined(op: Op, parts: list[TensorType], place: int) -> TensorType:
     for other in parts[1:]:
         for i, axis in enumerate(other):
             if i != place:
@@ -137,7 +178,7 @@ def stack(op: Op) -> Types:
     return result
 
 
-@rule(".expand", ".expand_as", ".broadcast_to", torch.broadcast_to, args="input other")
+@rule(".expand", ".expand_as", ".broadcast_to", torch.broadcast_to, args="input other", cost="free")
 def expand(op: Op) -> Types:
     """Axes of size 1 become fresh Dims of the asked size, or those of the tensor that is asked for."""
     x, other = op.tensor("input"), op.types("other")
@@ -154,7 +195,7 @@ def expand(op: Op) -> Types:
     return types
 
 
-@rule(".repeat", ".tile", torch.tile, zeros="keep")
+@rule(".repeat", ".tile", torch.tile)
 def repeat(op: Op) -> Types:
     """Copies of whole axes."""
     x = op.tensor("input")
@@ -163,10 +204,12 @@ def repeat(op: Op) -> Types:
     padded = (constant(1),) * (len(counts) - len(x)) + x
     copies = [fresh(count) for count in counts]
     op.emit_call("repeat", op.value("input"), copies)
-    return tuple(product(count, axis) for count, axis in zip(copies, padded, strict=True))
+    types = tuple(product(count, axis) for count, axis in zip(copies, padded, strict=True))
+    zero_by_place(op, types, [(op.zero_as(op.value("input")), x)])
+    return types
 
 
-@rule(torch.repeat_interleave, ".repeat_interleave", args="input repeats dim", zeros="keep")
+@rule(torch.repeat_interleave, ".repeat_interleave", args="input repeats dim")
 def repeat_interleave(op: Op) -> Types:
     """Copies of every entry of an axis."""
     x, count, dim = op.tensor("input"), op.value("repeats"), op.value("dim")
@@ -175,7 +218,9 @@ def repeat_interleave(op: Op) -> Types:
     place = from_front(dim, len(x))
     copies = fresh(count)
     op.emit_call(torch.repeat_interleave, op.value("input"), copies, place)
-    return (*x[:place], product(x[place], copies), *x[place + 1 :])
+    types = (*x[:place], product(x[place], copies), *x[place + 1 :])
+    zero_by_place(op, types, [(op.zero_as(op.value("input")), x)])
+    return types
 
 
 @rule(torch.roll, ".roll", args="input shifts dims", zeros="keep")
@@ -198,7 +243,9 @@ def _in_place(op: Op, dims: Any, why: str) -> Types:
     return x
 
 
-@rule(torch.movedim, ".movedim", torch.moveaxis, ".moveaxis", args="input source destination", zeros="keep")
+@rule(
+    torch.movedim, ".movedim", torch.moveaxis, ".moveaxis", args="input source destination", zeros="keep", cost="free"
+)
 def movedim(op: Op) -> Types:
     """Axes move to other places."""
     x = op.tensor("input")
@@ -209,8 +256,8 @@ def movedim(op: Op) -> Types:
     return tuple(moved[i] if i in moved else next(rest) for i in range(len(x)))
 
 
-@rule(getattr, args="input name", zeros="keep")
-def attribute(op: Op) -> Types:
+@rule(getattr, args="input name", zeros="keep", cost="free")
+def transposed_attribute(op: Op) -> Types:
     """Transposed tensors."""
     x, name = op.tensor("input"), op.value("name")
     if name in ("T", "mT", "H", "mH") and len(x) >= 2:
@@ -218,7 +265,7 @@ def attribute(op: Op) -> Types:
     return freeze_operands(op, f"attribute {name} that cannot be followed")
 
 
-@rule(torch.t, ".t", torch.adjoint, ".adjoint", zeros="keep")
+@rule(torch.t, ".t", torch.adjoint, ".adjoint", zeros="keep", cost="free")
 def swap_last(op: Op) -> Types:
     """The last two axes change places."""
     x = op.tensor("input")

@@ -10,19 +10,24 @@ from mdp_fx.graph.purity import remove_dead_nodes
 from mdp_fx.passes.base import Compilation, Pass, PassResult
 from mdp_fx.passes.normalize.attention import split_attention
 from mdp_fx.passes.normalize.constants import fold_constants
-from mdp_fx.passes.normalize.dropout import make_dropout_modules
 from mdp_fx.passes.normalize.edit import forget_unread
 from mdp_fx.passes.normalize.fused_projections import split_projections
 from mdp_fx.passes.normalize.in_place import write_out_of_place
-from mdp_fx.passes.normalize.shuffles import gather_shuffles
+from mdp_fx.passes.normalize.shuffles import gather_orders, gather_shuffles
+from mdp_fx.passes.normalize.slices import count_from_front
+from mdp_fx.passes.normalize.training_mode import follow_training_mode
+from mdp_fx.passes.normalize.written_norms import name_layer_norms
 
 STEPS: tuple[Callable[[fx.GraphModule], bool], ...] = (
-    make_dropout_modules,
+    follow_training_mode,
     write_out_of_place,
+    count_from_front,
     fold_constants,
     split_attention,
     split_projections,
     gather_shuffles,
+    gather_orders,
+    name_layer_norms,
 )
 """The normalisations: each edits a network in place, once those before it find nothing, and says whether it did."""
 

@@ -32,13 +32,22 @@ def constant_nodes(graph: fx.Graph) -> list[fx.Node]:
     shapes = pytree.tree_leaves(inputs, is_leaf=lambda leaf: isinstance(leaf, torch.Size))
     # A batch of one is a fixed one: any other is traced with at least two examples.
     batches = {shape[0] for shape in shapes if shape} - {1}
-    found: dict[fx.Node, None] = {}
-    for node in graph.nodes:
-        if node.op in ("placeholder", "output") or not all(operand in found for operand in _operands(node)):
-            continue
-        if op_name(node) not in _SIZED or batches.isdisjoint(node.meta[SHAPE]):
-            found[node] = None
-    return list(found)
+    inner = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    memory = _shared_memory(inner)
+    found: dict[fx.Node, None] = dict.fromkeys(inner)
+    written: set[fx.Node] = set()
+    while True:
+        before = len(found)
+        known: dict[fx.Node, None] = {}
+        for node in found:
+            sized = op_name(node) in _SIZED and not batches.isdisjoint(node.meta[SHAPE])
+            if node not in written and not sized and all(operand in known for operand in _operands(node)):
+                known[node] = None
+        found = known
+        # What anything else writes to is not constant, under whatever name it is read.
+        written = {other for node in inner if node not in found and not is_pure(node) for other in memory[node]}
+        if len(found) == before:
+            return list(found)
 
 
 def evaluate(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> dict[fx.Node, Any]:
@@ -99,15 +108,15 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     return node.all_input_nodes
 
 
-def _shared_memory(constants: Sequence[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
-    """For each constant node all constant nodes on the same memory; what gives no tensor is on that of its operand."""
-    by_name = {node.name: node for node in constants}
+def _shared_memory(nodes: Sequence[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
+    """For each of some nodes all of them that are on the same memory; what gives no tensor is on its operand's."""
+    by_name = {node.name: node for node in nodes}
     memory: dict[fx.Node, set[fx.Node]] = {}
-    for node in constants:
+    for node in nodes:
         memory[node] = {node}
         names = set(node.meta.get(ALIASES, ()))
-        if not is_pure(node) and isinstance(node.args[0], fx.Node):
-            names.add(node.args[0].name)
+        if not is_pure(node):
+            names |= {operand.name for operand in node.args[:1] if isinstance(operand, fx.Node)}
         for name in names:
             if name in by_name and memory[by_name[name]] is not memory[node]:
                 joined = memory[by_name[name]] | memory[node]
@@ -133,9 +142,7 @@ def _cone(node: fx.Node, constants: Sequence[fx.Node], memory: Mapping[fx.Node, 
 
 
 def _worth_storing(module: fx.GraphModule, node: fx.Node, cone: Sequence[fx.Node]) -> bool:
-    parts = [called_module(module, part) for part in cone if part.op == "call_module"]
-    dropping = any(isinstance(part, nn.modules.dropout._DropoutNd | nn.RReLU) for part in parts)
-    if dropping or any(op_name(part) in _RANDOM or "rand" in op_name(part) or "drop" in op_name(part) for part in cone):
+    if is_random(module, cone):
         return False
     if not all(is_pure(part) for part in cone):
         return True
@@ -145,6 +152,17 @@ def _worth_storing(module: fx.GraphModule, node: fx.Node, cone: Sequence[fx.Node
         for part in cone
     )
     return statistics and node.meta[SHAPE].numel() <= sum(weights.values())
+
+
+def is_random(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> bool:
+    """Whether one of some nodes may draw its value anew each time."""
+    for node in nodes:
+        layer = called_module(module, node) if node.op == "call_module" else None
+        if isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU):
+            return True
+        if op_name(node) in _RANDOM or "rand" in op_name(node) or "drop" in op_name(node):
+            return True
+    return False
 
 
 def _parameters(module: fx.GraphModule, node: fx.Node) -> list[nn.Parameter]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from mdp_fx.graph.ops.registry import does_more
 from mdp_fx.graph.purity import is_pure, target_name
 from mdp_fx.graph.tracer import ALIASES, DTYPE, SHAPE, attribute, called_module
 
@@ -109,7 +110,8 @@ def redirect(user: fx.Node, node: fx.Node, other: fx.Node) -> None:
 
 def discard(node: fx.Node) -> None:
     """Erases a node that nobody reads, and what only it read."""
-    if node.users or not is_pure(node):
+    # What is read twice may have gone with its other reader.
+    if node._erased or node.users or not is_pure(node):
         return
     operands = node.all_input_nodes
     node.graph.erase_node(node)
@@ -117,24 +119,9 @@ def discard(node: fx.Node) -> None:
         discard(operand)
 
 
-def readers(module: fx.GraphModule) -> dict[int, list[fx.Node]]:
-    """The nodes that read each stored tensor, by the tensor's identity."""
-    found: dict[int, list[fx.Node]] = {}
-    for node in module.graph.nodes:
-        stored: list[object] = []
-        if node.op == "get_attr":
-            stored = [attribute(module, str(node.target))]
-        elif node.op == "call_module":
-            stored = list(called_module(module, node).parameters())
-        for tensor in stored:
-            found.setdefault(id(tensor), []).append(node)
-    return found
-
-
 def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether a module is of one of these very classes and runs nothing beside their forward."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return type(layer) in kinds and not hooked
+    return type(layer) in kinds and not does_more(layer)
 
 
 def free_name(module: nn.Module, wanted: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from mdp_fx.graph.readers import readers_of
 from mdp_fx.graph.tracer import SHAPE, attribute, called_module
 from mdp_fx.passes.normalize.chains import is_copy, is_reshape, operand_of, permutation
 from mdp_fx.passes.normalize.edit import (
@@ -22,7 +23,6 @@ from mdp_fx.passes.normalize.edit import (
     is_tensor,
     linear,
     op_name,
-    readers,
     replace,
     taken,
 )
@@ -77,7 +77,7 @@ def split_projections(module: fx.GraphModule) -> bool:
     Returns:
         Whether anything changed.
     """
-    read_by = readers(module)
+    read_by = readers_of(module)
     changed = False
     for node in list(module.graph.nodes):
         if not (node.op == "call_module" or op_name(node) == "linear") or not is_tensor(node):
@@ -108,23 +108,27 @@ def _pieces(node: fx.Node) -> list[_Piece]:
     """The readers of a value that all take single entries of the same axis; empty where there are others."""
     pieces: list[_Piece] = []
     for user in node.users:
-        found = _pieces_of(user, len(node.meta[SHAPE])) if operand_of(user) is node else []
+        found = _pieces_of(user, node.meta[SHAPE]) if operand_of(user) is node else []
         if not found:
             return []
         pieces += found
     return pieces if len({piece.axis for piece in pieces}) == 1 else []
 
 
-def _pieces_of(node: fx.Node, rank: int) -> list[_Piece]:
-    called = op_name(node)
+def _pieces_of(node: fx.Node, shape: torch.Size) -> list[_Piece]:
+    called, rank = op_name(node), len(shape)
     if called == "getitem":
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         at = next((i for i, key in enumerate(index) if key is Ellipsis), len(index))
         keys = [*index[:at], *[slice(None)] * (rank - len(index) + (at < len(index))), *index[at + 1 :]]
         places = [i for i, key in enumerate(keys) if key != slice(None)]
-        if len(keys) != rank or len(places) != 1 or type(keys[places[0]]) is not int:
+        if len(keys) != rank or len(places) != 1:
             return []
-        return [_Piece(node, places[0], int(keys[places[0]]), keeps=False)]
+        (axis,) = places
+        if type(keys[axis]) is int:
+            return [_Piece(node, axis, int(keys[axis]), keeps=False)]
+        entries = range(shape[axis])[keys[axis]] if isinstance(keys[axis], slice) else range(0)
+        return [_Piece(node, axis, entries[0], keeps=True)] if len(entries) == 1 else []
     if called == "select":
         axis, entry = argument(node, 1, "dim"), argument(node, 2, "index")
         return [_Piece(node, axis % rank, entry, keeps=False)] if type(axis) is int and type(entry) is int else []
@@ -132,7 +136,7 @@ def _pieces_of(node: fx.Node, rank: int) -> list[_Piece]:
         return []
     axis = argument(node, 1 if called == "unbind" else 2, "dim", 0) % rank
     keeps = called != "unbind"
-    if keeps and any(shape[axis] != 1 for shape in node.meta[SHAPE]):
+    if keeps and any(part[axis] != 1 for part in node.meta[SHAPE]):
         return []
     if not all(op_name(user) == "getitem" and type(user.args[1]) is int for user in node.users):
         return []

@@ -1,14 +1,26 @@
-"""Channel shuffles: an axis that is split, swapped and merged again becomes a gather with a stored permutation."""
+"""Channel shuffles: an axis whose entries change places becomes a gather with a stored permutation."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from mdp_fx.graph.purity import is_pure
-from mdp_fx.graph.tracer import SHAPE, called_module
+from mdp_fx.graph.tracer import DTYPE, SHAPE, attribute, called_module
 from mdp_fx.passes.normalize.chains import is_copy, is_reshape, operand_of, permutation
-from mdp_fx.passes.normalize.edit import Editor, free_name, is_plain, op_name, replace, store
+from mdp_fx.passes.normalize.constants import constant_nodes, evaluate, is_random
+from mdp_fx.passes.normalize.edit import (
+    Editor,
+    argument,
+    free_name,
+    is_plain,
+    is_tensor,
+    op_name,
+    replace,
+    store,
+)
 
 
 def gather_shuffles(module: fx.GraphModule) -> bool:
@@ -37,6 +49,84 @@ def gather_shuffles(module: fx.GraphModule) -> bool:
         replace(node, edit.call(torch.index_select, x, dim, edit.stored(path)))
         changed = True
     return changed
+
+
+def gather_orders(module: fx.GraphModule) -> bool:
+    """Turns all entries of an axis, taken in a constant order, into `torch.index_select` with a stored permutation.
+
+    The order may be a list of numbers or any tensor that no input changes, and that nobody writes to.
+
+    Returns:
+        Whether anything changed.
+    """
+    constants = constant_nodes(module.graph)
+    settled = not any(node.args[0] in constants for node in module.graph.nodes if node.args and not is_pure(node))
+    changed = False
+    for node in list(module.graph.nodes):
+        taken = _taken_in_order(node)
+        if taken is None:
+            continue
+        x, dim, numbers = taken
+        cone = [part for part in constants if part in _ancestors(numbers)]
+        if isinstance(numbers, fx.Node):
+            if not settled or numbers not in cone or is_random(module, cone):
+                continue
+            order = evaluate(module, cone)[numbers]
+        else:
+            order = torch.tensor(numbers)
+        order = order % len(order)
+        if not torch.equal(order.sort().values.cpu(), torch.arange(x.meta[SHAPE][dim])):
+            continue
+        edit = Editor(module, node)
+        replace(node, edit.call(torch.index_select, x, dim, edit.stored(_stored_as(module, order, cone))))
+        changed = True
+    return changed
+
+
+def _stored_as(module: fx.GraphModule, order: torch.Tensor, cone: list[fx.Node]) -> str:
+    """Where an order is stored that was found in some constant nodes."""
+    for part in cone:
+        if part.op == "get_attr" and torch.equal(attribute(module, str(part.target)), order):
+            return str(part.target)
+    path = free_name(module, "shuffle_index_0")
+    store(module, path, order)
+    return path
+
+
+def _taken_in_order(node: fx.Node) -> tuple[fx.Node, int, Any] | None:
+    """What a node takes entries of, along which axis, and their numbers: a list or a node; None where it does not."""
+    x = argument(node, 0, "input")
+    if op_name(node) not in ("index_select", "getitem") or not is_tensor(x):
+        return None
+    rank = len(x.meta[SHAPE])
+    if op_name(node) == "index_select":
+        index = argument(node, 2, "index")
+        # One that is stored is what others are turned into.
+        return None if index.op == "get_attr" else (x, argument(node, 1, "dim") % rank, index)
+    index = node.args[1]
+    keys: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in keys:
+        at = keys.index(Ellipsis)
+        keys[at : at + 1] = [slice(None)] * (rank + 1 - len(keys))
+    places = [place for place, key in enumerate(keys) if key != slice(None)]
+    key = keys[places[0]] if len(places) == 1 else None
+    if isinstance(key, fx.Node):
+        known = is_tensor(key) and len(key.meta[SHAPE]) == 1 and key.meta[DTYPE] in (torch.int64, torch.int32)
+    else:
+        known = isinstance(key, list) and bool(key) and all(type(number) is int for number in key)
+    return (x, places[0], key) if known else None
+
+
+def _ancestors(node: object) -> set[fx.Node]:
+    """A node and all that its value is computed from; nothing for what is no node."""
+    found: set[fx.Node] = set()
+    pending = [node] if isinstance(node, fx.Node) else []
+    while pending:
+        part = pending.pop()
+        if part not in found:
+            found.add(part)
+            pending += part.all_input_nodes
+    return found
 
 
 def _groups_of_a_layer(module: fx.GraphModule, node: fx.Node) -> int:

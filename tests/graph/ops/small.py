@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from mdp_fx.graph.ops.op import Inference, Op, Types
-from tests.graph.small import FLOAT64_LIMIT, analysed, calls, frozen, images, members, net, sizes, slimmed, vectors
+from tests.graph.small import (
+    FLOAT64_LIMIT,
+    Body,
+    Layers,
+    analysed,
+    calls,
+    frozen,
+    images,
+    members,
+    net,
+    sizes,
+    slimmed,
+    vectors,
+)
 from tests.pruning import parity_error
 
 Function = Callable[[Tensor], Tensor]
@@ -90,3 +104,22 @@ def op_of(make: Any, names: str, **types: Types) -> Op:
     root.add_module("layer", nn.Linear(4, 3))
     node.meta["shape"] = torch.Size((2, 3))
     return Op(node, Inference(fx.GraphModule(root, graph), dict(types)), tuple(names.split()))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small network with the groups and frozen axes that it must have.
+
+    Attributes:
+        body: its forward.
+        layers: makes its layers.
+        x: its input.
+        groups: sizes of its channel groups, sorted.
+        frozen: frozen out axes with their reasons.
+    """
+
+    body: Body
+    layers: Callable[[], Layers]
+    x: Tensor
+    groups: list[int]
+    frozen: list[tuple[str, int, str]] = field(default_factory=list)

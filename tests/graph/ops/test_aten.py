@@ -10,22 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdp_fx.graph.ops.aten import Call, is_check, respell
+from mdp_fx.graph.ops.aten import Spelling, is_check, respell
 from mdp_fx.pipeline import analyse
 from tests.graph.small import net, sizes, vectors
 
 aten = torch.ops.aten
 X = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
 W = torch.randn(6, 6, 3, 3, generator=torch.Generator().manual_seed(1))
+GRID = X[:, :2].permute(0, 2, 3, 1).tanh()
 ONES, ZEROS = torch.ones(6), torch.zeros(6)
 
 
-def run(call: Call) -> Any:
+def run(call: Spelling) -> Any:
     kind, target, args, kwargs = call
     return getattr(args[0], target)(*args[1:], **kwargs) if kind == "call_method" else target(*args, **kwargs)
 
 
-def spelled(overload: Any, *args: Any, **kwargs: Any) -> Call | None:
+def spelled(overload: Any, *args: Any, **kwargs: Any) -> Spelling | None:
     return respell(overload, args, kwargs, run)
 
 
@@ -64,6 +65,22 @@ def spelled(overload: Any, *args: Any, **kwargs: Any) -> Call | None:
         (aten.upsample_bicubic2d.vec, (X, [8, 8], True, None), {}, F.interpolate),
         (aten._upsample_bilinear2d_aa.vec, (X, [2, 2], False, None), {}, F.interpolate),
         (aten._upsample_nearest_exact2d.vec, (X, [3, 3], None), {}, F.interpolate),
+        (aten.numpy_T.default, (W[:, :, 0, 0],), {}, getattr),
+        (aten.mT.default, (X,), {}, getattr),
+        (
+            aten.grid_sampler.default,
+            (X, GRID, 1, 2, True),
+            {},
+            F.grid_sample,
+        ),
+        (
+            aten.grid_sampler.default,
+            (X, GRID, 2, 1, False),
+            {},
+            F.grid_sample,
+        ),
+        (aten.tensordot.default, (X, W, [1], [1]), {}, torch.tensordot),
+        (aten.clamp_min.default, (X, 0.1), {}, torch.clamp_min),
         (aten.linalg_vector_norm.default, (X, 2, [1]), {}, torch.linalg.vector_norm),
     ],
     ids=lambda value: str(value) if callable(value) else "",
@@ -91,7 +108,7 @@ def test_an_overload_is_a_call_of_torch_with_the_same_value(
     ids=str,
 )
 def test_what_writes_or_draws_is_not_run(overload: Any, args: tuple[Any, ...], target: Any) -> None:
-    def never(call: Call) -> Any:
+    def never(call: Spelling) -> Any:
         raise AssertionError(call)
 
     call = respell(overload, args, {}, never)
@@ -102,7 +119,7 @@ def test_what_writes_or_draws_is_not_run(overload: Any, args: tuple[Any, ...], t
 def test_a_spelling_that_computes_something_else_is_not_taken() -> None:
     expected = aten.relu.default(X)
 
-    def other(call: Call) -> Any:
+    def other(call: Spelling) -> Any:
         return expected if call[1] is aten.relu.default else expected + 1
 
     assert respell(aten.relu.default, (X,), {}, other) is None

@@ -5,6 +5,7 @@ MDP_FX_FUZZ sets how many calls each rule is tried with.
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import warnings
@@ -145,11 +146,13 @@ def one_operand(dice: Dice, target: Target) -> Example:
     return Example([shape], lambda y: (y, *more), layer=layer)
 
 
-@of("clamp", "hardtanh")
+@of("clamp", "clamp_one_side", "hardtanh")
 def bounds(dice: Dice, target: Target) -> Example:
     shape, low = dice.shape(), dice.number()
     if target.is_module:
         return Example([shape], layer={"min_val": low, "max_val": low + 1.5})
+    if target.name.startswith("clamp_"):
+        return Example([shape], lambda y: (y, low))
     if target.name == "clamp" and dice.coin():
         return Example([shape, dice.stretched(shape)])
     return Example([shape], lambda y: (y, low, low + 1.5))
@@ -172,6 +175,14 @@ def two_operands(dice: Dice, target: Target) -> Example:
         plain = example.arguments
         example.arguments = lambda *y: tuple(whole(v) if isinstance(v, Tensor) else v for v in plain(*y))
     return example
+
+
+@of("power")
+def power(dice: Dice, target: Target) -> Example:
+    shape, exponent = dice.shape(), dice.choice((0, 1, 2, 3.0, -2))
+    if dice.coin():
+        return Example([shape], lambda y: (y, exponent))
+    return Example([shape, dice.stretched(shape)], lambda y, z: dice.choice(((y.abs(), z), (y.exp(), z), (0.7, y))))
 
 
 @of("ternary")
@@ -240,6 +251,11 @@ def letters(dice: Dice, target: Target) -> Example:
     used = sorted(set("".join(spelled)))
     result = "".join(dice.sample(used, dice.randint(0, min(3, len(used)))))
     equation = f"{','.join('b' + s for s in spelled)}->b{result}"
+    if dice.coin():
+        first, second = (tuple(sizes[c] for c in s) for s in (spelled[0], spelled[-1]))
+        more = dice.shape(0, 2)
+        dotted = f"...{spelled[0]},{spelled[-1]}...{dice.choice(('', '->...', '->...' + spelled[0][:1]))}"
+        return Example([(*more, *first), dice.stored(*second, *more[1:])], lambda *y: (dotted, *y))
     return Example([tuple(sizes[c] for c in s) for s in spelled], lambda *y: (equation, *y))
 
 
@@ -266,9 +282,26 @@ def product(dice: Dice, target: Target) -> Example:
     return Example(shapes)
 
 
+@of("tensordot")
+def dotted(dice: Dice, target: Target) -> Example:
+    rows, inner, more, columns = (dice.size() for _ in range(4))
+    kinds: list[tuple[list[Shape | Tensor], Any]] = [
+        ([(rows, inner), dice.stored(inner, columns)], 1),
+        ([(rows, inner), dice.stored(columns, inner)], ([2], [1])),
+        ([(more, inner), dice.stored(more, inner, columns)], 2),
+        ([(inner, more), dice.stored(more, columns, inner)], ([-1, 1], [0, 2])),
+    ]
+    shapes, dims = dice.choice(kinds)
+    return Example(shapes, lambda y, z: (y, z, dims))
+
+
 @of("attention")
 def attention(dice: Dice, target: Target) -> Example:
     heads, queries, keys, depth, value = (dice.size() for _ in range(5))
+    if dice.random() < 0.3:
+        shared = dice.choice((1, 2, 3))
+        grouped = [(heads * shared, queries, depth), (heads, keys, depth), (heads, keys, value)]
+        return Example(grouped, options={"enable_gqa": True})
     shapes: list[Shape | Tensor] = [(heads, queries, depth), (heads, keys, depth), (heads, keys, value)]
     if dice.coin():
         shapes.append(dice.stored(dice.choice((1, heads)), queries, keys))
@@ -317,7 +350,7 @@ def layer_norm(dice: Dice, target: Target) -> Example:
     return Example([shape, *(dice.stored(*last) for _ in range(count))], lambda y, *more: (y, last, *more))
 
 
-@of("local_response_norm", "prelu", "glu", "unit_length", "spatial_pad")
+@of("local_response_norm", "prelu", "glu", "unit_length")
 def along_channels(dice: Dice, target: Target) -> Example:
     if "PReLU" in target.name or target.name == "prelu":
         shape = dice.shape()
@@ -325,8 +358,6 @@ def along_channels(dice: Dice, target: Target) -> Example:
         if target.is_module:
             return Example([shape], layer={"num_parameters": count})
         return Example([shape, dice.stored(count)])
-    if "Pad" in target.name:
-        return Example([dice.maps(target.rank)], layer={"padding": dice.choice((1, 2))})
     if "esponse" in target.name:
         return Example([dice.maps()], lambda y: (y,) if target.is_module else (y, 3), layer={"size": 3})
     shape = dice.shape()
@@ -365,7 +396,7 @@ def reshaped(dice: Dice, target: Target) -> Example:
     return Example([shape], lambda y: (y, (y.shape[0], *sizes)))
 
 
-@of("permute", "transpose", "swapaxes", "movedim", "attribute", "swap_last")
+@of("permute", "transpose", "swapaxes", "movedim", "transposed_attribute", "swap_last")
 def moved(dice: Dice, target: Target) -> Example:
     shape = dice.shape(2, 3)
     one, other = dice.axis(shape), dice.axis(shape)
@@ -395,30 +426,51 @@ def put_together(dice: Dice, target: Target) -> Example:
     return Example(shapes, lambda *y: ([*y, y[0].relu()] if again else list(y), dim))
 
 
-@of("split", "unbind", "select", "getitem")
+@of("cat_along")
+def put_beside(dice: Dice, target: Target) -> Example:
+    shape = dice.shape(1 if target.name != "dstack" else 2)
+    other = (dice.size(), *shape[1:]) if target.name == "hstack" else shape
+    # Examples on top of each other are taken apart again: the head reads them by the batch.
+    return Example([shape, other], lambda y, z: ([y, z] if target.name != "vstack" else [y[:1], z[1:]],))
+
+
+@of("split", "unbind", "select", "getitem", "setitem", "narrow")
 def taken_apart(dice: Dice, target: Target) -> Example:
     shape = dice.shape()
     dim = dice.axis(shape)
     size = shape[dim - (dim > 0)]
-    if target.name in ("split", "chunk"):
+    if target.name in ("split", "chunk", "split_with_sizes", "tensor_split"):
         at = dice.randint(0, size)
+        if target.name == "split_with_sizes":
+            return Example([shape], lambda y: (y, [at, size - at], dim))
+        if target.name == "tensor_split":
+            places = dice.choice((1, 2, 3, (at,), (at, size), (at, dice.randint(0, size))))
+            return Example([shape], lambda y: (y, places, dim))
         how = dice.choice((1, 2, 3, [at, size - at])) if target.name == "split" else dice.randint(1, 3)
         return Example([shape], lambda y: (y, how, dim))
     if target.name == "unbind":
         return Example([shape], lambda y: (y, dim))
+    if target.name == "narrow":
+        first = dice.randint(-size, size - 1)
+        length = dice.randint(0, size - first % size)
+        return Example([shape], lambda y: (y, dim, first, length))
     if target.name == "select":
         index = dice.randint(-size, size - 1)
         return Example([shape], lambda y: (y, dim, index))
     keys: list[Any] = [slice(None)]
     for part in shape[: dice.randint(0, len(shape))]:
         start, stop = dice.randint(-part, part), dice.randint(-part, part + 1)
-        numbers = torch.tensor([dice.randint(0, part - 1) for _ in range(2)])
+        numbers = dice.choice((torch.tensor, list))([dice.randint(0, part - 1) for _ in range(2)])
         keys.append(
             dice.choice(
                 (slice(start, stop), slice(start, None), slice(None, None, 2), start % part, numbers, slice(None))
             )
         )
     keys.insert(dice.randint(1, len(keys)), dice.choice((None, Ellipsis, slice(None))))
+    if target.name == "setitem":
+        keys = [slice(None), slice(0, shape[0] // 2)] if dice.coin() else keys
+        last = (*([1] * (len(shape) - 1)), 1)
+        return Example([shape, last], lambda y, z: (y, tuple(keys), dice.choice((0, 0.5, z.sum()))))
     return Example([shape], lambda y: (y, tuple(keys)))
 
 
@@ -430,6 +482,8 @@ def padded(dice: Dice, target: Target) -> Example:
     if target.is_module:
         amounts = [dice.choice((0, 1, 2)) for _ in range(2 * target.rank)]
         return Example([shape], layer={"padding": amounts} | ({"value": 0.5} if "Constant" in target.name else {}))
+    if dice.random() < 0.3:
+        return Example([shape], lambda y: (y, amounts[:2], dice.choice(("reflect", "circular"))))
     return Example([shape], lambda y: (y, amounts, "constant", value))
 
 
@@ -527,7 +581,7 @@ ELSEWHERE = ("cuda", "view_as_real", "real", "not_")
 """What needs a device or numbers that are not here, or is no call, or gives no tensor."""
 
 
-FROZEN = ("gather", "whole_attention", "local_response_norm")
+FROZEN = ("gather", "whole_attention", "local_response_norm", "setitem")
 """Rules that leave little or nothing free."""
 
 
@@ -582,28 +636,35 @@ def network(dice: Dice, target: Target, x: Tensor) -> nn.Module:
     """
     example = GENERATORS[rule_of(target)](dice, target)
     layers: dict[str, nn.Module | Tensor] = {}
-    steps: list[Callable[[Any, Tensor], Tensor]] = []
-    for i, operand in enumerate(example.operands):
-        if isinstance(operand, Tensor):
-            layers[f"p{i}"] = operand if isinstance(operand, nn.Parameter) else nn.Buffer(operand)
-            steps.append(partial(_stored, f"p{i}"))
-        else:
-            layers[f"l{i}"], function = hidden(dice, operand)
-            steps.append(partial(_applied, f"l{i}", function))
+    # A module may be called again, with operands of its own.
+    turns: list[list[Callable[[Any, Tensor], Tensor]]] = [[] for _ in range(1 + (target.is_module and dice.coin()))]
+    for turn, steps in enumerate(turns):
+        for i, operand in enumerate(example.operands):
+            name = f"operand{i}_{turn}"
+            if isinstance(operand, Tensor):
+                layers[name] = operand if isinstance(operand, nn.Parameter) else nn.Buffer(operand)
+                steps.append(partial(_stored, name))
+            else:
+                layers[name], function = hidden(dice, operand)
+                steps.append(partial(_applied, name, function))
     if target.is_module:
         layers["op"] = target.key(**example.layer)
+    names = dice.coin()
 
     state = dice.getstate()
 
     def op(net: Any, x: Tensor) -> Any:
         # What a generator leaves to its arguments is drawn alike in every run.
         dice.setstate(state)
-        arguments = example.arguments(*(step(net, x) for step in steps))
         if target.is_module:
-            return net.op(*arguments)
+            return [net.op(*example.arguments(*(step(net, x) for step in steps))) for steps in turns]
+        arguments = example.arguments(*(step(net, x) for step in turns[0]))
         if isinstance(target.key, str):
             return getattr(arguments[0], target.key)(*arguments[1:], **example.options)
-        return target.key(*arguments, **example.options)
+        given, named = by_name(dice, target, arguments, example.options) if names else (arguments, example.options)
+        made = target.key(*given, **named)
+        # What gives nothing has written to its operand.
+        return arguments[0] if made is None else made
 
     def results(net: Any, x: Tensor) -> Tensor:
         flat = [value.to(x.dtype).reshape(x.shape[0], -1) for value in tensors(op(net, x))]
@@ -612,6 +673,24 @@ def network(dice: Dice, target: Target, x: Tensor) -> nn.Module:
     with torch.no_grad():
         entries = results(net(lambda net, x: x, **layers).double(), x).shape[1]
     return net(lambda net, x: net.head(results(net, x)), **layers, head=nn.Linear(entries, 5))
+
+
+def by_name(
+    dice: Dice, target: Target, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a function by name in any order, as far as their names are known."""
+    entry = registry._find(target.key)
+    assert entry is not None
+    try:
+        parameters = inspect.signature(target.key).parameters.values()
+        names = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+    except (TypeError, ValueError):
+        names = entry.names
+    if len(names) < len(arguments):
+        return arguments, options
+    named = [*zip(names, arguments, strict=False), *options.items()]
+    dice.shuffle(named)
+    return (), dict(named)
 
 
 def rule_of(target: Target) -> str:

@@ -77,6 +77,12 @@ FOLLOWED: Followed = {
         [4, 4],
         None,
     ),
+    "split with sizes": (linear(lambda x: x.split_with_sizes([3, 5], 1)[1], out=5), vectors(), [3, 5], None),
+    "split of a tensor": (linear(lambda x: torch.tensor_split(x, 3, 1)[2], out=2), vectors(), [2, 3, 3], None),
+    "split at places": (linear(lambda x: x.tensor_split((2, 5), dim=1)[1], out=3), vectors(), [2, 3, 3], None),
+    "narrow": (linear(lambda x: torch.narrow(x, 1, 3, 4), out=4), vectors(), [3, 4], None),
+    "narrow from the end": (linear(lambda x: x.narrow(-1, -3, 3), out=3), vectors(), [3, 5], None),
+    "narrow of all": (linear(lambda x: x.narrow(1, 0, 8)), vectors(), [8], UNITS),
     "slice": (linear(lambda x: x[:, 2:6], out=4), vectors(), [2, 2, 4], None),
     "slice from the end": (linear(lambda x: x[:, -3:], out=3), vectors(), [3, 5], None),
     "slice after an ellipsis": (linear(lambda x: x[..., :5], out=5), tokens(), [3, 5], [0, 1, 2, 3, 4]),
@@ -86,6 +92,10 @@ FOLLOWED: Followed = {
     "slices joined and grown": (conv(mapped(_grown), out=19), images(), [2, 3, 3], None),
     "gated linear unit": (linear(F.glu, out=4), vectors(), [4], [0, 1, 2, 3]),
     "gated linear unit of maps": (conv(lambda x: mean(F.glu(x, dim=1)), out=4), images(), [4], [0, 1, 2, 3]),
+    "tokens by a list": (linear(lambda x: x[:, [1, 2, 0]] * x[:, :3]), tokens(), [8], UNITS),
+    "units by a list": (linear(lambda x: x[:, ORDER]), vectors(), [8], ORDER),
+    "units by a list from the end": (linear(lambda x: x[..., [n - 8 for n in ORDER]]), tokens(), [8], ORDER),
+    "units by number": (linear(lambda x: x[:, PERMUTATION]), vectors(), [8], ORDER),
     "tokens by number": (linear(lambda x: x[:, torch.tensor([1, 2, 0])] * x[:, :3]), tokens(), [8], UNITS),
     "tokens by two numbers": (
         conv(lambda x: x[:, :, torch.tensor([1, 2]), torch.tensor([0, 3])].mean(2)),
@@ -136,6 +146,9 @@ def test_parity(name: str, seed: int) -> None:
         ("slice", {"a": [1], "a#2": [0, 1, 2], "a#3": [1]}, operator.getitem, [((slice(None), slice(1, 4)),)]),
         ("slice from the end", {"a": [1], "a#2": [0, 2]}, operator.getitem, [((slice(None), slice(1, 3)),)]),
         ("slice after an ellipsis", {"a": [1]}, operator.getitem, [((slice(None), slice(None), slice(0, 1)),)]),
+        ("narrow", {"a": [1], "a#2": [0, 1, 3]}, "narrow", []),
+        ("narrow", {"a": [1], "a#2": [0, 1, 3]}, torch.narrow, [(1, 1, 3)]),
+        ("narrow from the end", {"a": [1], "a#2": [0, 2]}, "narrow", [(-1, 1, 2)]),
         ("slice with a new axis", {"a": [1, 4]}, operator.getitem, [((slice(None), None, slice(0, 2)),)]),
     ],
 )
@@ -153,10 +166,16 @@ def test_sizes_are_written_again(
         (lambda x: torch.cat([x, x[:, 3:3]], 1), 8, "strided or empty slice at getitem (node getitem)"),
         (lambda x: x * x[:, 3].unsqueeze(1), 8, "one entry selected at getitem (node getitem)"),
         (lambda x: x * x.select(1, 3).unsqueeze(1), 8, "one entry selected at select (node select)"),
-        (lambda x: x[:, [1, 0, 2]], 3, "indexed by a list at getitem (node getitem)"),
+        (lambda x: x[:, [1, 0, 2]], 3, "taken by number at getitem (node getitem)"),
         (lambda x: torch.stack(x.unbind(1)[:3], 1), 3, "taken apart at unbind (node unbind)"),
         (lambda x: x[:, torch.tensor([2, 1])], 2, "taken by number at getitem (node getitem)"),
         (lambda x: x.index_select(1, PERMUTATION[:4]), 4, "taken by number at index_select (node index_select)"),
+        (lambda x: x[:, [True, False] * 4], 4, "indexed by what is no number at getitem (node getitem)"),
+        (
+            lambda x: torch.cat(torch.tensor_split(x, (5, 2), 1), 1),
+            11,
+            "split into parts that are not all of it at tensor_split (node tensor_split)",
+        ),
         (lambda x: torch.gather(x, 1, x.argsort(0)), 8, "taken by number at gather (node gather)"),
     ],
 )
@@ -229,3 +248,17 @@ def test_a_strided_slice_freezes_the_axis_it_strides_along_only() -> None:
 )
 def test_operands_and_axes_given_by_name(function: Function, groups: list[int]) -> None:
     assert sizes(analysed(linear(function, out=4), vectors())) == groups
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (lambda x: torch.cat(torch.split(x, [100, 156], 1)[::-1], 1), "split among shuffled entries at split"),
+        (lambda x: F.glu(torch.cat([x, x], 1)[:, 64:320], 1).repeat(1, 2), "slice among shuffled entries at getitem"),
+        (lambda x: F.glu(x, 1).repeat(1, 2), "split among shuffled entries at glu"),
+    ],
+)
+def test_shuffled_units_that_a_cut_would_tear_apart_are_frozen(function: Function, what: str) -> None:
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    analysis = analysed(linear(lambda x: function(x.index_select(1, order)), 256, 256), vectors())
+    assert frozen(analysis)[0][2].startswith(what)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.graph.ops.small import Case
 from tests.graph.small import (
     FLOAT64_LIMIT,
     Body,
@@ -35,25 +35,6 @@ NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 INSTANCE = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A small network with the groups and frozen axes that it must have.
-
-    Attributes:
-        body: its forward.
-        layers: makes its layers.
-        x: its input.
-        groups: sizes of its channel groups, sorted.
-        frozen: frozen out axes with their reasons.
-    """
-
-    body: Body
-    layers: Callable[[], Layers]
-    x: Tensor
-    groups: list[int]
-    frozen: list[tuple[str, int, str]] = field(default_factory=list)
-
-
 def pooled(x: Tensor) -> Tensor:
     return x.flatten(2).mean(2)
 
@@ -65,21 +46,6 @@ def chain(net: Any, x: Tensor) -> Any:
 def conv_groups(net: Any, x: Tensor) -> Any:
     y = net.a(x)
     return net.fc(pooled(F.conv2d(y, net.weight, net.bias, 1, 0, 1, 4)))
-
-
-def heads(net: Any, x: Tensor) -> Any:
-    b, n, _ = x.shape
-    q, k = (part(x).view(b, n, 2, 4).transpose(1, 2) for part in (net.q, net.k))
-    v = net.v(x).view(b, n, 2, 3).transpose(1, 2)
-    return net.fc(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, 6))
-
-
-HEADS: Callable[[], Layers] = lambda: {  # noqa: E731
-    "q": nn.Linear(3, 8),
-    "k": nn.Linear(3, 8),
-    "v": nn.Linear(3, 6),
-    "fc": nn.Linear(6, 5),
-}
 
 
 def _functional_norm(net: Any, x: Tensor) -> Any:
@@ -163,31 +129,6 @@ CASES: dict[str, Case] = {
         vectors(),
         [8],
     ),
-    "matmul_with_a_parameter": Case(
-        lambda net, x: net.fc(net.a(x) @ net.w),
-        lambda: {"a": nn.Linear(3, 8), "w": parameter(8, 6), "fc": nn.Linear(6, 5)},
-        tokens(),
-        [6, 8],
-    ),
-    "matmul_with_a_vector": Case(
-        lambda net, x: net.fc(torch.matmul(net.a(x), net.w)),
-        lambda: {"a": nn.Linear(3, 8), "w": parameter(8), "fc": nn.Linear(7, 5)},
-        tokens(),
-        [8],
-    ),
-    "matmul_of_a_vector": Case(
-        lambda net, x: net.fc(torch.matmul(net.w, net.a(x))),
-        lambda: {"a": nn.Linear(3, 8), "w": parameter(7), "fc": nn.Linear(8, 5)},
-        tokens(),
-        # The vector reads the tokens, which are an axis of the input.
-        [8],
-    ),
-    "batched_product": Case(
-        lambda net, x: net.fc(torch.bmm(net.q(x), net.k(x).transpose(1, 2)).bmm(net.v(x))),
-        lambda: {"q": nn.Linear(3, 8), "k": nn.Linear(3, 8), "v": nn.Linear(3, 6), "fc": nn.Linear(6, 5)},
-        tokens(),
-        [6, 8],
-    ),
     "bilinear": Case(
         lambda net, x: net.fc(net.m(net.a(x), net.b(x))),
         lambda: {"a": nn.Linear(3, 8), "b": nn.Linear(3, 6), "m": nn.Bilinear(8, 6, 7), "fc": nn.Linear(7, 5)},
@@ -213,66 +154,6 @@ CASES: dict[str, Case] = {
         vectors() * 5,
         [8],
         [("w", 9, "rows taken by number at embedding (node embedding)")],
-    ),
-    "einsum": Case(
-        lambda net, x: net.fc(torch.einsum("bnc,oc->bno", net.a(x), net.w)),
-        lambda: {"a": nn.Linear(3, 8), "w": parameter(6, 8), "fc": nn.Linear(6, 5)},
-        tokens(),
-        [6, 8],
-    ),
-    "einsum_of_heads": Case(
-        lambda net, x: net.fc(
-            torch.einsum(
-                "bhqk, bkhd -> bqhd",
-                torch.einsum("bqhd,bkhd->bhqk", net.q(x).unflatten(-1, (2, 4)), net.k(x).unflatten(-1, (2, 4))).softmax(
-                    -1
-                ),
-                net.v(x).unflatten(-1, (2, 3)),
-            ).flatten(-2)
-        ),
-        lambda: HEADS(),
-        tokens(),
-        [2, 3, 4],
-    ),
-    "einsum_that_sums_units_of_one_operand": Case(
-        lambda net, x: net.fc(net.b(x) * torch.einsum("bnc->bn", [net.a(x)]).unsqueeze(-1)),
-        lambda: {"a": nn.Linear(3, 8), "b": nn.Linear(3, 6), "fc": nn.Linear(6, 5)},
-        tokens(),
-        [6, 8],
-    ),
-    "addmm": Case(
-        lambda net, x: net.fc(torch.addmm(net.b, net.a(x), net.w, beta=0.5)),
-        lambda: {"a": nn.Linear(3, 8), "w": parameter(8, 6), "b": parameter(6), "fc": nn.Linear(6, 5)},
-        vectors(),
-        [6, 8],
-    ),
-    "addmm_as_a_method": Case(
-        lambda net, x: net.fc(net.c(x).addmm(net.a(x), net.w)),
-        lambda: {"a": nn.Linear(3, 8), "c": nn.Linear(3, 6), "w": parameter(8, 6), "fc": nn.Linear(6, 5)},
-        vectors(),
-        [6, 8],
-    ),
-    "baddbmm": Case(
-        lambda net, x: net.fc(torch.baddbmm(net.s, net.q(x), net.k(x).mT).bmm(net.v(x))),
-        lambda: {
-            "q": nn.Linear(3, 8),
-            "k": nn.Linear(3, 8),
-            "v": nn.Linear(3, 6),
-            "s": parameter(1, 7, 7),
-            "fc": nn.Linear(6, 5),
-        },
-        tokens(),
-        [6, 8],
-    ),
-    "attention": Case(heads, HEADS, tokens(), [2, 3, 4]),
-    "attention_with_mask_and_scale": Case(
-        lambda net, x: net.fc(
-            F.scaled_dot_product_attention(net.q(x), net.k(x), net.v(x), attn_mask=net.mask, scale=0.3)
-        ),
-        lambda: {**HEADS(), "mask": parameter(7, 7)},
-        tokens(),
-        [6, 8],
-        [("mask", 7, "attention mask at scaled_dot_product_attention (node scaled_dot_product_attention)")],
     ),
     **{
         f"batch_norm{rank}d": Case(
@@ -486,24 +367,6 @@ def test_groups_of_a_convolution_are_row_major() -> None:
     assert by_group["b"]["fc.weight", 1] == list(range(5)) * 4
 
 
-def test_attention_shares_heads_with_all_and_depth_with_query_and_key() -> None:
-    analysis, _ = layers_of("attention", {})
-    heads, depth, value = (members(analysis, name) for name in ("q", "q#2", "v"))
-    assert {tensor for tensor, _ in heads} == {
-        "q.weight",
-        "q.bias",
-        "k.weight",
-        "k.bias",
-        "v.weight",
-        "v.bias",
-        "fc.weight",
-    }
-    assert {tensor for tensor, _ in depth} == {"q.weight", "q.bias", "k.weight", "k.bias"}
-    assert {tensor for tensor, _ in value} == {"v.weight", "v.bias", "fc.weight"}
-    assert heads["v.weight", 0] == [0, 0, 0, 1, 1, 1]
-    assert value["fc.weight", 1] == [0, 1, 2] * 2
-
-
 # Sizes written again ------------------------------------------------------------------------------------------------
 
 
@@ -567,15 +430,6 @@ def test_a_functional_group_norm_is_given_the_groups_that_are_left() -> None:
     assert (*node.args, *node.kwargs.values())[1] == 1
 
 
-def test_the_scale_of_attention_is_that_of_the_dense_network() -> None:
-    _, slim = layers_of("attention", {"q#2": [1]})
-    (node,) = (node for node in slim.graph.nodes if node.target is F.scaled_dot_product_attention)
-    assert node.kwargs["scale"] == 4**-0.5
-    _, slim = layers_of("attention_with_mask_and_scale", {"q": [1]})
-    (node,) = (node for node in slim.graph.nodes if node.target is F.scaled_dot_product_attention)
-    assert node.kwargs["scale"] == 0.3
-
-
 # Reasons ------------------------------------------------------------------------------------------------------------
 
 
@@ -590,49 +444,11 @@ def test_the_scale_of_attention_is_that_of_the_dense_network() -> None:
             id="convolved units",
         ),
         pytest.param(
-            lambda net, x: net.fc(F.scaled_dot_product_attention(*[net.a(x).unsqueeze(2)] * 3).flatten(1)),
-            "a",
-            8,
-            "softmax over the axis at scaled_dot_product_attention (node scaled_dot_product_attention)",
-            id="units as tokens",
-        ),
-        pytest.param(
             lambda net, x: net.fc(F.bilinear(net.a(x).sigmoid(), x, net.w[:, :, None].sigmoid().expand(-1, -1, 3))),
             "a",
             8,
             "units that need not be zero when dropped are multiplied with each other at bilinear (node bilinear)",
             id="a bilinear product of what is not zero",
-        ),
-        pytest.param(
-            lambda net, x: net.fc(x.sum(1, keepdim=True) * torch.einsum("bc,cd->bd", net.a(x).sigmoid(), net.w.exp())),
-            "a",
-            8,
-            "units that need not be zero when dropped are summed over at einsum (node einsum)",
-            id="an einsum over what is not zero",
-        ),
-        pytest.param(
-            lambda net, x: net.fc(x.sum(1, keepdim=True) * torch.einsum("bc->b", net.a(x).exp()).unsqueeze(1) * net.v),
-            "a",
-            8,
-            "units that need not be zero when dropped are summed over at einsum (node einsum)",
-            id="an einsum that sums what is not zero",
-        ),
-        *[
-            pytest.param(
-                lambda net, x, equation=equation: net.fc(torch.einsum(equation, net.a(x), net.w)),
-                "a",
-                8,
-                "einsum that cannot be followed at einsum (node einsum)",
-                id=equation,
-            )
-            for equation in ("bc,cd", "...c,cd->...d", "bc,dd->bc")
-        ],
-        pytest.param(
-            lambda net, x: net.fc((net.a(x).unsqueeze(1) @ net.w).squeeze(1) @ net.u),
-            "w",
-            8,
-            None,
-            id="a product of matrices freezes nothing",
         ),
     ],
 )
@@ -680,25 +496,6 @@ def test_units_seen_as_a_map_are_normalised_as_before(norm: Callable[[], nn.Modu
     assert parity_error(spatial_norm(norm()), (vectors(),), 0) <= FLOAT64_LIMIT
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(lambda x: torch.tanh(x), id="units that are zero when dropped"),
-        pytest.param(
-            lambda x: torch.sigmoid(x),
-            id="units that are not",
-        ),
-    ],
-)
-def test_units_multiplied_with_each_other(function: Callable[[Tensor], Tensor]) -> None:
-    def body(net: Any, x: Tensor) -> Any:
-        y = function(net.a(x))
-        return net.fc(y @ y.transpose(1, 2))
-
-    model = net(body, a=nn.Linear(3, 8), fc=nn.Linear(7, 5))
-    assert parity_error(model, (tokens(),), 0) <= FLOAT64_LIMIT
-
-
 def test_a_vector_that_is_normalised() -> None:
     model = net(
         lambda net, x: net.fc(net.a(x) * net.n(net.p)),
@@ -711,25 +508,6 @@ def test_a_vector_that_is_normalised() -> None:
     assert parity_error(model, (vectors(),), 0) <= FLOAT64_LIMIT
 
 
-def test_attention_with_an_explicit_default_scale() -> None:
-    model = net(
-        lambda net, x: net.fc(F.scaled_dot_product_attention(net.q(x), net.k(x), net.v(x), scale=None)), **HEADS()
-    )
-    assert sizes(analysed(model, tokens())) == [6, 8]
-
-
-def test_attention_with_fewer_key_heads() -> None:
-    def body(net: Any, x: Tensor) -> Any:
-        b, n, _ = x.shape
-        q = net.q(x).view(b, n, 4, 2).transpose(1, 2)
-        k, v = (part(x).view(b, n, 2, 2).transpose(1, 2) for part in (net.k, net.v))
-        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-        return net.fc(y.transpose(1, 2).reshape(b, n, 8))
-
-    model = net(body, q=nn.Linear(3, 8), k=nn.Linear(3, 4), v=nn.Linear(3, 4), fc=nn.Linear(8, 5))
-    assert analysed(model, tokens()).graph.batch is not None
-
-
 def test_a_convolution_of_one_image_without_a_batch_axis() -> None:
     model = net(
         lambda net, x: net.fc(net.b(net.a(x)[0]).mean((1, 2))),
@@ -738,3 +516,13 @@ def test_a_convolution_of_one_image_without_a_batch_axis() -> None:
         fc=nn.Linear(6, 5),
     )
     assert analysed(model, images()).graph.batch is not None
+
+
+def test_zeros_are_those_of_the_operand_whatever_the_order_of_the_names() -> None:
+    model = net(
+        lambda net, x: net.fc(F.prelu(weight=net.w, input=torch.sigmoid(net.a(x))).sum(1).flatten(1)),
+        a=nn.Conv2d(3, 8, 1),
+        w=parameter(8),
+        fc=nn.Linear(16, 4),
+    )
+    assert parity_error(model, (images(),), 0) <= FLOAT64_LIMIT

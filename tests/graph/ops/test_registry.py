@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from mdp_fx.graph.ops import registry
 from mdp_fx.graph.ops.op import Inference, Op, Types
 from mdp_fx.graph.ops.registry import constants, freeze_operands, has_rule, infer_node, rule
 from mdp_fx.graph.unify import freeze, frozen_reasons
+from mdp_fx.passes.base import PassError
+from mdp_fx.pipeline import analyse
 from tests.graph.ops.small import op_of
 from tests.graph.small import FLOAT64_LIMIT, analysed, frozen, images, net, parameter, sizes, tokens, vectors
 from tests.pruning import parity_error, randomise
@@ -282,3 +285,29 @@ def test_a_weight_that_an_untyped_function_reads_is_frozen() -> None:
     graph = analysed(model, vectors()).graph
     (axis,) = next(types for name, _, types in graph.stored() if name == "w")
     assert list(frozen_reasons(axis)) == [(8, "no typing rule for logcumsumexp at logcumsumexp (node logcumsumexp)")]
+
+
+def test_a_weight_whose_module_meets_what_its_rule_cannot_follow_is_frozen() -> None:
+    model = net(
+        lambda net, x: net.fc(net.n(net.a(x).view(x.shape[0], 2, 8).transpose(0, 1))).mean(0),
+        a=nn.Linear(3, 16),
+        n=nn.LayerNorm((2, 8)),
+        fc=nn.Linear(8, 5),
+    )
+    graph = analysed(model, vectors()).graph
+    types = next(types for name, _, types in graph.stored() if name == "n.weight")
+    assert [reason for axis in types for _, reason in frozen_reasons(axis)] == ["normalised together at n"] * 2
+
+
+def test_a_rule_that_fails_names_its_node_and_the_line_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(op: Op) -> Any:
+        raise IndexError("pop from empty list")
+
+    for function in (torch.tanh, F.tanh):
+        monkeypatch.setitem(registry._FUNCTIONS, function, replace(registry._FUNCTIONS[function], rule=fails))
+    model = net(lambda net, x: net.fc(torch.tanh(net.a(x))), a=nn.Linear(3, 8), fc=nn.Linear(8, 5))
+    lines = {"symbolic": r"test_registry.py, line \d+: .*torch\.tanh.*", "export": r"\S+, line \d+: .*"}
+    for front_end, line in lines.items():
+        text = rf"the typing rule of tanh \(node tanh\) fails \({line}\): pop from empty list"
+        with pytest.raises(PassError, match=text):
+            analyse(model, (vectors(),), front_end=front_end)  # type: ignore[arg-type]

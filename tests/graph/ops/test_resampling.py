@@ -29,6 +29,7 @@ FOLLOWED: Followed = {
     "padded channels": (conv(lambda x: mean(F.pad(x, (1, 1, 0, 0, 0, 4), value=1.0)), out=12), images(), [4, 8], None),
     "one padded channel": (linear(lambda x: F.pad(x, (1, 0)), out=9), vectors(), [8], [-1, *UNITS]),
     "padded maps": (conv(lambda x: mean(F.pad(x, (1, 1, 1, 1), mode="reflect"))), images(), [8], UNITS),
+    "maps padded with zeros": (conv(lambda x: F.pad(x, (1, 1)).sum(1).flatten(1), out=24), images(), [8], None),
     "pixel shuffle": (conv(lambda x: mean(F.pixel_shuffle(x, 2)), out=2), images(), [2], [0, 1]),
     "pixel unshuffle": (
         conv(lambda x: mean(F.pixel_unshuffle(x, 2)), out=32),
@@ -81,6 +82,13 @@ MODULES: dict[str, tuple[nn.Module, int]] = {
     "Upsample": (nn.Sequential(nn.Upsample(scale_factor=2), nn.Flatten()), 512),
     "ZeroPad2d": (nn.Sequential(nn.ZeroPad2d(1), nn.Flatten()), 288),
     "ReflectionPad2d": (nn.Sequential(nn.ReflectionPad2d(1), nn.Flatten()), 288),
+    "CircularPad2d": (nn.Sequential(nn.CircularPad2d((1, 0, 0, 0)), nn.Flatten()), 160),
+    "CircularPad1d": (nn.Sequential(nn.Flatten(2), nn.CircularPad1d(2), nn.Flatten()), 160),
+    "ReplicationPad3d": (
+        nn.Sequential(nn.Unflatten(3, (2, 2)), nn.ReplicationPad3d((1, 0, 0, 0, 0, 0)), nn.Flatten()),
+        192,
+    ),
+    "ZeroPad3d": (nn.Sequential(nn.Unflatten(3, (2, 2)), nn.ZeroPad3d((1, 0, 0, 0, 0, 0)), nn.Flatten()), 192),
     "ReplicationPad2d": (nn.Sequential(nn.ReplicationPad2d((1, 0, 0, 0)), nn.Flatten()), 160),
 }
 
@@ -110,6 +118,15 @@ def test_sizes_are_written_again(
     [
         (lambda x: x.unfold(1, 2, 1).sum(2), 7, "seen through windows at unfold (node unfold)"),
         (lambda x: F.pad(x.unsqueeze(1), (1, 1), mode="reflect").squeeze(1), 10, "padded at pad (node pad)"),
+        *[
+            (lambda x, mode=mode: F.pad(x[:, None], (1, 2), mode=mode)[:, 0], 11, "padded at pad (node pad)")
+            for mode in ("reflect", "circular", "replicate")
+        ],
+        (
+            lambda x: nn.functional.pad(x, (0, 0, 1, 1), value=1.0)[1:-1].sum(1, keepdim=True),
+            1,
+            "reduced at sum (node sum_1)",
+        ),
         (lambda x: F.pad(x, (-1, 0)), 7, "padded at pad (node pad)"),
         (lambda x: F.max_pool1d(x.unsqueeze(1), 2).squeeze(1), 4, "spatial axis at max_pool1d (node max_pool1d)"),
     ],

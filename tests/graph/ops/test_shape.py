@@ -22,7 +22,19 @@ from tests.graph.ops.small import (
     mapped,
     mean,
 )
-from tests.graph.small import FLOAT64_LIMIT, analysed, images, members, net, sizes, slimmed, tokens, vectors
+from tests.graph.small import (
+    FLOAT64_LIMIT,
+    analysed,
+    frozen,
+    images,
+    members,
+    net,
+    parameter,
+    sizes,
+    slimmed,
+    tokens,
+    vectors,
+)
 from tests.pruning import parity_error
 
 
@@ -79,6 +91,13 @@ FOLLOWED: Followed = {
     "cat along the last axis": (linear(lambda x: torch.concat((x, x), dim=-1), out=16), tokens(), [8], UNITS * 2),
     "cat of tokens": (linear(lambda x: torch.cat([x, x * 2], 1)), tokens(), [8], UNITS),
     "cat with nothing": (linear(lambda x: torch.cat([x, torch.zeros(0, dtype=x.dtype)], 1)), vectors(), [8], UNITS),
+    "side by side": (linear(lambda x: torch.hstack([x, x.relu()]), out=16), vectors(), [8], UNITS * 2),
+    "side by side in depth": (
+        linear(lambda x: torch.dstack((x, x.relu())).transpose(1, 2).flatten(1), out=16),
+        vectors(),
+        [8],
+        UNITS * 2,
+    ),
     "stack": (linear(lambda x: torch.stack([x, x.relu()]).mean(0)), vectors(), [8], UNITS),
     "stack along the last axis": (
         linear(lambda x: torch.stack([x, x.relu()], -1).flatten(1), out=16),
@@ -151,6 +170,11 @@ def test_sizes_are_written_again(
         (lambda x: x.repeat_interleave(2).view(-1, 16), 16, "repeated at repeat_interleave (node repeat_interleave)"),
         (lambda x: torch.flip(x, (1,)), 8, "reversed at flip (node flip)"),
         (lambda x: x.view(torch.int32).view(x.dtype), 8, "reshape that cannot be followed at view (node view)"),
+        (
+            lambda x: x.view(dtype=torch.int16).view(dtype=x.dtype),
+            8,
+            "reshape that cannot be followed at view (node view)",
+        ),
     ],
 )
 def test_reasons(function: Function, out: int, reason: str) -> None:
@@ -232,3 +256,36 @@ def test_entries_rolled_over_all_axes_are_frozen() -> None:
 )
 def test_operands_and_axes_given_by_name(function: Function, groups: list[int]) -> None:
     assert sizes(analysed(linear(function, out=4), vectors())) == groups
+
+
+@pytest.mark.parametrize("name", ["repeat", "repeat_interleave", "expand"])
+def test_copies_are_zero_at_units_and_not_along_the_new_axis(name: str) -> None:
+    spellings: dict[str, Function] = {
+        "repeat": lambda x: x.repeat(1, 8, 1, 1),
+        "repeat_interleave": lambda x: x.repeat_interleave(8, 1),
+        "expand": lambda x: x.expand(-1, 8, -1, -1),
+    }
+
+    def body(net: Any, x: Tensor) -> Any:
+        # Zero for the units of `a` that are dropped, and for no other.
+        copies = spellings[name]((net.a(x).unsqueeze(-1) * torch.sigmoid(net.v)).unsqueeze(1))
+        tied = torch.einsum("bcdl,c,d->bl", copies + copies.transpose(1, 2), net.p, net.p)
+        return net.b(tied) + net.c(copies.sum(1).transpose(1, 2)).mean(1)
+
+    layers = {"a": nn.Linear(3, 8), "b": nn.Linear(5, 4), "c": nn.Linear(8, 4)}
+    model = net(body, v=parameter(5), p=parameter(8), **layers)
+    for seed in range(3):
+        assert parity_error(model, (vectors(),), seed) <= FLOAT64_LIMIT
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x[:, :0].view_as(x[:, :0]).sum() + x,
+        lambda x: torch.unflatten(x[:, :0], 1, (0, 4)).sum() + x,
+        lambda x: x[:, :0].flatten().sum() + x,
+    ],
+)
+def test_a_view_of_nothing_is_frozen(function: Function) -> None:
+    assert frozen(analysed(linear(function), vectors()))[0][0] == "a"
+    assert_parity(linear(function), vectors()) if sizes(analysed(linear(function), vectors())) else None

@@ -196,3 +196,15 @@ def test_names_are_free() -> None:
     model.body = lambda m, x: body(m, x) * m.conv.weight_folded  # type: ignore[operator]
     module = normalized(model, images())
     assert "conv.weight_folded_1" in targets(module)
+
+
+def test_what_the_input_is_written_to_is_not_constant() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        out = torch.ones(2 * 6 * 16)
+        out.view_as(m.conv(x)).copy_(m.conv(x))
+        return F.group_norm(m.last(out.view(2, 6, 4, 4)), 1)
+
+    model = net(body, conv=nn.Conv2d(3, 6, 1), last=nn.Conv2d(6, 2, 1))
+    module = trace(model, (images(),)).module
+    assert [node.name for node in constant_nodes(module.graph)] == []
+    assert not fold_constants(module)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from mdp_fx.graph.trace import trace
 from mdp_fx.graph.tracer import ALIASES, DTYPE, SHAPE
@@ -17,7 +18,6 @@ from mdp_fx.passes.normalize.edit import (
     forget_unread,
     free_name,
     is_plain,
-    readers,
     replace,
     store,
     taken,
@@ -84,13 +84,6 @@ def test_forgetting_keeps_what_is_read() -> None:
     assert sorted(module.state_dict()) == ["first.bias", "first.weight", "second.weight"]
 
 
-def test_readers_are_found_by_identity() -> None:
-    module = traced(lambda m, x: m.first(x) @ m.first.weight, first=nn.Linear(3, 4))
-    read_by = readers(module)
-    assert [node.op for node in read_by[id(module.get_parameter("first.weight"))]] == ["call_module", "get_attr"]
-    assert [node.op for node in read_by[id(module.get_parameter("first.bias"))]] == ["call_module"]
-
-
 def test_ranges_of_entries_share_memory() -> None:
     weight = nn.Parameter(torch.randn(6, 2), requires_grad=False)
     part = taken(weight, torch.arange(2, 5))
@@ -110,11 +103,12 @@ def test_free_names() -> None:
     ]
 
 
-def test_plain_layers_have_one_class_and_no_hooks() -> None:
+def test_plain_layers_have_one_class_and_nothing_beside_it() -> None:
     hooked = nn.Linear(2, 2)
     hooked.register_forward_pre_hook(lambda *_: None)
     assert is_plain(nn.Linear(2, 2), nn.Conv2d, nn.Linear)
     assert not is_plain(hooked, nn.Linear)
+    assert not is_plain(weight_norm(nn.Linear(2, 2)), nn.Linear)
     assert not is_plain(type("Other", (nn.Linear,), {})(2, 2), nn.Linear)
 
 

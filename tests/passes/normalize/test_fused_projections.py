@@ -55,6 +55,11 @@ def chunked(m: Any, x: Tensor) -> Tensor:
     return attend(q.squeeze(1), k[:, 0], v.flatten(1, 2))
 
 
+def sliced(m: Any, x: Tensor) -> Tensor:
+    qkv = m.qkv(x).reshape(x.shape[0], N, 3, H, D).permute(0, 2, 3, 1, 4)
+    return attend(qkv[:, 0:1].squeeze(1), qkv[:, -2:-1].flatten(1, 2), qkv[:, 2:][:, 0])
+
+
 def split_by_one(m: Any, x: Tensor) -> Tensor:
     q, k, v = torch.split(m.qkv(x).reshape(x.shape[0], N, 3, H, D).permute(0, 2, 3, 1, 4), 1, 1)
     return attend(q.squeeze(1), k.squeeze(1), v.squeeze(1))
@@ -85,6 +90,7 @@ SPELLINGS: list[Spelling] = [
     indexed_inside,
     selected,
     chunked,
+    sliced,
     split_by_one,
     heads_later,
     heads_outermost,

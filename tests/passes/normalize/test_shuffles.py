@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdp_fx.passes.normalize.shuffles import gather_shuffles
-from tests.graph.small import images, net, tokens
+from mdp_fx.passes.normalize.shuffles import gather_orders, gather_shuffles
+from tests.graph.small import calls, images, net, tokens
 from tests.passes.normalize.bench import left_alone, normalized, targets
 
 Spelling = Callable[[Any, Tensor], Any]
@@ -140,3 +140,66 @@ def test_a_write_between_split_and_merge_is_not_passed() -> None:
         return parts.flatten(1, 2) + flat.view(y.shape)
 
     left_alone(net(body, first=nn.Conv2d(3, 12, 1)), images(), step=gather_shuffles)
+
+
+ORDER = [5, 4, 0, 1, 2, 3]
+
+
+def gathered(function: Spelling, **more: Any) -> nn.Module:
+    return net(
+        lambda m, x: m.last(function(m, m.first(x))),
+        first=nn.Linear(3, 6),
+        last=nn.Linear(6, 2),
+        order=nn.Buffer(torch.tensor(ORDER)),
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "dim"),
+    [
+        (lambda m, x: x[:, :, ORDER], 2),
+        (lambda m, x: x[..., [number - 6 for number in ORDER]], 2),
+        (lambda m, x: x[:, :, torch.tensor(ORDER)], 2),
+        (lambda m, x: x[..., m.order], 2),
+        (lambda m, x: x[:, :, m.order - 6], 2),
+        (lambda m, x: x.index_select(-1, m.order.clone()), 2),
+        (lambda m, x: torch.index_select(input=x, dim=2, index=m.order.flip(0).flip(0)), 2),
+        (lambda m, x: x[:, [2, 0, 1, 3, 6, 5, 4]], 1),
+    ],
+)
+def test_all_entries_in_a_constant_order_become_a_gather(function: Spelling, dim: int) -> None:
+    module = normalized(gathered(function), tokens(), step=gather_orders)
+    (call,) = module.graph.find_nodes(op="call_function", target=torch.index_select)
+    assert call.args[1] == dim
+    order = module.get_buffer(str(call.args[2].target))
+    assert order.tolist() == (ORDER if dim == 2 else [2, 0, 1, 3, 6, 5, 4])
+
+
+def test_an_order_that_is_stored_is_not_stored_again() -> None:
+    module = normalized(gathered(lambda m, x: x[..., m.order] + x[..., m.order.clone()]), tokens(), step=gather_orders)
+    assert [name for name, _ in module.named_buffers()] == ["order"]
+    assert calls(module, torch.index_select) == [(2,), (2,)]
+
+
+def _written_to(m: Any, x: Tensor) -> Any:
+    order = torch.tensor(ORDER) + m.order * 0
+    order[:2] = order[:2].flip(0) * (x.sum() * 0).long()
+    return x[..., order]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: x[..., m.order[:3]].repeat(1, 1, 2),
+        lambda m, x: x[..., [0, 0, 1, 2, 3, 4]],
+        lambda m, x: x[..., [True] * 6],
+        lambda m, x: x[..., x[0, 0].argsort()],
+        lambda m, x: x[:, m.order[:2], m.order[:2]].repeat(1, 3),
+        lambda m, x: x[:, None, :, ORDER],
+        lambda m, x: x[..., torch.argsort(torch.rand_like(m.order.double()))],
+        _written_to,
+    ],
+)
+def test_other_entries_are_left_alone(function: Spelling) -> None:
+    left_alone(gathered(function), tokens(), step=gather_orders)
