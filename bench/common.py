@@ -8,9 +8,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from mdp_fx.api import versions
 from mdp_fx.files import atomic_write
 from mdp_fx.latency.cpu import cpu_model
+from mdp_fx.run_report import versions
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"

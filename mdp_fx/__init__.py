@@ -11,48 +11,63 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mdp_fx.api import PruneResult, apply, bench, diff, inspect, load, profile, prune, save
+    from mdp_fx.api import PruneResult, apply, bench, diff, inspect, load, profile, prune, save, search_space
     from mdp_fx.checkpoint import SlimCheckpoint, load_slim
+    from mdp_fx.decision import Decision, solve
     from mdp_fx.errors import MdpFxError
     from mdp_fx.exporters.onnx_export import export_onnx
+    from mdp_fx.passes.frontier import FrontierPoint, frontier
+    from mdp_fx.passes.search_space import SearchSpace
     from mdp_fx.recipe import Recipe
 
 __version__ = "0.1.0"
 
 # Where each public name lives: importing mdp_fx alone must not import torch.
 _HOMES = {
+    "Decision": "mdp_fx.decision",
+    "FrontierPoint": "mdp_fx.passes.frontier",
     "MdpFxError": "mdp_fx.errors",
     "PruneResult": "mdp_fx.api",
     "Recipe": "mdp_fx.recipe",
+    "SearchSpace": "mdp_fx.passes.search_space",
     "SlimCheckpoint": "mdp_fx.checkpoint",
     "apply": "mdp_fx.api",
     "bench": "mdp_fx.api",
     "diff": "mdp_fx.api",
     "export_onnx": "mdp_fx.exporters.onnx_export",
+    "frontier": "mdp_fx.passes.frontier",
     "inspect": "mdp_fx.api",
     "load": "mdp_fx.api",
     "load_slim": "mdp_fx.checkpoint",
     "profile": "mdp_fx.api",
     "prune": "mdp_fx.api",
     "save": "mdp_fx.api",
+    "search_space": "mdp_fx.api",
+    "solve": "mdp_fx.decision",
 }
 
 __all__ = [
+    "Decision",
+    "FrontierPoint",
     "MdpFxError",
     "PruneResult",
     "Recipe",
+    "SearchSpace",
     "SlimCheckpoint",
     "__version__",
     "apply",
     "bench",
     "diff",
     "export_onnx",
+    "frontier",
     "inspect",
     "load",
     "load_slim",
     "profile",
     "prune",
     "save",
+    "search_space",
+    "solve",
 ]
 
 

@@ -1,17 +1,16 @@
-"""The public functions: prune, apply, save, load, inspect, profile, diff, bench."""
+"""The public functions on networks: prune, search_space, apply, save, load, inspect, profile, diff, bench."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from mdp_fx.budget_search import BudgetSearch, Outcome, SolverOptions
+from mdp_fx.budget_search import BudgetSearch, SolverOptions
 from mdp_fx.budgets import Budget, parse_budget
 from mdp_fx.checkpoint import load_slim, save_slim
 from mdp_fx.errors import RecipeError
@@ -20,11 +19,13 @@ from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.network import exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
-from mdp_fx.model_source import check_finite
 from mdp_fx.passes.base import Stage, batch_of, silent
-from mdp_fx.passes.choices import Analysis, choose
+from mdp_fx.passes.build_space import build_space
+from mdp_fx.passes.choices import choose
 from mdp_fx.passes.front_end import Choice
-from mdp_fx.passes.importance import Loss, score
+from mdp_fx.passes.importance import Loss
+from mdp_fx.passes.restrict import restrict
+from mdp_fx.passes.search_space import SearchSpace
 from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, rewrite
 from mdp_fx.recipe import Recipe, fingerprint
 from mdp_fx.report.diff import Diff
@@ -36,7 +37,8 @@ from mdp_fx.report.facts import (
     PruneReport,
     RegionRow,
 )
-from mdp_fx.run_report import inspection, prune_report
+from mdp_fx.run_report import inspection, prune_recipe, prune_report
+from mdp_fx.scoring import analyse_and_score, importance_kind
 
 MeasureProgress = Callable[[int, int, str], None]
 
@@ -49,11 +51,13 @@ class PruneResult:
         module: the slim network, in eval mode.
         recipe: what was kept and removed; `apply` repeats it on the same dense network.
         report: the facts of the run.
+        space: the search space that was solved, restrictions and budgets included.
     """
 
     module: fx.GraphModule
     recipe: Recipe
     report: PruneReport
+    space: SearchSpace
 
 
 def prune(
@@ -72,6 +76,10 @@ def prune(
     step: int = 8,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
+    min_keep: float | None = None,
+    fixed: Mapping[str, int] | None = None,
+    keep_blocks: Collection[str] = (),
+    max_removed: int | None = None,
     front_end: Choice = "auto",
     seed: int = 0,
     gap: float = 1e-3,
@@ -98,6 +106,10 @@ def prune(
         step: channel step.
         keep: patterns of module names to leave alone.
         only: patterns of module names to prune.
+        min_keep: share of its units that every channel group keeps at least.
+        fixed: channel groups held at one of the sizes that the step offers.
+        keep_blocks: names of blocks that must stay.
+        max_removed: most blocks to remove, those inside of a removed block included.
         front_end: "symbolic" tracing, torch.export ("export"), or "auto": the first of them that can follow the model.
         seed: of everything random.
         gap: relative optimality gap the solver may stop at.
@@ -111,24 +123,14 @@ def prune(
         MdpFxError: one line that says what, where and what to do.
     """
     budgets = _budgets(latency, params, macs)
-    kind = importance or ("taylor" if data is not None else "l2")
+    kind = importance_kind(importance, data)
     inputs = as_inputs(example_inputs)
     device = get_target(target, threads)
     watch = Stopwatch(stage)
-    analysis = analyse(model, inputs, front_end=front_end, stage=watch)
-    check_finite(model)
-    choices = choose(analysis, step, keep, only)
-    watch("score importance")
-    scores = score(
-        analysis.graph,
-        analysis.groups,
-        kind,
-        model=model,
-        data=data,
-        loss=loss,
-        seed=seed,
-        progress=progress,
+    analysis, choices, scores = analyse_and_score(
+        model, inputs, kind, data, loss, step, keep, only, front_end, seed, watch, progress
     )
+    options = SolverOptions(method, gap, time_limit, seed, min_keep, dict(fixed or {}), tuple(keep_blocks), max_removed)
     with LatencyTable() as table:
         search = BudgetSearch(
             analysis,
@@ -138,13 +140,13 @@ def prune(
             table,
             inputs,
             step=step,
-            options=SolverOptions(method, gap, time_limit, seed),
+            options=options,
             stage=watch,
             progress=progress,
         )
         outcome = search.run(budgets.get("latency"), {k: v for k, v in budgets.items() if k != "latency"})
     watch("")
-    recipe = _recipe(model, analysis, outcome, kind, step, inputs, device.name)
+    recipe = prune_recipe(model, analysis, outcome, kind, step, inputs, device.name)
     report = prune_report(
         name or type(model).__name__,
         analysis,
@@ -156,7 +158,77 @@ def prune(
         pretrained=pretrained,
         seconds=watch.seconds,
     )
-    return PruneResult(outcome.module, recipe, report)
+    return PruneResult(outcome.module, recipe, report, outcome.space)
+
+
+def search_space(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    target: str | None = "onnxruntime:cpu",
+    threads: int | None = None,
+    importance: str | None = None,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    step: int = 8,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    min_keep: float | None = None,
+    fixed: Mapping[str, int] | None = None,
+    keep_blocks: Collection[str] = (),
+    front_end: Choice = "auto",
+    seed: int = 0,
+    stage: Stage = silent,
+    progress: MeasureProgress | None = None,
+) -> SearchSpace:
+    """What `prune` decides on, without a decision: for `solve`, `frontier`, or a file (`SearchSpace.save`).
+
+    Args:
+        model: the trained dense network; left unchanged.
+        example_inputs: a tensor, or the positional arguments of its forward; axis 0 is the batch that counts.
+        target: where latency counts, measured as `prune` does and calibrated by the dense network; with None nothing
+            is measured, and the space has the costs "params" and "macs" only.
+        threads: see `prune`, as for all that follow.
+        importance: what channels are worth.
+        data: batches of (inputs, targets).
+        loss: of (outputs, targets).
+        step: channel step.
+        keep: patterns of module names to leave alone.
+        only: patterns of module names to prune.
+        min_keep: share of its units that every channel group keeps at least.
+        fixed: channel groups held at a size.
+        keep_blocks: names of blocks that must stay.
+        front_end: what makes the graph.
+        seed: of everything random.
+        stage: called with the name of each stage as it starts.
+        progress: called with (done, total, text) while measuring.
+
+    Raises:
+        MdpFxError: one line that says what, where and what to do.
+    """
+    kind = importance_kind(importance, data)
+    inputs = as_inputs(example_inputs)
+    device = None if target is None else get_target(target, threads)
+    analysis, choices, scores = analyse_and_score(
+        model, inputs, kind, data, loss, step, keep, only, front_end, seed, stage, progress
+    )
+    if device is None:
+        space = build_space(analysis, choices, scores, {})
+        return restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
+    options = SolverOptions(min_keep=min_keep, fixed=dict(fixed or {}), keep_blocks=tuple(keep_blocks))
+    with LatencyTable() as table:
+        return BudgetSearch(
+            analysis,
+            choices,
+            scores,
+            device,
+            table,
+            inputs,
+            step=step,
+            options=options,
+            stage=stage,
+            progress=progress,
+        ).measured_space()
 
 
 def _budgets(
@@ -166,58 +238,6 @@ def _budgets(
     if all(value is None for value in given.values()):
         given["latency"] = "50%"
     return {what: parse_budget(value, what) for what, value in given.items() if value is not None}
-
-
-def _recipe(
-    model: nn.Module,
-    analysis: Analysis,
-    outcome: Outcome,
-    importance: str,
-    step: int,
-    inputs: tuple[Any, ...],
-    target: str,
-) -> Recipe:
-    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
-    budgets = dict(outcome.certificate.budgets)
-    predicted = dict(outcome.certificate.costs)
-    if outcome.asked_s is not None and outcome.predicted_s is not None:
-        budgets["latency"], predicted["latency"] = outcome.asked_s, outcome.predicted_s
-    return Recipe(
-        kept=outcome.kept,
-        removed_blocks=list(outcome.selection.removed_blocks),
-        group_sizes={group.name: group.size for group in analysis.groups},
-        method=outcome.certificate.method,
-        target=target,
-        budgets=budgets,
-        predicted=predicted,
-        certificate=outcome.certificate.to_json(),
-        importance=importance,
-        step=step,
-        input_shapes=[list(value.shape) for value in tensors],
-        input_dtypes=[str(value.dtype).removeprefix("torch.") for value in tensors],
-        fingerprint=fingerprint(model),
-        versions=versions(),
-        front_end=analysis.graph.front_end,
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions of mdp-fx and the libraries that decide what it does."""
-    from importlib import metadata
-
-    found = {"mdp-fx": _package_version(), "torch": torch.__version__}
-    for package in ("onnx", "onnxruntime", "onnxruntime-gpu", "highspy", "pyomo", "torchvision", "timm"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _package_version() -> str:
-    import mdp_fx
-
-    return str(mdp_fx.__version__)
 
 
 def apply(

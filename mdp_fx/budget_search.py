@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
@@ -13,7 +14,7 @@ from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError
 from mdp_fx.graph.axes import Dim
 from mdp_fx.latency.measuring import Progress, compare
-from mdp_fx.latency.network import Calibration, KnownNetworks, exact_sum, region_tables
+from mdp_fx.latency.network import Calibration, KnownNetworks, RegionTables, exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
@@ -22,6 +23,7 @@ from mdp_fx.passes.build_space import build_space, unit_order
 from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.importance import LayerImportance
 from mdp_fx.passes.minlp import Certificate, solve
+from mdp_fx.passes.restrict import restrict
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate
 from mdp_fx.pipeline import rewrite
 
@@ -38,12 +40,16 @@ MISS = 0.04
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """What the solver is asked."""
+    """What the solver is asked, see `solve` and `restrict`."""
 
     method: str = "mdp"
     gap: float = 1e-3
     time_limit: float = 20.0
     seed: int = 0
+    min_keep: float | None = None
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    keep_blocks: tuple[str, ...] = ()
+    max_removed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Outcome:
         module: the slim network.
         kept: indices of the kept units, by group.
         selection: sizes and removed blocks.
+        space: the search space that it was chosen from, with the budgets that the solver was given.
         certificate: what the solver proved.
         asked_s: the latency budget in seconds, None without one.
         predicted_s: predicted latency, from the regions at their exact sizes; None without a latency budget.
@@ -69,6 +76,7 @@ class Outcome:
     module: fx.GraphModule
     kept: dict[str, list[int]]
     selection: Selection
+    space: SearchSpace
     certificate: Certificate
     asked_s: float | None
     predicted_s: float | None
@@ -89,6 +97,19 @@ class Outcome:
     def miss(self) -> float:
         """Share by which the prediction is off, to either side."""
         return abs(self.predicted_s / self.slim.median_s - 1.0) if self.predicted_s is not None else 0.0
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """The dense network on the target: seconds of the whole, of its regions, and of those at every size in play."""
+
+    tables: RegionTables
+    sum_s: float
+    whole_s: float
+
+    @property
+    def calibration(self) -> Calibration:
+        return Calibration(self.whole_s / self.sum_s)
 
 
 class BudgetSearch:
@@ -142,33 +163,54 @@ class BudgetSearch:
 
         Raises:
             BudgetError: a budget cannot be met; the message states the smallest reachable value.
+            InputError: a restriction names what the network does not have.
         """
-        self._stage("prepare the dense network")
-        dense_module = rewrite(self._analysis, {}, ())
-        dense_runner = self._target.prepare(dense_module, self._inputs)
-        try:
+        unmeasured = self._space()  # What is restricted must be there before anything is measured.
+        with self._dense_runner() as dense_runner:
             if latency is None:
-                return self._without_latency(dense_runner, others)
+                return self._without_latency(dense_runner, unmeasured, others)
             return self._within_latency(dense_runner, latency, others)
+
+    def measured_space(self) -> SearchSpace:
+        """What the first round would be asked of a network never pruned before, without a budget.
+
+        Raises:
+            InputError: a restriction names what the network does not have.
+        """
+        self._space()
+        with self._dense_runner() as dense_runner:
+            dense = self._measure(dense_runner)
+        return self._space(dense.tables, dense.calibration)
+
+    @contextmanager
+    def _dense_runner(self) -> Iterator[Runner]:
+        self._stage("prepare the dense network")
+        runner = self._target.prepare(rewrite(self._analysis, {}, ()), self._inputs)
+        try:
+            yield runner
         finally:
-            dense_runner.close()
+            runner.close()
 
-    def _without_latency(self, dense_runner: Runner, others: Mapping[str, Budget]) -> Outcome:
-        space = build_space(self._analysis, self._choices, self._importance, {})
-        selection, certificate = self._solve(space, _limits(space, others))
-        module, kept = self._build(selection)
-        dense, slim = self._time(dense_runner, module)
-        return Outcome(module, kept, selection, certificate, None, None, None, None, dense, slim, 1, 0, 0)
-
-    def _within_latency(self, dense_runner: Runner, latency: Budget, others: Mapping[str, Budget]) -> Outcome:
+    def _measure(self, dense_runner: Runner) -> _Dense:
         self._stage("measure cost regions")
         tables = region_tables(
             self._analysis, self._choices, self._target, self._table, step=self._step, progress=self._progress
         )
         self._stage("time the dense network")
-        dense_s = _compare({"dense": dense_runner})["dense"].low_s
-        dense_sum = sum(self._exact(Selection({}, ())).values())
-        calibration = Calibration(dense_s / dense_sum)
+        whole = _compare({"dense": dense_runner})["dense"].low_s
+        return _Dense(tables, sum(self._exact(Selection({}, ())).values()), whole)
+
+    def _without_latency(self, dense_runner: Runner, space: SearchSpace, others: Mapping[str, Budget]) -> Outcome:
+        space = replace(space, budgets=_limits(space, others))
+        selection, certificate = self._solve(space)
+        module, kept = self._build(selection)
+        dense, slim = self._time(dense_runner, module)
+        return Outcome(module, kept, selection, space, certificate, None, None, None, None, dense, slim, 1, 0, 0)
+
+    def _within_latency(self, dense_runner: Runner, latency: Budget, others: Mapping[str, Budget]) -> Outcome:
+        measured = self._measure(dense_runner)
+        tables, dense_s, dense_sum = measured.tables, measured.whole_s, measured.sum_s
+        calibration = measured.calibration
         networks = KnownNetworks(self._analysis.regions, self._target, self._table)
         known = networks.nearest(latency.resolve(dense_s))
         if known is not None:
@@ -183,15 +225,12 @@ class BudgetSearch:
         bias = AIM
         for attempt in range(1, MOST_ROUNDS + 1):
             asked = latency.resolve(dense_s)
-            scaled = {
-                name: (points, 1e6 * calibration.factor * seconds) for name, (points, seconds) in tables.seconds.items()
-            }
             # A negative offset (a slim network gains more than its regions) counts on the side of the budget.
-            constant, gain = max(0.0, 1e6 * calibration.offset_s), max(0.0, -1e6 * calibration.offset_s)
-            space = build_space(self._analysis, self._choices, self._importance, scaled, latency_constant=constant)
-            limits = _limits(space, others) | {"latency": 1e6 * asked * bias + gain}
+            gain = max(0.0, -1e6 * calibration.offset_s)
+            space = self._space(tables, calibration)
+            space = replace(space, budgets=_limits(space, others) | {"latency": 1e6 * asked * bias + gain})
             try:
-                selection, certificate = self._solve(space, limits)
+                selection, certificate = self._solve(space)
             except BudgetError as error:
                 if best is not None and best.ratio <= OVER:
                     break  # The corrected model says that no structure comes closer than the best so far.
@@ -206,6 +245,7 @@ class BudgetSearch:
                 module=module,
                 kept=kept,
                 selection=selection,
+                space=space,
                 certificate=certificate,
                 asked_s=latency.resolve(dense.median_s),
                 predicted_s=predicted,
@@ -237,17 +277,28 @@ class BudgetSearch:
         assert best is not None
         return best
 
-    def _solve(self, space: SearchSpace, limits: Mapping[str, float]) -> tuple[Selection, Certificate]:
+    def _space(self, tables: RegionTables | None = None, calibration: Calibration | None = None) -> SearchSpace:
+        """The search space within the user's restrictions, without latency where it was not measured."""
+        latency, constant = {}, 0.0
+        if tables is not None and calibration is not None:
+            scale, constant = 1e6 * calibration.factor, max(0.0, 1e6 * calibration.offset_s)
+            latency = {name: (points, scale * each) for name, (points, each) in tables.seconds.items()}
+        space = build_space(self._analysis, self._choices, self._importance, latency, latency_constant=constant)
+        options = self._options
+        return restrict(space, min_keep=options.min_keep, fixed=options.fixed, keep_blocks=options.keep_blocks)
+
+    def _solve(self, space: SearchSpace) -> tuple[Selection, Certificate]:
         self._stage("solve")
         options = self._options
         return solve(
             space,
-            limits,
+            space.budgets,
             method=options.method,
             gap=options.gap,
             time_limit=options.time_limit,
             threads=self._target.threads,
             seed=options.seed,
+            max_removed=options.max_removed,
         )
 
     def _build(self, selection: Selection) -> tuple[fx.GraphModule, dict[str, list[int]]]:
@@ -304,7 +355,7 @@ def _limits(space: SearchSpace, others: Mapping[str, Budget]) -> dict[str, float
     Raises:
         BudgetError: one is above what the dense network has.
     """
-    dense = evaluate(space, space.dense())
+    dense = evaluate(space, space.unpruned())
     limits = {name: budget.resolve(dense[name]) for name, budget in others.items()}
     for name, limit in limits.items():
         if limit > dense[name] * (1 + 1e-9):

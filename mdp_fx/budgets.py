@@ -9,13 +9,22 @@ from dataclasses import dataclass
 
 from mdp_fx.errors import BudgetError
 
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_SIZES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+_KINDS = {
+    "us": (_TIMES, "50% or 12.5ms"),
+    "params": (_COUNTS, "60% or 4M"),
+    "macs": (_COUNTS, "60% or 4M"),
+    "bytes": (_SIZES, "60% or 20MiB"),
+}
+_UNIT_OF = {"latency": "us", "params": "params", "macs": "macs", "memory": "bytes"}
 _FORM = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit: exactly one of `share` (of the dense network, in (0, 1]) and `amount` (seconds, or a count)."""
+    """A limit: exactly one of `share` (of the dense network, in (0, 1]) and `amount` (seconds, bytes, or a count)."""
 
     share: float | None = None
     amount: float | None = None
@@ -25,21 +34,24 @@ class Budget:
         return self.share * dense if self.share is not None else float(self.amount or 0.0)
 
 
-def parse_budget(text: str | float | Budget, what: str = "latency") -> Budget:
+def parse_budget(text: str | float | Budget, what: str = "latency", unit: str | None = None) -> Budget:
     """Reads a budget.
 
     Args:
-        text: "50%", "12.5ms" (latency), "4M", "4000000" or 4000000 (parameters, MACs), or a share of the dense network.
-        what: "latency", "params" or "macs".
+        text: "50%", "12.5ms" (latency), "4M", "4000000" or 4000000 (parameters, MACs), "20MiB" (memory), or a share of
+            the dense network as a number.
+        what: name of the cost, such as "latency", "params", "macs" or "memory".
+        unit: "us", "params", "macs" or "bytes"; by default that of the name.
 
     Raises:
         BudgetError: it is none of these, not positive, or above 100 %.
     """
-    example = "50% or 12.5ms" if what == "latency" else "60% or 4M"
+    unit = unit or _UNIT_OF[what]
+    units, example = _KINDS[unit]
     if isinstance(text, Budget):
         return text
     if isinstance(text, numbers.Real) and not isinstance(text, bool):
-        if what != "latency" and isinstance(text, numbers.Integral) and text > 1:
+        if unit != "us" and isinstance(text, numbers.Integral) and text > 1:
             return Budget(amount=float(text))
         return _share(float(text), what, example)
     if not isinstance(text, str):
@@ -49,14 +61,13 @@ def parse_budget(text: str | float | Budget, what: str = "latency") -> Budget:
     if match is None:
         msg = f"cannot read the {what} budget {text!r}: write it as {example}"
         raise BudgetError(msg)
-    value, unit = float(match[1]), match[2].lower().replace("µ", "u")
-    if unit == "%":
+    value, suffix = float(match[1]), match[2].lower().replace("µ", "u")
+    if suffix == "%":
         return _share(value / 100, what, example)
-    allowed = ("us", "ms", "s") if what == "latency" else ("k", "m", "g", "")
-    if unit not in allowed or not math.isfinite(value) or value <= 0:
+    if suffix not in units or not math.isfinite(value) or value <= 0:
         msg = f"cannot read the {what} budget {text!r}: write it as {example}"
         raise BudgetError(msg)
-    return Budget(amount=value * _UNITS.get(unit, 1.0))
+    return Budget(amount=value * units[suffix])
 
 
 def _share(share: float, what: str, example: str) -> Budget:

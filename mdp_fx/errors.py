@@ -5,7 +5,7 @@ Every message is one line: what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 class MdpFxError(Exception):
@@ -64,3 +64,11 @@ def first_line(error: BaseException | None) -> str:
     """What a foreign error says, in one line of at most 200 characters: its name where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, if any is near."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

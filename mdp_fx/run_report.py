@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import nn
 
 from mdp_fx.budget_search import Outcome
@@ -11,6 +13,7 @@ from mdp_fx.graph.axes import free_dims
 from mdp_fx.latency.targets import Target
 from mdp_fx.passes.channel_groups import find_frozen
 from mdp_fx.passes.choices import Analysis
+from mdp_fx.recipe import Recipe, fingerprint
 from mdp_fx.report.facts import BRANCH, BlockRow, Change, FrozenRow, GroupRow, Inspection, LatencyFacts, PruneReport
 
 LOW_SHARE = 0.2
@@ -71,6 +74,59 @@ def prune_report(
     )
 
 
+def prune_recipe(
+    model: nn.Module,
+    analysis: Analysis,
+    outcome: Outcome,
+    importance: str,
+    step: int,
+    inputs: tuple[Any, ...],
+    target: str,
+) -> Recipe:
+    """What repeats a run on the same dense network."""
+    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+    budgets = dict(outcome.certificate.budgets)
+    predicted = dict(outcome.certificate.costs)
+    if outcome.asked_s is not None and outcome.predicted_s is not None:
+        budgets["latency"], predicted["latency"] = outcome.asked_s, outcome.predicted_s
+    return Recipe(
+        kept=outcome.kept,
+        removed_blocks=list(outcome.selection.removed_blocks),
+        group_sizes={group.name: group.size for group in analysis.groups},
+        method=outcome.certificate.method,
+        target=target,
+        budgets=budgets,
+        predicted=predicted,
+        certificate=outcome.certificate.to_json(),
+        importance=importance,
+        step=step,
+        input_shapes=[list(value.shape) for value in tensors],
+        input_dtypes=[str(value.dtype).removeprefix("torch.") for value in tensors],
+        fingerprint=fingerprint(model),
+        versions=versions(),
+        front_end=analysis.graph.front_end,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of mdp-fx and the libraries that decide what it does."""
+    from importlib import metadata
+
+    found = {"mdp-fx": _package_version(), "torch": torch.__version__}
+    for package in ("onnx", "onnxruntime", "onnxruntime-gpu", "highspy", "pyomo", "torchvision", "timm"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _package_version() -> str:
+    import mdp_fx
+
+    return str(mdp_fx.__version__)
+
+
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else 1e3 * seconds
 
@@ -95,6 +151,15 @@ def _frozen_rows(analysis: Analysis) -> tuple[FrozenRow, ...]:
     return tuple(FrozenRow(row.where, row.size, row.reason) for row in find_frozen(analysis.graph))
 
 
+def accuracy_warning(importance: str, has_data: bool, pretrained: bool) -> str:
+    """What importance does not say of accuracy."""
+    if not pretrained:
+        return "the weights are random: this says how fast the network gets, not how accurate it stays"
+    if not has_data:
+        return f"accuracy is unknown: {importance} importance uses no data; pass --data for taylor, and fine-tune"
+    return "accuracy of the slim network is unknown until it is fine-tuned and evaluated"
+
+
 def _warnings(
     analysis: Analysis, outcome: Outcome, groups: Sequence[GroupRow], has_data: bool, pretrained: bool, importance: str
 ) -> Iterable[str]:
@@ -104,12 +169,7 @@ def _warnings(
         # What a removed block takes along is not there to collapse.
         if 0 < row.after < LOW_SHARE * row.before and any(member in alive for member in row.members):
             yield f"{row.name} keeps {row.after} of {row.before} channels: accuracy may collapse there"
-    if not pretrained:
-        yield "the weights are random: this says how fast the network gets, not how accurate it stays"
-    elif not has_data:
-        yield (f"accuracy is unknown: {importance} importance uses no data; pass --data for taylor, and fine-tune")
-    else:
-        yield "accuracy of the slim network is unknown until it is fine-tuned and evaluated"
+    yield accuracy_warning(importance, has_data, pretrained)
     frozen = [row for row in _frozen_rows(analysis) if not row.reason.startswith("output of the network")]
     if frozen:
         yield f"{len(frozen)} axes are frozen and were not pruned; `mdp-fx inspect` says why"

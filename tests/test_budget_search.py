@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mdp_fx import budget_search
 from mdp_fx.budget_search import MISS, OVER, UNDER, BudgetSearch, Outcome, SolverOptions, selection_changes
 from mdp_fx.budgets import Budget
-from mdp_fx.errors import BudgetError
+from mdp_fx.errors import BudgetError, InputError
 from mdp_fx.latency import LatencyTable, Timing
 from mdp_fx.latency.network import KnownNetworks
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
@@ -25,7 +25,7 @@ from mdp_fx.latency.timing import Effort
 from mdp_fx.passes import minlp
 from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.passes.importance import LayerImportance, score
-from mdp_fx.passes.search_space import Selection
+from mdp_fx.passes.search_space import Selection, evaluate
 from mdp_fx.pipeline import analyse, rewrite
 from tests.latency.fakes import steady
 from tests.pruning import error, randomise, reference
@@ -184,6 +184,48 @@ def test_an_absolute_budget_counts_in_seconds(analysed: Analysed, table: Latency
     outcome = search(analysed, WorkTarget(), table).run(Budget(amount=wanted), {})
     assert outcome.asked_s == wanted
     assert LEAST * wanted <= outcome.slim.median_s <= OVER * wanted
+
+
+def test_restrictions_hold_and_the_solved_space_is_handed_back(analysed: Analysed, table: LatencyTable) -> None:
+    analysis = analysed[0]
+    free = search(analysed, WorkTarget(), table, min_keep=1.0).run(Budget(share=0.6), {"params": Budget(share=0.9)})
+    assert free.selection.sizes == {each.name: each.size for each in analysis.groups}
+    gone = free.selection.removed_blocks
+    assert gone
+    # Asked again, the space gives what was chosen.
+    assert set(free.space.budgets) == {"latency", "params"}
+    assert minlp.solve(free.space, free.space.budgets, gap=1e-3, threads=1)[0] == free.selection
+
+    group, restrictions = analysis.groups[1], {"keep_blocks": gone[:1], "max_removed": 1, "min_keep": 0.25}
+    held = search(analysed, WorkTarget(), table, fixed={group.name: group.size}, **restrictions)
+    chosen = held.run(Budget(share=0.6), {}).selection
+    assert chosen.sizes[group.name] == group.size
+    assert len(chosen.removed_blocks) <= 1
+    assert gone[0] not in chosen.removed_blocks
+
+
+def test_unknown_restrictions_are_refused_before_anything_is_measured(analysed: Analysed, table: LatencyTable) -> None:
+    target = WorkTarget()
+    with pytest.raises(InputError, match=r"unknown dimension 'stem' is to be held at 8; did you mean 'stem\.0'"):
+        search(analysed, target, table, fixed={"stem": 8}).run(Budget(share=0.5), {})
+    with pytest.raises(InputError, match="unknown block 'two' is to stay"):
+        search(analysed, target, table, keep_blocks=("two",)).measured_space()
+    assert target.asked == target.prepared == []
+
+
+def test_the_measured_space_is_what_the_first_round_is_asked(
+    analysed: Analysed, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = WorkTarget(whole=lambda seconds: 2 * seconds)
+    space = search(analysed, target, table, min_keep=0.25).measured_space()
+    assert evaluate(space, space.unpruned())["latency"] == pytest.approx(2e6 * dense_time(analysed))
+    assert set(space.costs) == {"latency", "params", "macs"}
+    assert target.open == set()
+    # Only the dense network is built for it.
+    assert target.prepared == [pytest.approx(2 * dense_time(analysed))]
+    monkeypatch.setattr(budget_search, "MOST_ROUNDS", 1)
+    outcome = search(analysed, target, table, min_keep=0.25).run(Budget(share=0.6), {})
+    assert replace(outcome.space, budgets={}) == space
 
 
 def test_the_most_important_units_are_kept(analysed: Analysed, table: LatencyTable) -> None:

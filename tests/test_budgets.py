@@ -19,6 +19,9 @@ from mdp_fx.errors import BudgetError
         ("4M", "params", Budget(amount=4e6)),
         ("1.5G", "macs", Budget(amount=1.5e9)),
         ("4000000", "params", Budget(amount=4e6)),
+        ("20MiB", "memory", Budget(amount=20 * 2**20)),
+        ("1.5 GB", "memory", Budget(amount=1.5e9)),
+        ("4096", "memory", Budget(amount=4096)),
     ],
 )
 def test_reads(text: str | float, what: str, budget: Budget) -> None:
@@ -37,6 +40,8 @@ def test_reads(text: str | float, what: str, budget: Budget) -> None:
         ("fast", "latency"),
         ("-3ms", "latency"),
         ("3ms", "params"),
+        ("3M", "memory"),
+        ("3MiB", "macs"),
         ("0ms", "latency"),
         ("", "latency"),
     ],
@@ -44,6 +49,12 @@ def test_reads(text: str | float, what: str, budget: Budget) -> None:
 def test_refuses_with_an_example(text: str | float, what: str) -> None:
     with pytest.raises(BudgetError, match="write it as"):
         parse_budget(text, what)
+
+
+def test_the_unit_of_a_cost_says_how_to_read_it() -> None:
+    assert parse_budget("3us", "delay", "us").amount == pytest.approx(3e-6)
+    with pytest.raises(BudgetError, match=r"cannot read the delay budget '3M': write it as 50% or 12\.5ms"):
+        parse_budget("3M", "delay", "us")
 
 
 def test_resolves() -> None:

@@ -15,6 +15,8 @@ from mdp_fx.errors import MdpFxError
 _COMMANDS = {
     "prune": "Make a network faster: prune it to a latency budget on a target.",
     "inspect": "Show what of a network can be pruned, and why the rest cannot.",
+    "solve": "Decide on a saved search space: what to keep within budgets, and a proof.",
+    "frontier": "Show how much importance is kept at every latency: the whole curve.",
     "profile": "Measure the latency tables of a network on a target.",
     "bench": "Time networks against each other on a target.",
     "diff": "Compare two networks module by module.",

@@ -122,6 +122,11 @@ def render(*parts: RenderableType) -> str:
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")) + "\n"
 
 
+def json_text(data: Any) -> str:
+    """One JSON document with a line end; infinite and undefined numbers become null."""
+    return json.dumps(finite(data), indent=1, allow_nan=False) + "\n"
+
+
 def print_json(data: Any) -> None:
-    """Prints exactly one JSON document; infinite and undefined numbers become null."""
-    click.echo(json.dumps(finite(data), indent=1, allow_nan=False))
+    """Prints exactly one JSON document."""
+    click.echo(json_text(data), nl=False)

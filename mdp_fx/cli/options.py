@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,50 @@ def _shapes(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
         if not _SHAPE.fullmatch(text):
             raise click.BadParameter(f"{text!r} is not a shape such as 3x224x224")
     return tuple(tuple(int(part) for part in text.split("x")) for text in texts)
+
+
+def _share(
+    example: str, *, whole: bool = False
+) -> Callable[[click.Context, click.Parameter, str | None], float | None]:
+    """A share, as a percentage or a number: "10%" is 0.1. All of it is allowed only where `whole` is."""
+
+    def read(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+        if text is None:
+            return None
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is not a percentage such as {example}") from error
+        if not (0 <= share < 1 or (whole and share == 1)):
+            raise click.BadParameter(f"{text!r} is not between 0% and 100%")
+        return share
+
+    return read
+
+
+def _named(example: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, str]]:
+    """Repeated NAME=VALUE as a dictionary; only the last = parts them."""
+
+    def read(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for text in texts:
+            name, _, value = text.rpartition("=")
+            if not name or not value:
+                raise click.BadParameter(f"{text!r} is not of the form {example}")
+            if name in found:
+                raise click.BadParameter(f"{name!r} is given twice")
+            found[name] = value
+        return found
+
+    return read
+
+
+def _sizes(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, int]:
+    found = _named("NAME=SIZE, such as conv1=32")(ctx, param, texts)
+    for name, text in found.items():
+        if not text.isdecimal():
+            raise click.BadParameter(f"{text!r} is no size to hold {name!r} at: write a number of units")
+    return {name: int(text) for name, text in found.items()}
 
 
 def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -95,6 +140,104 @@ def threads_option(function: F) -> F:
     )(function)
 
 
+def method_option(*further: str) -> Callable[[F], F]:
+    """How to choose: one of the four methods of one model, or one of `further`."""
+    return click.option(
+        "--method",
+        type=click.Choice(["mdp", "mgp", "mdlm", "halp", *further]),
+        default="mdp",
+        show_default=True,
+        help="How to choose.",
+    )
+
+
+def scoring_options(function: F) -> F:
+    """What channels are worth."""
+    return stack(
+        click.option(
+            "--importance",
+            type=click.Choice(["l2", "l1", "bn", "taylor", "random"]),
+            help="What channels are worth.  [default: taylor with --data, else l2]",
+        ),
+        click.option("--data", metavar="SPEC", help="package.module:make_loader, or imagefolder:PATH, for taylor."),
+        click.option(
+            "--loss", metavar="SPEC", help="package.module:function of (outputs, targets).  [default: cross-entropy]"
+        ),
+    )(function)
+
+
+def pattern_options(function: F) -> F:
+    """What of the network may be pruned."""
+    return stack(
+        click.option("--keep", metavar="PATTERN", multiple=True, help="Modules to leave alone, repeatable."),
+        click.option("--only", metavar="PATTERN", multiple=True, help="Modules to prune, repeatable."),
+    )(function)
+
+
+def gap_option(default: str) -> Callable[[F], F]:
+    """What the solver has to prove."""
+    return click.option(
+        "--gap",
+        callback=_share("0.1%"),
+        metavar="PERCENT",
+        default=default,
+        show_default=True,
+        help="Optimality gap to stop at.",
+    )
+
+
+def seed_option(function: F) -> F:
+    """The seed."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(0, 2**32 - 1),
+        metavar="N",
+        default=0,
+        show_default="0",
+        help="Seed of everything random.",
+    )(function)
+
+
+def limit_option(function: F) -> F:
+    """Budgets of costs by name."""
+    return click.option(
+        "--limit",
+        "limits",
+        metavar="NAME=BUDGET",
+        multiple=True,
+        callback=_named("NAME=BUDGET, such as energy=60%"),
+        help="Budget of any cost of the search space, repeatable.",
+    )(function)
+
+
+def restrictions(function: F) -> F:
+    """What may not be chosen."""
+    return stack(
+        click.option(
+            "--min-keep",
+            callback=_share("10%", whole=True),
+            metavar="PERCENT",
+            help="Share that every dimension keeps.",
+        ),
+        click.option(
+            "--fix",
+            "fixed",
+            metavar="NAME=SIZE",
+            multiple=True,
+            callback=_sizes,
+            help="Hold a dimension at a size, repeatable.",
+        ),
+        click.option("--keep-block", "keep_blocks", metavar="NAME", multiple=True, help="Block to keep, repeatable."),
+    )(function)
+
+
+def max_removed_option(function: F) -> F:
+    """How many blocks may go."""
+    return click.option("--max-removed", type=click.IntRange(min=0), metavar="N", help="Most blocks to remove.")(
+        function
+    )
+
+
 def step_option(function: F) -> F:
     """Channel step."""
     return click.option(
@@ -160,6 +303,43 @@ def load(spec: str, arch: str | None, trust_pickle: bool) -> LoadedModel:
     from mdp_fx.model_source import load_model
 
     return load_model(spec, arch=arch, trust_pickle=trust_pickle)
+
+
+@dataclass(frozen=True)
+class ToScore:
+    """A network with what scoring it needs.
+
+    Attributes:
+        loaded: the network.
+        inputs: example inputs.
+        data: batches, if any were named.
+        loss: criterion, None for the default.
+    """
+
+    loaded: LoadedModel
+    inputs: tuple[Any, ...]
+    data: Any | None
+    loss: Callable[..., Any] | None
+
+
+def load_to_score(
+    spec: str,
+    arch: str | None,
+    trust_pickle: bool,
+    shapes: tuple[tuple[int, ...], ...],
+    batch: int,
+    data: str | None,
+    loss: str | None,
+    seed: int,
+) -> ToScore:
+    """Loads MODEL, what `input_options` feed it, and what `scoring_options` name; or raises a MdpFxError."""
+    from mdp_fx.data import load_function, load_loader
+
+    criterion = load_function(loss, "loss") if loss not in (None, "cross-entropy") else None
+    loaded = load(spec, arch, trust_pickle)
+    inputs = make_inputs(shapes, batch, loaded)
+    batches = load_loader(data, tuple(inputs[0].shape[1:]), batch_size=32, seed=seed) if data is not None else None
+    return ToScore(loaded, inputs, batches, criterion)
 
 
 def input_shapes(shapes: tuple[tuple[int, ...], ...], recipe: Recipe | None = None) -> tuple[tuple[int, ...], ...]:

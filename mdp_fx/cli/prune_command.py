@@ -18,24 +18,13 @@ from mdp_fx.cli import options
 @click.option("--macs", metavar="BUDGET", help="Multiply-accumulates: 60%, or 300M.")
 @options.target_options
 @options.input_options
-@click.option(
-    "--importance",
-    type=click.Choice(["l2", "l1", "bn", "taylor", "random"]),
-    help="What channels are worth.  [default: taylor with --data, else l2]",
-)
-@click.option("--data", metavar="SPEC", help="package.module:make_loader, or imagefolder:PATH, for taylor.")
-@click.option("--loss", metavar="SPEC", help="package.module:function of (outputs, targets).  [default: cross-entropy]")
-@click.option(
-    "--method",
-    type=click.Choice(["mdp", "mgp", "mdlm", "halp", "uniform"]),
-    default="mdp",
-    show_default=True,
-    help="How to choose.",
-)
+@options.scoring_options
+@options.method_option("uniform")
 @options.step_option
-@click.option("--keep", metavar="PATTERN", multiple=True, help="Modules to leave alone, repeatable.")
-@click.option("--only", metavar="PATTERN", multiple=True, help="Modules to prune, repeatable.")
-@click.option("--gap", metavar="PERCENT", default="0.1%", show_default=True, help="Optimality gap to stop at.")
+@options.pattern_options
+@options.restrictions
+@options.max_removed_option
+@options.gap_option("0.1%")
 @click.option(
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True),
@@ -44,17 +33,11 @@ from mdp_fx.cli import options
     show_default="20",
     help="Limit of each call of the solver.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    metavar="N",
-    default=0,
-    show_default="0",
-    help="Seed of everything random.",
-)
+@options.seed_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Slim network.  [default: <model>-slim.pt]")
 @click.option("--onnx", type=click.Path(path_type=Path), help="Also export it to ONNX.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Also write the recipe as JSON.")
+@click.option("--save-space", type=click.Path(path_type=Path), help="Also write the search space, for mdp-fx solve.")
 @options.force_option
 @options.front_end_option
 @options.model_options
@@ -75,12 +58,17 @@ def command(
     step: int,
     keep: tuple[str, ...],
     only: tuple[str, ...],
-    gap: str,
+    min_keep: float | None,
+    fixed: dict[str, int],
+    keep_blocks: tuple[str, ...],
+    max_removed: int | None,
+    gap: float,
     time_limit: float,
     seed: int,
     output: Path | None,
     onnx: Path | None,
     recipe: Path | None,
+    save_space: Path | None,
     force: bool,
     front_end: Any,
     arch: str | None,
@@ -98,22 +86,19 @@ def command(
 
     given = {"latency": latency, "params": params, "macs": macs}
     budgets: dict[str, Any] = {what: parse_budget(text, what) for what, text in given.items() if text is not None}
-    proven = _percent(gap)
     slim_path = output or Path(f"{_stem(model)}-slim.pt")
-    options.check_outputs({"--output": slim_path, "--onnx": onnx, "--recipe": recipe}, force)
+    outputs = {"--output": slim_path, "--onnx": onnx, "--recipe": recipe, "--save-space": save_space}
+    options.check_outputs(outputs, force)
 
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")
-        from mdp_fx.data import load_function, load_loader
         from mdp_fx.latency.targets import get_target
 
         get_target(target, threads)
-        criterion = load_function(loss, "loss") if loss not in (None, "cross-entropy") else None
-        loaded = options.load(model, arch, trust_pickle)
+        found = options.load_to_score(model, arch, trust_pickle, shapes, batch, data, loss, seed)
+        loaded, inputs = found.loaded, found.inputs
         if loaded.recipe is not None:
             click.echo(f"mdp-fx: {model} is a slim network already; it is pruned further", err=True)
-        inputs = options.make_inputs(shapes, batch, loaded)
-        batches = load_loader(data, tuple(inputs[0].shape[1:]), batch_size=32, seed=seed) if data is not None else None
 
         from mdp_fx.api import prune
         from mdp_fx.checkpoint import check_savable, save_slim
@@ -129,14 +114,18 @@ def command(
             threads=threads,
             method=method,
             importance=importance,
-            data=batches,
-            loss=criterion,
+            data=found.data,
+            loss=found.loss,
             step=step,
             keep=keep,
             only=only,
+            min_keep=min_keep,
+            fixed=fixed,
+            keep_blocks=keep_blocks,
+            max_removed=max_removed,
             front_end=front_end,
             seed=seed,
-            gap=proven,
+            gap=gap,
             time_limit=time_limit,
             name=loaded.name,
             pretrained=loaded.pretrained,
@@ -150,23 +139,15 @@ def command(
             save_slim(slim_path, result.module, result.recipe, result.report.to_json())
             if recipe is not None:
                 result.recipe.save(recipe)
-    paths = {"slim": slim_path, "onnx": onnx, "recipe": recipe}
+            if save_space is not None:
+                result.space.save(save_space)
+    paths = {"slim": slim_path, "onnx": onnx, "recipe": recipe, "space": save_space}
     written = {kind: str(path) for kind, path in paths.items() if path is not None}
     if as_json:
         facts = result.report.to_json()
         print_json(facts | {"written": written, "onnx_parity": asdict(parity) if parity is not None else None})
         return
     show(*prune_tables(result.report, written, parity, verbose=verbose))
-
-
-def _percent(text: str) -> float:
-    try:
-        value = float(text.removesuffix("%")) / 100
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a percentage such as 0.1%", param_hint="--gap") from error
-    if not 0 <= value < 1:
-        raise click.BadParameter(f"{text!r} is not between 0% and 100%", param_hint="--gap")
-    return value
 
 
 def _stem(model: str) -> str:

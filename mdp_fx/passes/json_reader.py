@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from typing import Any, TypeGuard
 
 from mdp_fx.errors import InputError
 
+# Larger integers are not what they seem once they are floats.
+LARGEST = 2**53
+
 
 def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_small(value: object) -> TypeGuard[int]:
+    return _is_int(value) and abs(value) <= LARGEST
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _to_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 class JsonReader:
@@ -30,8 +50,11 @@ class JsonReader:
         return self.data[key]
 
     def _wrong(self, key: str, expected: str) -> InputError:
-        found = str(self.data[key])
-        return InputError(f"{self.where}: field {key!r} should be {expected}, found {found[:40]}")
+        return InputError(f"{self.where}: field {key!r} should be {expected}, found {self.shown(key)}")
+
+    def shown(self, key: str) -> str:
+        """A field's value for a message, shortened."""
+        return reprlib.repr(self.data.get(key))[:60]
 
     def string(self, key: str) -> str:
         """A string."""
@@ -45,18 +68,18 @@ class JsonReader:
         return None if self.get(key) is None else self.string(key)
 
     def integer(self, key: str) -> int:
-        """An integer."""
+        """An integer of at most 2^53."""
         value = self.get(key)
-        if not _is_int(value):
-            raise self._wrong(key, "an integer")
+        if not _is_small(value):
+            raise self._wrong(key, "an integer of at most 2^53")
         return value
 
     def number(self, key: str) -> float:
         """A number, as float."""
         value = self.get(key)
-        if not (_is_int(value) or isinstance(value, float)):
+        if not _is_number(value):
             raise self._wrong(key, "a number")
-        return float(value)
+        return _to_float(value)
 
     def items(self, key: str) -> list[Any]:
         """A list of anything."""
@@ -80,22 +103,31 @@ class JsonReader:
         return tuple(tuple(item) for item in items)
 
     def integers(self, key: str) -> tuple[int, ...]:
-        """A list of integers."""
+        """A list of integers of at most 2^53."""
         items = self.items(key)
-        if not all(_is_int(item) for item in items):
-            raise self._wrong(key, "a list of integers")
+        if not all(_is_small(item) for item in items):
+            raise self._wrong(key, "a list of integers of at most 2^53")
         return tuple(items)
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of numbers, as floats."""
         items = self.items(key)
-        if not all(_is_int(item) or isinstance(item, float) for item in items):
+        if not all(_is_number(item) for item in items):
             raise self._wrong(key, "a list of numbers")
-        return tuple(float(item) for item in items)
+        return tuple(_to_float(item) for item in items)
+
+    def table(self, key: str) -> Any:
+        """A number, or lists of numbers nested to any depth; whether they are rectangular is not looked at."""
+        leaves = [self.get(key)]
+        while leaves:
+            if not all(isinstance(leaf, list) or _is_number(leaf) for leaf in leaves):
+                raise self._wrong(key, "numbers, or lists of them")
+            leaves = [item for leaf in leaves if isinstance(leaf, list) for item in leaf]
+        return self.data[key]
 
     def reader(self, key: str) -> JsonReader:
         """An object."""
-        return JsonReader(self.get(key), f"{self.where}.{key}")
+        return JsonReader(self.get(key), f"{self.where}.{key if key.isidentifier() else repr(key)}")
 
     def readers(self, key: str) -> list[JsonReader]:
         """A list of objects."""

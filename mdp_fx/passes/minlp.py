@@ -10,26 +10,26 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from mdp_fx.errors import BudgetError, InputError, SolverError
 from mdp_fx.passes.search_space import (
     SearchSpace,
     Selection,
+    amount,
     evaluate,
     importance,
     normalise,
     violations,
 )
 from mdp_fx.passes.solvers import Limits, Outcome, Solver, get_solver
-from mdp_fx.passes.solvers.local import local_search
-from mdp_fx.passes.solvers.problem import Method, Problem, compile_problem, modelled_space
+from mdp_fx.passes.solvers.problem import REMOVED, Method, Problem, compile_problem, count_removed, modelled_space
 from mdp_fx.passes.solvers.uniform import solve_uniform
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["optimal", "gap reached", "time limit", "no bound"]
+Status = Literal["optimal", "gap reached", "gap open", "time limit", "no bound"]
 
 METHODS: tuple[str, ...] = (*get_args(Method), "uniform")
 
@@ -51,10 +51,10 @@ class Certificate:
     """What is known about a selection.
 
     Attributes:
-        solver: Which back end found it.
+        solver: Which back end found it; "auto" where nothing had to be looked for.
         method: Which model it was asked.
-        status: "optimal", "gap reached" (the asked gap is proven), "time limit" (the gap proven by then is larger), or
-            "no bound" for the uniform baseline.
+        status: "optimal", "gap reached" (the asked gap is proven), "time limit" (the gap proven by then is larger),
+            "gap open" (it is larger though there was time: the solver stops where it likes), or "no bound".
         objective: Importance kept, re-evaluated.
         bound: No selection within the budgets keeps more, in the method's model. None when nothing is proven.
         gap: (bound - objective) / |objective|. None when nothing is proven.
@@ -62,6 +62,8 @@ class Certificate:
         costs: True cost per cost name, re-evaluated on the full tables.
         modelled_costs: Cost as the method's model sees it; this is what the budgets were held against.
         budgets: Budget per cost name.
+        max_removed: Most blocks that were to be removed, None for any number.
+        bound_from: Which solver proved the bound, None where that is the one that found the selection.
     """
 
     solver: str
@@ -74,6 +76,8 @@ class Certificate:
     costs: dict[str, float]
     modelled_costs: dict[str, float]
     budgets: dict[str, float]
+    max_removed: int | None = None
+    bound_from: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -85,11 +89,12 @@ def solve(
     budgets: Mapping[str, float],
     *,
     method: str = "mdp",
-    solver: str = "exact",
+    solver: str = "auto",
     gap: float = DEFAULT_GAP,
     time_limit: float = DEFAULT_TIME_LIMIT,
     threads: int | None = None,
     seed: int = 0,
+    max_removed: int | None = None,
 ) -> tuple[Selection, Certificate]:
     """Choose sizes and blocks of most importance within the budgets.
 
@@ -102,33 +107,37 @@ def solve(
         time_limit: Seconds after which the best selection so far is taken, its true gap in the certificate.
         threads: Solver threads; None leaves it to the solver.
         seed: Solver's random seed.
+        max_removed: Most blocks to remove, those inside of a removed block included; None for any number.
 
     Returns:
         The selection, re-evaluated and found within the budgets, and its certificate.
 
     Raises:
-        InputError: Unknown method or cost, or a budget, gap or time limit that is no such number.
+        InputError: Unknown method or cost, or a budget, gap, limit or number of blocks that is no such number.
         BudgetError: A budget cannot be met; the message states the smallest reachable value.
         SolverError: Unknown solver, no selection found in time, or an answer that does not survive re-evaluation.
     """
     begin = time.monotonic()
-    _check_arguments(space, budgets, method, gap, time_limit)
+    _check_arguments(space, budgets, method, gap, time_limit, max_removed)
     if method == "uniform":
+        run = _Run(space, space, dict(budgets), method, "uniform", gap, time_limit, begin, max_removed)
         result = solve_uniform(space, budgets)
         if result.selection is None:
-            raise _unreachable(space, budgets, result.smallest)
-        return _certify(_Run(space, space, dict(budgets), method, "uniform", gap, begin), result.selection, None)
+            raise _unreachable(run, result.smallest)
+        return _certify(run, result.selection, None)
     back_end = get_solver(solver)
     model = modelled_space(space, cast(Method, method))
-    run = _Run(space, model, dict(budgets), method, solver, gap, begin)
+    run = _Run(space, model, dict(budgets), method, solver, gap, time_limit, begin, max_removed)
     dense = model.dense()
-    if _within(evaluate(model, dense), budgets) and not violations(model, dense):
+    if run.allows(dense) and not violations(model, dense):
         # Importance never falls with size and is never negative: nothing beats keeping everything.
         return _certify(run, dense, importance(model, dense))
     problem = compile_problem(model, budgets)
+    if max_removed is not None:
+        problem = count_removed(problem)
     limits = Limits(gap, time_limit, threads, seed)
-    selection, bound = _solve_within(run, problem, back_end, limits)
-    return _certify(run, selection, bound)
+    selection, bound, outcome = _solve_within(run, problem, back_end, limits)
+    return _certify(replace(run, solver=outcome.solver or solver), selection, bound, outcome.bound_from)
 
 
 @dataclass(frozen=True)
@@ -139,11 +148,32 @@ class _Run:
     method: str
     solver: str
     gap: float
+    time_limit: float
     begin: float
+    max_removed: int | None
+
+    @property
+    def removals(self) -> dict[str, float]:
+        """The budget of removed blocks, where there is one."""
+        return {} if self.max_removed is None else {REMOVED: float(self.max_removed)}
+
+    def costs(self, selection: Selection) -> dict[str, float]:
+        """What a normalised selection spends, as the model sees it."""
+        return {**evaluate(self.model, selection), REMOVED: float(len(selection.removed_blocks))}
+
+    def allows(self, selection: Selection) -> bool:
+        """Whether a normalised selection is within all budgets."""
+        costs = self.costs(selection)
+        return all(_within(costs[name], budget) for name, budget in (self.budgets | self.removals).items())
 
 
 def _check_arguments(
-    space: SearchSpace, budgets: Mapping[str, float], method: str, gap: float, time_limit: float
+    space: SearchSpace,
+    budgets: Mapping[str, float],
+    method: str,
+    gap: float,
+    time_limit: float,
+    max_removed: int | None,
 ) -> None:
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; methods are {', '.join(METHODS)}")
@@ -154,18 +184,22 @@ def _check_arguments(
             raise InputError(f"the {name} budget is {budget}; it must be a finite number, not negative")
     if not (math.isfinite(gap) and gap >= 0) or not time_limit > 0:
         raise InputError(f"gap {gap} and time limit {time_limit} must be a number >= 0 and a number of seconds > 0")
+    if max_removed is not None and max_removed < 0:
+        raise InputError(f"at most {max_removed} blocks are to be removed; it must be a number >= 0")
+    if max_removed is not None and REMOVED in space.costs:
+        raise InputError(f"the cost {REMOVED!r} needs another name: removed blocks are counted under it")
 
 
-def _within(costs: Mapping[str, float], budgets: Mapping[str, float]) -> bool:
-    return all(costs[name] <= budget * (1 + BUDGET_SLACK) for name, budget in budgets.items())
+def _within(cost: float, budget: float) -> bool:
+    return cost <= budget * (1 + BUDGET_SLACK)
 
 
-def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits) -> tuple[Selection, float]:
-    """The back end's selection and bound, run again with a hair less budget where its tolerance overstepped."""
-    first = local_search(problem, run.budgets)
-    asked, bound = dict(run.budgets), math.inf
-    for _ in range(3):
-        outcome: Outcome = back_end(problem, asked, limits, first)
+def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits) -> tuple[Selection, float, Outcome]:
+    """The back end's selection, bound and own words; asked again with less where its tolerance overstepped."""
+    budgets = run.budgets | run.removals
+    asked, bound = dict(budgets), math.inf
+    for attempt in range(3):
+        outcome: Outcome = back_end(problem, asked, limits)
         if outcome.selection is None:
             if math.isinf(bound) and outcome.bound == -math.inf:
                 raise _infeasible(run, problem, limits)
@@ -175,18 +209,21 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
         if wrong := violations(run.model, outcome.selection):
             raise SolverError(f"{run.solver} returned an unusable selection: {'; '.join(wrong)}")
         selection = normalise(run.model, outcome.selection)
-        costs = evaluate(run.model, selection)
-        if _within(costs, run.budgets):
+        costs = run.costs(selection)
+        if run.allows(selection):
             claimed, kept = outcome.objective, importance(run.model, selection)
             if math.isfinite(claimed) and abs(claimed - kept) > CLAIM_TOLERANCE * max(abs(kept), 1.0):
                 raise SolverError(f"{run.solver} claims an importance of {claimed:.9g}; re-evaluation gives {kept:.9g}")
-            return selection, bound
-        over = {name: costs[name] / budget - 1 for name, budget in run.budgets.items() if budget > 0}
+            # A solver that ran out of time may know less than that nothing beats keeping everything.
+            return selection, min(bound, importance(run.model, run.model.dense())), outcome
+        over = {name: costs[name] / budget - 1 for name, budget in budgets.items() if budget > 0}
         if max(over.values(), default=math.inf) > CLAIM_TOLERANCE:
             break
         logger.debug("budgets overstepped by rounding: %s", over)
-        asked = {name: asked[name] * (1 - 2 * max(over.get(name, 0.0), 0.0)) for name in asked}
-    raise SolverError(f"{run.solver} returned a selection of cost {costs} for budgets {run.budgets}")
+        # A step smaller than the solver's own tolerance would change nothing.
+        step = 1e-8 * 10**attempt
+        asked = {n: asked[n] * (1 - max(2 * over.get(n, 0.0), step * (over.get(n, 0.0) > 0))) for n in asked}
+    raise SolverError(f"{run.solver} returned a selection of cost {costs} for budgets {budgets}")
 
 
 def _infeasible(run: _Run, problem: Problem, limits: Limits) -> BudgetError:
@@ -194,40 +231,46 @@ def _infeasible(run: _Run, problem: Problem, limits: Limits) -> BudgetError:
 
     smallest = {}
     for name in run.budgets:
-        outcome = smallest_cost(problem, name, limits)
+        outcome = smallest_cost(problem, name, limits, run.removals)
         if outcome.selection is None:
             return BudgetError("the search space allows no selection at all; look at its exclusive blocks")
         smallest[name] = evaluate(run.model, outcome.selection)[name]
-    return _unreachable(run.space, run.budgets, smallest)
+    return _unreachable(run, smallest)
 
 
-def _unreachable(space: SearchSpace, budgets: Mapping[str, float], smallest: Mapping[str, float]) -> BudgetError:
-    def amount(name: str, value: float) -> str:
-        dense, unit = evaluate(space, space.dense())[name], space.costs[name].unit
-        text = f"{value / 1000:.4g} ms" if unit == "us" else f"{value:,.0f} {unit}"
-        return f"{text} ({value / dense:.1%} of dense)" if dense else text
+def _unreachable(run: _Run, smallest: Mapping[str, float]) -> BudgetError:
+    whole = evaluate(run.space, run.space.unpruned())
 
-    for name, budget in budgets.items():
-        if smallest[name] > budget * (1 + BUDGET_SLACK):
-            reach = amount(name, smallest[name])
-            message = f"the {name} budget of {amount(name, budget)} cannot be met: the smallest is {reach}"
+    def shown(name: str, value: float) -> str:
+        text = amount(value, run.space.costs[name].unit)
+        return f"{text} ({value / whole[name]:.1%} of dense)" if whole[name] else text
+
+    removals = "" if run.max_removed is None else f" with at most {run.max_removed} blocks removed"
+    for name, budget in run.budgets.items():
+        if not _within(smallest[name], budget):
+            reach = shown(name, smallest[name])
+            message = f"the {name} budget of {shown(name, budget)} cannot be met{removals}: the smallest is {reach}"
             return BudgetError(message, smallest)
-    each = ", ".join(f"{name} {amount(name, smallest[name])}" for name in budgets)
-    return BudgetError(f"the budgets cannot be met together; the smallest of each alone: {each}", smallest)
+    each = ", ".join(f"{name} {shown(name, smallest[name])}" for name in run.budgets)
+    message = f"the budgets cannot be met together{removals}; the smallest of each alone: {each}"
+    return BudgetError(message, smallest)
 
 
-def _certify(run: _Run, selection: Selection, bound: float | None) -> tuple[Selection, Certificate]:
+def _certify(
+    run: _Run, selection: Selection, bound: float | None, bound_from: str | None = None
+) -> tuple[Selection, Certificate]:
     selection = normalise(run.space, selection)
     wrong, modelled = violations(run.space, selection), evaluate(run.model, selection)
-    if wrong or not _within(modelled, run.budgets):
+    if wrong or not run.allows(selection):
         raise SolverError(f"{run.solver} returned an unusable selection: {'; '.join(wrong) or modelled}")
-    objective = importance(run.space, selection)
+    objective, seconds = importance(run.space, selection), time.monotonic() - run.begin
     status: Status = "no bound"
     gap = None
     if bound is not None:
         bound = max(bound, objective)
         gap = (bound - objective) / max(abs(objective), 1e-12) if bound > objective else 0.0
-        status = "optimal" if gap <= PROVEN else "gap reached" if gap <= 1.001 * run.gap else "time limit"
+        late: Status = "time limit" if bound_from is None or seconds >= run.time_limit else "gap open"
+        status = "optimal" if gap <= PROVEN else "gap reached" if gap <= 1.001 * run.gap else late
     certificate = Certificate(
         solver=run.solver,
         method=run.method,
@@ -235,10 +278,12 @@ def _certify(run: _Run, selection: Selection, bound: float | None) -> tuple[Sele
         objective=objective,
         bound=bound,
         gap=gap,
-        seconds=time.monotonic() - run.begin,
+        seconds=seconds,
         costs=evaluate(run.space, selection),
         modelled_costs=modelled,
         budgets=run.budgets,
+        max_removed=run.max_removed,
+        bound_from=bound_from,
     )
     logger.info("%s (%s): %s, gap %s, %.2f s", run.solver, run.method, status, gap, certificate.seconds)
     return selection, certificate

@@ -1,52 +1,36 @@
 """The decision as plain data: dimensions, blocks, importance and costs.
 
-A SearchSpace is what the analysis passes hand to the solvers. It holds no tensors and no graph, and has a JSON form:
+A SearchSpace is what the analysis passes hand to the solvers. It holds no tensors and no graph; `space_json.py` says
+what it looks like as JSON.
 
-    {"format": "mdp-fx-search-space", "version": 1,
-     "dimensions": [{"name": "d0", "sizes": [8, 16]}],              kept unit counts, ascending, the dense one last
-     "blocks":     [{"name": "b0", "parent": null, "empties": []}],  an inner block is alive only if its parent is
-     "exclusive":  [["b0", "b1"]],                                  one of them stays while their parent is alive
-     "importance": [{"layer": "conv1", "dim": "d0", "block": null, "values": [1.0, 3.0]}],     one value per option
-     "costs":      {"latency": {"unit": "us", "constant": 0.0, "terms": [
-                       {"region": "conv1", "block": null, "table": [5.0, 9.0],
-                        "axes": [{"role": "out", "constant": 0, "points": [8, 16],
-                                  "terms": [{"coefficient": 1, "dims": ["d0"]}]}]}]}},
-     "fixed":      {"d0": 16}}                                      dimensions held at one of their sizes
+The size of an axis is its constant plus the sum of coefficient * product of the kept sizes of its dimensions. A table
+has one axis per entry of `axes` (a number when there are none), is given at their points, and is multilinear between
+them. A selection's cost is the constant plus the tables of all terms that lie outside removed blocks; its importance is
+the sum of the values of the terms outside removed blocks.
 
-The size of an axis is its constant plus the sum of coefficient * product of the kept sizes of `dims`. A table has one
-axis per entry of `axes` (a number when there are none), is given at `points`, and is multilinear between them.
-A selection's cost is the constant plus the tables of all terms that lie outside removed blocks; its importance is the
-sum of the values of the terms outside removed blocks.
-
-A dimension that a block "empties" (nothing where the field is missing) has 0 as its first size. It has that size where
-such a block is removed whose parent is alive, or that has none, and nowhere else. No two of the blocks that empty it
-lie side by side.
+A dimension that a block "empties" has 0 as its first size. It has that size where such a block is removed whose parent
+is alive, or that has none, and nowhere else. No two of the blocks that empty it lie side by side.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from mdp_fx.errors import InputError
-from mdp_fx.passes.json_reader import JsonReader
-from mdp_fx.passes.space_blocks import ancestors, emptied, emptied_by, exclusive_parent, uses
+from mdp_fx.passes.space_blocks import ancestors, emptied, emptied_by, exclusive_parent, unused
 from mdp_fx.passes.space_checks import check_space
 
 Role = Literal["in", "out"]
-Unit = Literal["us", "params", "macs"]
+Unit = Literal["us", "params", "macs", "bytes"]
 FloatArray = npt.NDArray[np.float64]
-
-FORMAT = "mdp-fx-search-space"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -142,7 +126,7 @@ class CostTerm:
     def __post_init__(self) -> None:
         try:
             table = np.array(self.table, dtype=np.float64)
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, OverflowError) as e:
             raise InputError(f"cost table of region {self.region!r} is not a rectangular array of numbers") from e
         table.setflags(write=False)
         object.__setattr__(self, "table", table)
@@ -183,7 +167,17 @@ class Selection:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Everything a solver needs to know; checked when made (InputError names what is wrong and where)."""
+    """Everything a solver needs to know; checked when made (InputError names what is wrong and where).
+
+    Attributes:
+        dimensions: What may be cut, and to which sizes.
+        blocks: What may be removed; an inner block is alive only if its parent is.
+        exclusive: Sets of blocks of which one stays while the block around them is alive.
+        importance: What is kept of each layer.
+        costs: Cost models by name.
+        fixed: Dimensions held at one of their sizes.
+        budgets: Budgets by cost name that came with the space, in the unit of the cost; nothing holds anyone to them.
+    """
 
     dimensions: tuple[Dimension, ...]
     blocks: tuple[Block, ...]
@@ -191,7 +185,7 @@ class SearchSpace:
     importance: tuple[ImportanceTerm, ...]
     costs: dict[str, CostModel]
     fixed: dict[str, int] = field(default_factory=dict)
-    version: int = VERSION
+    budgets: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_space(self, roles=get_args(Role), units=get_args(Unit))
@@ -200,6 +194,10 @@ class SearchSpace:
         """The selection that keeps everything but what is fixed."""
         return Selection({d.name: self.fixed.get(d.name, d.dense) for d in self.dimensions})
 
+    def unpruned(self) -> Selection:
+        """The network as it is, whatever is fixed: shares of a cost are shares of this one's."""
+        return Selection({d.name: d.dense for d in self.dimensions})
+
     def options(self, name: str) -> tuple[int, ...]:
         """The sizes that a dimension may take: its fixed size, or all of them."""
         if name in self.fixed:
@@ -207,30 +205,10 @@ class SearchSpace:
         return next(d.sizes for d in self.dimensions if d.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON form described at the top of this module."""
+        """The JSON form."""
+        from mdp_fx.passes import space_json
 
-        def axis(a: CostAxis) -> dict[str, Any]:
-            terms = [{"coefficient": t.coefficient, "dims": list(t.dims)} for t in a.terms]
-            return {"role": a.role, "constant": a.constant, "terms": terms, "points": list(a.points)}
-
-        def term(t: CostTerm) -> dict[str, Any]:
-            return {"region": t.region, "block": t.block, "axes": [axis(a) for a in t.axes], "table": t.table.tolist()}
-
-        return {
-            "format": FORMAT,
-            "version": self.version,
-            "dimensions": [{"name": d.name, "sizes": list(d.sizes)} for d in self.dimensions],
-            "blocks": [{"name": b.name, "parent": b.parent, "empties": list(b.empties)} for b in self.blocks],
-            "exclusive": [list(names) for names in self.exclusive],
-            "importance": [
-                {"layer": t.layer, "dim": t.dim, "block": t.block, "values": list(t.values)} for t in self.importance
-            ],
-            "costs": {
-                name: {"unit": m.unit, "constant": m.constant, "terms": [term(t) for t in m.terms]}
-                for name, m in self.costs.items()
-            },
-            "fixed": dict(self.fixed),
-        }
+        return space_json.to_json(self)
 
     @classmethod
     def from_json(cls, data: object) -> SearchSpace:
@@ -239,92 +217,39 @@ class SearchSpace:
         Raises:
             InputError: Another format or version, a missing or wrong field, or an inconsistent space.
         """
-        top = JsonReader(data, "search space")
-        if top.data.get("format") != FORMAT:
-            raise InputError(f"not a search space: 'format' is {top.data.get('format')!r}, expected {FORMAT!r}")
-        if top.data.get("version") != VERSION:
-            raise InputError(f"search space of version {top.data.get('version')!r}; this mdp-fx reads {VERSION}")
+        from mdp_fx.passes import space_json
 
-        def axis(r: JsonReader) -> CostAxis:
-            terms = tuple(SizeTerm(t.integer("coefficient"), t.strings("dims")) for t in r.readers("terms"))
-            return CostAxis(cast(Role, r.string("role")), r.integer("constant"), terms, r.integers("points"))
-
-        def term(r: JsonReader) -> CostTerm:
-            axes = tuple(axis(a) for a in r.readers("axes"))
-            return CostTerm(r.string("region"), r.name_or_none("block"), axes, cast(FloatArray, r.get("table")))
-
-        def model(r: JsonReader) -> CostModel:
-            terms = tuple(term(t) for t in r.readers("terms"))
-            return CostModel(cast(Unit, r.string("unit")), r.number("constant"), terms)
-
-        costs, fixed = top.reader("costs"), top.reader("fixed")
-        return cls(
-            dimensions=tuple(Dimension(r.string("name"), r.integers("sizes")) for r in top.readers("dimensions")),
-            blocks=tuple(
-                Block(r.string("name"), r.name_or_none("parent"), r.strings("empties") if "empties" in r.data else ())
-                for r in top.readers("blocks")
-            ),
-            exclusive=top.string_lists("exclusive"),
-            importance=tuple(
-                ImportanceTerm(r.string("layer"), r.string("dim"), r.name_or_none("block"), r.numbers("values"))
-                for r in top.readers("importance")
-            ),
-            costs={name: model(costs.reader(name)) for name in costs.data},
-            fixed={name: fixed.integer(name) for name in fixed.data},
-        )
+        return space_json.from_json(data)
 
     def save(self, path: Path) -> None:
-        """Write the JSON form to `path`."""
-        path.write_text(json.dumps(self.to_json()), encoding="utf-8")
+        """Write the JSON form to `path`.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        from mdp_fx.passes import space_json
+
+        space_json.save(self, path)
 
     @classmethod
     def load(cls, path: Path) -> SearchSpace:
-        """Read a JSON file in the form of this module, or in the form of the MINLPs published with MDP."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as e:
-            raise InputError(f"cannot read search space {path}: {e.strerror}") from e
-        except ValueError as e:
-            raise InputError(f"search space {path} is not valid JSON: {e}") from e
-        if isinstance(data, dict) and "format" not in data and {"dims", "layers"} <= data.keys():
-            return cls.from_minlp_json(data)
-        return cls.from_json(data)
+        """Read a JSON file in the form of `space_json`, or in the form of the MINLPs published with MDP.
 
-    @classmethod
-    def from_minlp_json(cls, data: object) -> SearchSpace:
-        """Read the JSON form of the MINLPs that MDP's authors solved (cost "latency", in microseconds).
-
-        There dimensions have options 0..K and option 0 is not allowed; sizes here are 1..K. A layer without an input
-        dimension is the stem: it keeps its largest option and its importance is not counted.
+        Raises:
+            InputError: It cannot be read, or holds no search space.
         """
-        top = JsonReader(data, "MINLP")
-        dims = top.reader("dims")
-        sizes = {name: tuple(range(1, dims.reader(name).integer("options") + 1)) for name in dims.data}
-        importance, terms, fixed = [], [], {}
-        for layer in top.readers("layers"):
-            name, out, inp, block = layer.string("name"), layer.string("out"), layer.data.get("inp"), layer.get("block")
-            for dim in (out,) if inp is None else (out, inp):
-                if dim not in sizes:
-                    raise InputError(f"layer {name!r} names an unknown dimension {dim!r}")
-            block = None if block is None else str(block)
-            if inp is None:
-                fixed[out] = sizes[out][-1]
-            else:
-                importance.append(ImportanceTerm(name, out, block, layer.numbers("importance")[1:]))
-            axes = [CostAxis("out", 0, (SizeTerm(1, (out,)),), sizes[out])]
-            axes += [] if inp is None else [CostAxis("in", 0, (SizeTerm(1, (inp,)),), sizes[inp])]
-            table = CostTerm(name, block, tuple(axes), cast(FloatArray, layer.get("latency_us"))).table
-            if table.shape != tuple(len(a.points) + 1 for a in axes):
-                raise InputError(f"latency table of layer {name!r} has shape {table.shape}, not one row per option")
-            terms.append(CostTerm(name, block, tuple(axes), table[(slice(1, None),) * table.ndim]))
-        return cls(
-            dimensions=tuple(Dimension(name, options) for name, options in sizes.items()),
-            blocks=tuple(Block(str(b)) for b in top.items("blocks")),
-            exclusive=(),
-            importance=tuple(importance),
-            costs={"latency": CostModel("us", 0.0, tuple(terms))},
-            fixed=fixed,
-        )
+        from mdp_fx.passes import space_json
+
+        return space_json.load(path)
+
+
+def amount(value: float, unit: Unit) -> str:
+    """A cost for people: time in milliseconds, memory in MiB."""
+    if unit == "us":
+        return f"{value / 1000:.4g} ms"
+    if unit == "bytes":
+        return f"{value / 2**20:.4g} MiB" if value < 1000 * 2**20 else f"{value / 2**20:,.0f} MiB"
+    return f"{value:,.0f} {unit}"
 
 
 def interpolation_weights(points: Sequence[int], at: Sequence[int]) -> FloatArray:
@@ -356,6 +281,12 @@ def importance(space: SearchSpace, selection: Selection) -> float:
         for term in space.importance
         if term.block not in gone
     )
+
+
+def cut_dimensions(space: SearchSpace, selection: Selection) -> list[Dimension]:
+    """The dimensions that a selection keeps less than all of; those that only removed blocks use do not count."""
+    idle = unused(space, set(selection.removed_blocks))
+    return [d for d in space.dimensions if selection.sizes[d.name] != d.dense and d.name not in idle]
 
 
 def violations(space: SearchSpace, selection: Selection) -> list[str]:
@@ -390,8 +321,7 @@ def normalise(space: SearchSpace, selection: Selection) -> Selection:
     gone = {
         b.name for b in space.blocks if not set(selection.removed_blocks).isdisjoint(ancestors(space.blocks, b.name))
     }
-    used = {dim for dim, blocks in uses(space).items() if not blocks <= gone}
-    dense = space.dense().sizes
-    sizes = {name: selection.sizes[name] if name in used else dense[name] for name in dense}
+    idle, dense = unused(space, gone), space.dense().sizes
+    sizes = {name: dense[name] if name in idle else selection.sizes[name] for name in dense}
     sizes |= dict.fromkeys(emptied(space.blocks, gone), 0)
     return Selection(sizes, tuple(b.name for b in space.blocks if b.name in gone))

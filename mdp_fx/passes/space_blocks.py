@@ -83,3 +83,8 @@ def uses(space: SearchSpace) -> dict[str, set[str | None]]:
                 for dim in axis.dims:
                     found[dim].add(region.block)
     return found
+
+
+def unused(space: SearchSpace, gone: Collection[str]) -> set[str]:
+    """The dimensions that nothing uses when `gone` are removed (inner blocks of a removed block included)."""
+    return {dim for dim, blocks in uses(space).items() if blocks <= set(gone)}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mdp_fx.cli import console
-from mdp_fx.report.tables import Notes
+from mdp_fx.report.cells import Notes
 
 
 def test_json_has_no_undefined_numbers(capsys: pytest.CaptureFixture[str]) -> None:

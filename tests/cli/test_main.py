@@ -15,8 +15,8 @@ from mdp_fx.errors import BudgetError
 from tests.cli.networks import SHAPE, TINY
 from tests.cli.running import Run
 
-COMMANDS = ("prune", "inspect", "profile", "bench", "diff", "apply", "export")
-HEAVY = ("torch", "numpy", "pyomo", "onnx", "onnxruntime", "torchvision", "timm")
+COMMANDS = ("prune", "inspect", "solve", "frontier", "profile", "bench", "diff", "apply", "export")
+HEAVY = ("torch", "numpy", "pyomo", "onnx", "onnxruntime", "torchvision", "timm", "plotly")
 
 
 def imported_after(*args: str) -> set[str]:
@@ -107,6 +107,17 @@ def test_completion_answers(words: str, index: str, expected: str, monkeypatch: 
         (("prune", "m.pt", "--gap", "little"), "is not a percentage such as 0.1%"),
         (("prune", "m.pt", "--gap", "200%"), "is not between 0% and 100%"),
         (("prune", "m.pt", "--latncy", "50%"), "No such option"),
+        (("prune", "m.pt", "--min-keep", "101%"), "is not between 0% and 100%"),
+        (("prune", "m.pt", "--fix", "conv1"), "'conv1' is not of the form NAME=SIZE"),
+        (("prune", "m.pt", "--fix", "conv1=few"), "'few' is no size to hold 'conv1' at"),
+        (("solve", "s.json", "--fix", "a=1", "--fix", "a=2"), "'a' is given twice"),
+        (("solve", "s.json", "--limit", "=60%"), "'=60%' is not of the form NAME=BUDGET"),
+        (("solve", "s.json", "--solver", "guess"), "'guess' is not one of"),
+        (("solve", "s.json", "--max-removed", "-1"), "--max-removed"),
+        (("solve",), "Missing argument 'SPACE'"),
+        (("frontier",), "Missing argument 'SOURCE'"),
+        (("frontier", "s.json", "--points", "1"), "--points"),
+        (("frontier", "s.json", "--method", "uniform"), "'uniform' is not one of"),
         (("export", "m.pt", "--to", "tflite", "-o", "m"), "'tflite' is not 'onnx'"),
         (("apply", "m.pt", "-o", "m"), "Missing option '--recipe'"),
         (("bench",), "Missing argument"),

@@ -46,6 +46,8 @@ def test_defaults(run: Run, asked: dict[str, Any]) -> None:
     assert asked["importance"] is asked["data"] is asked["loss"] is asked["threads"] is None
     assert asked["gap"] == pytest.approx(1e-3)
     assert asked["pretrained"] is False
+    assert asked["min_keep"] is asked["max_removed"] is None
+    assert (asked["fixed"], asked["keep_blocks"]) == ({}, ())
 
 
 def test_every_option_reaches_the_pipeline(run: Run, asked: dict[str, Any]) -> None:
@@ -54,7 +56,8 @@ def test_every_option_reaches_the_pipeline(run: Run, asked: dict[str, Any]) -> N
         *("--threads", "2", "--input", "3x16x16", "--input", "5", "--batch", "4", "--importance", "taylor"),
         *("--data", "tests.cli.tiny:make_loader", "--loss", "tests.cli.networks:smooth_loss", "--method", "halp"),
         *("--step", "16", "--keep", "stem", "--keep", "head", "--only", "block.*", "--gap", "1%"),
-        *("--time-limit", "3", "--seed", "7"),
+        *("--time-limit", "3", "--seed", "7", "--min-keep", "0.25", "--fix", "stem.0=16", "--keep-block", "add"),
+        *("--max-removed", "2"),
     )
     assert [tuple(value.shape) for value in asked["inputs"]] == [(4, 3, 16, 16), (4, 5)]
     assert asked["latency"].amount == pytest.approx(0.0125)
@@ -64,6 +67,8 @@ def test_every_option_reaches_the_pipeline(run: Run, asked: dict[str, Any]) -> N
     assert (asked["method"], asked["step"], asked["seed"]) == ("halp", 16, 7)
     assert (asked["keep"], asked["only"]) == (("stem", "head"), ("block.*",))
     assert (asked["gap"], asked["time_limit"]) == (pytest.approx(0.01), 3.0)
+    assert (asked["min_keep"], asked["fixed"]) == (0.25, {"stem.0": 16})
+    assert (asked["keep_blocks"], asked["max_removed"]) == (("add",), 2)
     assert asked["loss"].__name__ == "smooth_loss"
     assert len(list(asked["data"])) == 2
 
@@ -119,6 +124,28 @@ def test_json_is_one_document_with_the_same_facts(run: Run) -> None:
     assert stored == {key: value for key, value in facts.items() if key not in ("written", "onnx_parity")}
 
 
+def test_restrictions_hold_in_the_slim_network(run: Run) -> None:
+    found = run("prune", TINY, *QUICK, "--json").json
+    assert {group["name"]: group["after"] for group in found["groups"]}["stem.0"] != 24
+    found = run("prune", TINY, *QUICK, "--json", "-o", "held.pt", "--fix", "stem.0=24", "--min-keep", "25%").json
+    sizes = {group["name"]: group["after"] for group in found["groups"]}
+    assert sizes["stem.0"] == 24
+    assert sizes["block.0"] >= 8
+
+
+def test_restrictions_on_what_is_not_there_are_refused_before_the_work(run: Run, folder: Path) -> None:
+    for args, says in (
+        (("--fix", "stem=24"), "unknown dimension 'stem' is to be held at 24; did you mean 'stem.0'?"),
+        (("--fix", "stem.0=25"), "dimension 'stem.0' cannot be held at 25; its sizes are 8, 16, 24, 32"),
+        (("--keep-block", "blok"), "unknown block 'blok' is to stay"),
+    ):
+        done = run("prune", TINY, *SHAPE, *TORCH, *args)
+        assert (done.code, done.out) == (1, "")
+        assert says in done.err
+        assert done.err.count("\n") == 1
+    assert not list(folder.glob("*.pt"))
+
+
 def test_slim_network_can_be_pruned_again(run: Run) -> None:
     assert run("prune", TINY, *QUICK, "-o", "once.pt").code == 0
     # Its own input shape is known.
@@ -150,7 +177,7 @@ def test_outputs_must_differ(run: Run) -> None:
 
 
 def test_outputs_are_checked_before_the_work(run: Run, asked: dict[str, Any]) -> None:
-    for option in ("-o", "--onnx", "--recipe"):
+    for option in ("-o", "--onnx", "--recipe", "--save-space"):
         done = run("prune", TINY, *QUICK, option, "missing/file")
         assert done.code == 1
         assert "the folder missing does not exist" in done.err

@@ -205,3 +205,26 @@ def best_importance(space: SearchSpace, budgets: Mapping[str, float]) -> float |
         if all(evaluate(space, s)[name] <= budget * (1 + 1e-9) for name, budget in budgets.items())
     ]
     return max(worth, default=None)
+
+
+def sum_space(layers: int, options: int) -> SearchSpace:
+    """Layers that read the concatenation of all outputs before them, as in a dense block."""
+    rng = np.random.default_rng(layers)
+    sizes = tuple(range(1, options + 1))
+    dims = tuple(Dimension(f"d{i}", sizes) for i in range(layers))
+    terms = []
+    for i in range(1, layers):
+        before = tuple(SizeTerm(1, (d.name,)) for d in dims[:i])
+        joined = CostAxis("in", 0, before, (i, i * options))
+        table = rng.integers(1, 5, (options, 2)) + 3.0 * np.arange(1, options + 1)[:, None] * [1, options]
+        terms.append(CostTerm(f"r{i}", None, (axis("out", f"d{i}", points=sizes), joined), table))
+    return SearchSpace(
+        dimensions=dims,
+        blocks=(),
+        exclusive=(),
+        importance=tuple(
+            ImportanceTerm(f"l{i}", d.name, None, tuple(np.cumsum(rng.integers(1, 20, options)).astype(float).tolist()))
+            for i, d in enumerate(dims)
+        ),
+        costs={"latency": CostModel("us", 0.0, tuple(terms))},
+    )

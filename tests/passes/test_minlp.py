@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -35,6 +36,7 @@ from tests.passes.spaces import (
     chain_space,
     emptying_space,
     every_selection,
+    nested_space,
     random_space,
 )
 
@@ -94,6 +96,40 @@ def test_optimum_of_random_spaces(
     for name in names:
         assert certificate.modelled_costs[name] <= budgets[name] * (1 + 1e-9) + 1e-12
     assert certificate.costs == evaluate(space, selection)
+
+
+@given(
+    make=st.sampled_from([random_space, emptying_space]),
+    seed=st.integers(0, 2**32 - 1),
+    share=st.integers(0, 100).map(lambda percent: percent / 100),
+    most=st.integers(0, 2),
+    method=st.sampled_from(["mdp", "mgp", "halp"]),
+    solver=st.sampled_from(["exact", "lagrangian"]),
+)
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_optimum_with_few_blocks_removed(
+    make: Callable[[int], SearchSpace], seed: int, share: float, most: int, method: str, solver: str
+) -> None:
+    space = make(seed)
+    model = space if method == "mdp" else problem.modelled_space(space, method)  # type: ignore[arg-type]
+    members = [(s, evaluate(model, s)["latency"]) for s in every_selection(model)]
+    lowest, highest = (end(cost for _, cost in members) for end in (min, max))
+    budget = lowest + share * (highest - lowest)
+    allowed = [(s, cost) for s, cost in members if len(s.removed_blocks) <= most]
+    options: Any = {"method": method, "solver": solver, "gap": 0.0, "threads": 1, "max_removed": most}
+    worth = [importance(model, s) for s, cost in allowed if cost <= budget * (1 + 1e-9)]
+    if not worth:
+        with pytest.raises(BudgetError, match=f"cannot be met with at most {most} blocks removed") as caught:
+            solve(space, {"latency": budget}, **options)
+        assert caught.value.smallest["latency"] == pytest.approx(min(cost for _, cost in allowed))
+        return
+    selection, certificate = solve(space, {"latency": budget}, **options)
+    assert certificate.objective == pytest.approx(max(worth), rel=1e-9)
+    assert certificate.bound is not None
+    assert certificate.bound >= max(worth) * (1 - 1e-12)
+    assert len(selection.removed_blocks) <= most
+    assert certificate.max_removed == most
+    assert violations(space, selection) == []
 
 
 @given(seed=st.integers(0, 2**32 - 1), gap=st.sampled_from([0.01, 0.1, 0.5]))
@@ -164,7 +200,7 @@ def test_same_seed_and_threads_give_the_same_selection() -> None:
 
 def test_chain_by_hand() -> None:
     # Dense costs 1 + 6 + 8; with 9 the best is a=1, b=2 (cost 1 + 2 + 4, importance 3 + 5).
-    selection, certificate = solve(chain_space(), {"latency": 9.0})
+    selection, certificate = solve(chain_space(), {"latency": 9.0}, gap=0.0)
     assert selection == Selection({"a": 1, "b": 2}, ())
     assert (certificate.objective, certificate.bound, certificate.gap) == (8.0, 8.0, 0.0)
     assert certificate.costs == certificate.modelled_costs == {"latency": 7.0}
@@ -176,6 +212,28 @@ def test_removed_block_leaves_its_dimensions_dense() -> None:
     selection, certificate = solve(chain_space(), {"latency": 3.5})
     assert selection == Selection({"a": 1, "b": 2}, ("block",))
     assert certificate.objective == 3.0
+
+
+def test_removed_blocks_are_counted() -> None:
+    budgets = {"latency": 3.5}
+    assert solve(chain_space(), budgets, max_removed=1)[0].removed_blocks == ("block",)
+    with pytest.raises(BudgetError, match=r"at most 0 blocks removed: the smallest is 0\.004 ms \(26\.7% of dense\)"):
+        solve(chain_space(), budgets, max_removed=0)
+    # With it, inner blocks count too.
+    nested, free = nested_space(), {"params": 1.0}
+    unfree = CostTerm("in", "outer", (), np.array(5.0))
+    space = replace(nested, costs={"params": replace(nested.costs["params"], terms=(unfree,))})
+    assert solve(space, free, max_removed=3)[0].removed_blocks == ("outer", "left", "right")
+    with pytest.raises(BudgetError, match="with at most 2 blocks removed: the smallest is 5 params"):
+        solve(space, free, max_removed=2)
+
+
+def test_an_answer_with_too_many_removed_blocks_is_not_passed_on() -> None:
+    def liar(*_: object) -> Outcome:
+        return Outcome(Selection({"a": 1, "b": 2}, ("block",)), 3.0, 9.0)
+
+    with patch.object(minlp, "get_solver", lambda _: liar), pytest.raises(SolverError, match="'removed blocks': 1"):
+        solve(chain_space(), {"latency": 9.0}, max_removed=0)
 
 
 def test_a_branch_goes_with_its_units() -> None:
@@ -254,11 +312,36 @@ def test_budgets_that_exclude_each_other() -> None:
         ({"latency": 9.0}, {"method": "mpd"}, "unknown method 'mpd'; methods are halp, mgp, mdlm, mdp, uniform"),
         ({"latency": 9.0}, {"gap": -1.0}, "gap -1.0"),
         ({"latency": 9.0}, {"time_limit": 0.0}, "time limit 0.0"),
+        ({"latency": 9.0}, {"max_removed": -1}, "at most -1 blocks are to be removed; it must be a number >= 0"),
     ],
 )
 def test_bad_arguments(budgets: dict[str, float], options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         solve(chain_space(), budgets, **options)  # type: ignore[arg-type]
+
+
+def test_removed_blocks_need_their_name() -> None:
+    space = replace(chain_space(), costs={problem.REMOVED: chain_space().costs["latency"]})
+    with pytest.raises(InputError, match="the cost 'removed blocks' needs another name"):
+        solve(space, {problem.REMOVED: 9.0}, max_removed=1)
+
+
+def test_memory_is_shown_in_mebibytes() -> None:
+    terms = chain_space().costs["latency"].terms
+    mebi = tuple(replace(term, table=term.table * 2**20) for term in terms)
+    space = replace(chain_space(), costs={"memory": CostModel("bytes", 2.0**20, mebi)})
+    assert solve(space, {"memory": 9.0 * 2**20})[0] == Selection({"a": 1, "b": 2}, ())
+    with pytest.raises(BudgetError, match=r"memory budget of 1 MiB \(6\.7% .* smallest is 3 MiB \(20\.0% of dense\)"):
+        solve(space, {"memory": 1.0 * 2**20})
+
+
+def test_a_solver_that_is_not_installed_says_how_to_install_it() -> None:
+    missing = ModuleNotFoundError("No module named 'highspy.cb'", name="highspy.cb")
+    with (
+        patch("importlib.import_module", side_effect=missing),
+        pytest.raises(SolverError, match="'exact' needs highspy, which is not installed: pip install highspy"),
+    ):
+        solve(chain_space(), {"latency": 9.0}, solver="exact")
 
 
 def test_unknown_solver() -> None:
@@ -286,7 +369,7 @@ def test_a_wrong_answer_is_not_passed_on(answer: Outcome, message: str) -> None:
 def test_answer_over_budget_by_rounding_is_asked_again() -> None:
     asked = []
 
-    def sloppy(_: object, budgets: dict[str, float], __: Limits, ___: object) -> Outcome:
+    def sloppy(_: object, budgets: dict[str, float], __: Limits) -> Outcome:
         asked.append(budgets["latency"])
         first = len(asked) == 1
         return Outcome(Selection({"a": 1, "b": 2} if first else {"a": 1, "b": 1}), 8.0 if first else 4.0, 8.5)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Iterable
 
 import pytest
-from rich.console import Console, RenderableType
 
 from mdp_fx.exporters.parity import ParityReport
-from mdp_fx.report import tables
+from mdp_fx.report import cells, tables
 from mdp_fx.report.diff import Diff, DiffRow
 from mdp_fx.report.facts import (
     BenchRow,
@@ -24,6 +21,7 @@ from mdp_fx.report.facts import (
     PruneReport,
     RegionRow,
 )
+from tests.report.rendering import has_row, lines
 
 GROUPS = tuple(
     GroupRow(f"layer{stage}.{block}.conv{conv}", 64 * stage, 64 * stage - 8 * conv * (block % 2), (f"layer{stage}",))
@@ -73,22 +71,6 @@ WRITTEN = {"slim": "resnet50-slim.pt", "onnx": "r.onnx"}
 PARITY = ParityReport(2.5e-7, 5e-7)
 
 
-def lines(parts: Iterable[RenderableType], width: int = 80, terminal: bool = False) -> list[str]:
-    """Parts as printed without colour, line by line."""
-    file = io.StringIO()
-    console = Console(
-        file=file, width=width, force_terminal=terminal, no_color=True, color_system=None, legacy_windows=False
-    )
-    for part in parts:
-        console.print(part, highlight=False, crop=terminal)
-    return [line.rstrip() for line in file.getvalue().splitlines()]
-
-
-def has_row(found: list[str], *cells: str) -> bool:
-    """Whether some line starts with these cells."""
-    return any(line.split()[: len(" ".join(cells).split())] == " ".join(cells).split() for line in found)
-
-
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("verbose", [False, True])
@@ -119,8 +101,8 @@ def test_prune_tables_fit_and_tell_everything(width: int, terminal: bool, verbos
 def test_long_lists_are_cut_unless_verbose() -> None:
     short = lines(tables.prune_tables(REPORT, WRITTEN, PARITY, verbose=False))
     full = lines(tables.prune_tables(REPORT, WRITTEN, PARITY, verbose=True))
-    assert sum(line.startswith("layer") for line in short) == tables.SHOWN
-    assert f"... and {24 - tables.SHOWN} more (-v shows all)" in short
+    assert sum(line.startswith("layer") for line in short) == cells.SHOWN
+    assert f"... and {24 - cells.SHOWN} more (-v shows all)" in short
     assert sum(line.startswith("layer") for line in full) == len(GROUPS)
     assert has_row(full, "solve", "1.50")
     assert has_row(full, "measure [cost] regions", "2.50")
@@ -145,14 +127,6 @@ def test_prune_without_a_bound() -> None:
     assert any("uniform solver: no bound, no bound is known" in line for line in found)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (999, "999"), (999.6, "1.00k"), (1234, "1.23k"), (9996, "10.0k"), (123_456, "123k"), (4e9, "4.00G")],
-)
-def test_counts_have_three_digits(value: float, text: str) -> None:
-    assert tables._count(value) == text
-
-
 @pytest.mark.parametrize("width", [80, 120])
 def test_inspect_tables(width: int) -> None:
     members = ("conv1", "bn1", "layer1.0.conv1", "layer1.0.conv2", "layer1.0.bn2")
@@ -167,7 +141,7 @@ def test_inspect_tables(width: int) -> None:
     short = lines(tables.inspect_tables(found, verbose=False), width)
     assert all(len(line) <= width for line in short)
     assert has_row(short, "conv1", "64", "conv1, bn1, layer1.0.conv1 and 2 more")
-    assert f"... and {49 - 2 * tables.SHOWN} more (-v shows all)" in short
+    assert f"... and {49 - 2 * cells.SHOWN} more (-v shows all)" in short
     assert has_row(short, "layer3.4", "removable")
     assert has_row(short, "stem", "must stay: it changes the shape")
     assert has_row(short, "q", "8", "indexed [0]")

@@ -43,29 +43,42 @@ class Outcome:
         selection: The best selection found; None when the problem is infeasible.
         objective: Its importance.
         bound: No selection within the budgets is worth more than this.
+        bound_from: Which solver proved the bound, None for the one that found the selection.
+        solver: Which solver found the selection, None for the one that was asked.
     """
 
     selection: Selection | None
     objective: float
     bound: float
+    bound_from: str | None = None
+    solver: str | None = None
 
 
-Solver = Callable[["Problem", Mapping[str, float], Limits, "Selection | None"], Outcome]
+Solver = Callable[["Problem", Mapping[str, float], Limits], Outcome]
 
-# Name -> (module, function); the function takes problem, budgets, limits and a first selection to improve on, if any.
-SOLVERS: dict[str, tuple[str, str]] = {"exact": ("mdp_fx.passes.solvers.exact", "solve_exact")}
+# Name -> (module, function); the function takes problem, budgets and limits.
+SOLVERS: dict[str, tuple[str, str]] = {
+    "auto": ("mdp_fx.passes.solvers.lagrangian", "solve_auto"),
+    "exact": ("mdp_fx.passes.solvers.exact", "solve_exact"),
+    "lagrangian": ("mdp_fx.passes.solvers.lagrangian", "solve_lagrangian"),
+    "mindtpy": ("mdp_fx.passes.solvers.mindtpy", "solve_mindtpy"),
+}
 
 
 def get_solver(name: str) -> Solver:
     """The solver of that name.
 
     Raises:
-        SolverError: No solver has that name.
+        SolverError: No solver has that name, or a package that it needs is not installed.
     """
     if name not in SOLVERS:
         near = difflib.get_close_matches(name, SOLVERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SolverError(f"unknown solver {name!r} (known: {', '.join(SOLVERS)}){hint}")
     module, function = SOLVERS[name]
-    loaded: Any = importlib.import_module(module)
+    try:
+        loaded: Any = importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        missing = (e.name or "").partition(".")[0]
+        raise SolverError(f"the solver {name!r} needs {missing}, which is not installed: pip install {missing}") from e
     return cast(Solver, getattr(loaded, function))

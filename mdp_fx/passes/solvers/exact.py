@@ -28,6 +28,7 @@ from mdp_fx.passes.search_space import Selection
 from mdp_fx.passes.solvers import Limits, Outcome
 from mdp_fx.passes.solvers.cliques import form_cliques
 from mdp_fx.passes.solvers.highs import HighsModel
+from mdp_fx.passes.solvers.local import local_search
 from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis
 
 # Pyomo's variables; object arrays let tables and variables share their shape.
@@ -88,6 +89,15 @@ class ExactModel:
             if self.problem.homes[name] not in gone:
                 alive.add(id(self._options[name][options.index(selection.sizes[name])]))
         return alive
+
+    def hold_to(self, budgets: Mapping[str, float]) -> None:
+        """Add one row for each budget."""
+        for cost, budget in budgets.items():
+            # A budget of nearly nothing must not blow up the row.
+            largest = max((abs(c) for c, _ in self.costs[cost]), default=0.0)
+            scale = BUDGET_SCALE / (max(budget, 1e-3 * largest) or 1.0)
+            row = linear((scale * c, v) for c, v in self.costs[cost])
+            self.model.add_component(f"budget[{cost}]", pyo.Constraint(expr=(None, row, scale * budget)))
 
     def _new(self, name: str, count: int, *, binary: bool = False, lower: float = 0.0, whole: bool = True) -> Vars:
         """New variables within [lower, 1]; `whole` says that no integer solution gives them a fraction."""
@@ -225,27 +235,32 @@ def linear(terms: Iterable[tuple[float, Any]]) -> LinearExpression:
     return LinearExpression(constant=0.0, linear_coefs=list(coefficients), linear_vars=list(variables))
 
 
-def solve_exact(problem: Problem, budgets: Mapping[str, float], limits: Limits, start: Selection | None) -> Outcome:
+def solve_exact(
+    problem: Problem, budgets: Mapping[str, float], limits: Limits, start: Selection | None = None
+) -> Outcome:
     """Find the selection of most importance within the budgets.
 
     The linear relaxation gives a bound and, for every variable, a penalty: what the bound loses when that variable is
     one. Only variables whose penalty is within reach of the bound are kept in the mixed-integer model; what was left
     out is bounded by bound - reach, so the proof covers it, and the reach grows until the gap is closed.
+
+    Args:
+        problem: What is to be decided.
+        budgets: Per cost.
+        limits: When to stop.
+        start: A selection within the budgets to improve on; by default a quick one is looked for.
     """
+    start = local_search(problem, budgets) if start is None else start
     exact = ExactModel(form_cliques(problem))
-    for cost, budget in budgets.items():
-        # A budget of nearly nothing must not blow up the row.
-        largest = max((abs(c) for c, _ in exact.costs[cost]), default=0.0)
-        scale = BUDGET_SCALE / (max(budget, 1e-3 * largest) or 1.0)
-        row = linear((scale * c, v) for c, v in exact.costs[cost])
-        exact.model.add_component(f"budget[{cost}]", pyo.Constraint(expr=(None, row, scale * budget)))
+    exact.hold_to(budgets)
     exact.model.objective = pyo.Objective(expr=exact.importance, sense=pyo.maximize)
     return _optimise(exact, limits, start)
 
 
-def smallest_cost(problem: Problem, cost: str, limits: Limits) -> Outcome:
-    """Find the selection of the smallest cost; objective and bound are that cost, negated."""
+def smallest_cost(problem: Problem, cost: str, limits: Limits, budgets: Mapping[str, float] | None = None) -> Outcome:
+    """Find the selection of the smallest cost within budgets; objective and bound are that cost, negated."""
     exact = ExactModel(form_cliques(problem))
+    exact.hold_to(budgets or {})
     exact.model.objective = pyo.Objective(expr=linear((-c, v) for c, v in exact.costs[cost]), sense=pyo.maximize)
     return _optimise(exact, limits, None)
 

@@ -35,12 +35,18 @@ class _Search:
     def __init__(self, problem: Problem, budgets: Mapping[str, float]) -> None:
         self.problem = problem
         self.names = tuple(budgets)
-        self.budgets = np.array([max(budgets[name], 1e-300) for name in self.names])
+        self.budgets = np.array([float(budgets[name]) for name in self.names])
         self.at = {dim: len(sizes) - 1 for dim, sizes in problem.options.items()}
         self.gone: set[str] = set()
         self.inside = {block: self._descendants(block) for block in problem.parents}
         self.constants = np.array([problem.constants[name] for name in self.names])
         self.tables = [np.stack([self._table(f, name) for name in self.names]) for f in problem.factors]
+        largest = np.abs(self.constants)
+        for table in self.tables:
+            largest = np.maximum(largest, np.abs(table).reshape(len(self.names), -1).max(axis=1))
+        # What prices are counted in: budgets, where these are more than nearly nothing.
+        self.scales = np.maximum(self.budgets, 1e-3 * largest)
+        self.scales[self.scales == 0] = 1.0
         self.users: dict[str, list[int]] = {dim: [] for dim in problem.options}
         for i, factor in enumerate(problem.factors):
             for dim in dict.fromkeys(d for axis in factor.axes for d in _dims(axis)):
@@ -89,7 +95,7 @@ class _Search:
             for dim, now in self.at.items():
                 gains, extra = self._effects(dim)
                 fits = (extra <= room[:, None]).all(axis=0) & (gains > 0)
-                share = np.maximum((extra / self.budgets[:, None]).max(axis=0), 1e-12)
+                share = np.maximum((extra / self.scales[:, None]).max(axis=0), 1e-12)
                 rates = np.where(fits, gains / share, -1.0)
                 index = int(rates.argmax())
                 if index != now and rates[index] > 0 and (best is None or rates[index] > best[0]):
@@ -104,7 +110,7 @@ class _Search:
             changed = False
             for dim, now in self.at.items():
                 gains, extra = self._effects(dim)
-                net = gains - (self.prices / self.budgets) @ extra
+                net = gains - (self.prices / self.scales) @ extra
                 index = int(net.argmax())
                 if net[index] > net[now] + 1e-12 * abs(net[now]):
                     self._set(dim, index)
@@ -116,11 +122,11 @@ class _Search:
     def _toggle_blocks(self) -> bool:
         changed = False
         for block in self.problem.parents:
-            before, sizes, worth = self.gone, dict(self.at), self._worth() - self.prices @ (self.costs / self.budgets)
+            before, sizes, worth = self.gone, dict(self.at), self._worth() - self.prices @ (self.costs / self.scales)
             self.gone = before - {block} if block in before else before | self.inside[block]
             self._refresh()
             self._resize()
-            if self._allowed() and self._worth() - self.prices @ (self.costs / self.budgets) > worth:
+            if self._allowed() and self._worth() - self.prices @ (self.costs / self.scales) > worth:
                 changed = True
             else:
                 self.gone, self.at = before, sizes
@@ -136,7 +142,7 @@ class _Search:
             elif self.at[dim] == 0:
                 self._set(dim, len(self.problem.options[dim]) - 1)
                 gains, extra = self._effects(dim)
-                self._set(dim, int((gains - (self.prices / self.budgets) @ extra).argmax()))
+                self._set(dim, int((gains - (self.prices / self.scales) @ extra).argmax()))
 
     def _allowed(self) -> bool:
         nested = all(parent not in self.gone or b in self.gone for b, parent in self.problem.parents.items())

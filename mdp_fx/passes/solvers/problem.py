@@ -31,6 +31,9 @@ Method = Literal["halp", "mgp", "mdlm", "mdp"]
 BLOCKS_HELD: tuple[str, ...] = ("halp", "mdlm")
 OUT_ONLY: tuple[str, ...] = ("halp", "mgp")
 
+# The cost that `count_removed` adds.
+REMOVED = "removed blocks"
+
 # A size made of several dimensions is resolved by its combinations up to this many, by interpolation above.
 MAX_COMBINATIONS = 64
 
@@ -138,6 +141,32 @@ class Problem:
             if block not in gone
         )
 
+    def restricted(self, allowed: Mapping[str, npt.NDArray[np.bool_]]) -> Problem:
+        """The problem with some options only; the 0 of a dimension that goes with a block stays.
+
+        Args:
+            allowed: mask over the options of every free dimension, at least one true.
+        """
+        masks = dict(allowed)
+        for dim in self.emptied_by.keys() & masks.keys():
+            masks[dim] = masks[dim] | (np.arange(len(masks[dim])) == 0)
+
+        def table(values: FloatArray, axes: tuple[Axis, ...]) -> FloatArray:
+            for i, axis in enumerate(axes):
+                if isinstance(axis, DimAxis):
+                    values = values.compress(masks[axis.dim], axis=i)
+            return values
+
+        return replace(
+            self,
+            options={d: tuple(np.array(sizes)[masks[d]].tolist()) for d, sizes in self.options.items()},
+            importance={key: values[masks[key[0]]] for key, values in self.importance.items()},
+            factors=tuple(
+                replace(f, tables={name: table(values, f.axes) for name, values in f.tables.items()})
+                for f in self.factors
+            ),
+        )
+
     def never_zero(self, dim: str, block: str | None) -> bool:
         """Whether a dimension that goes to 0 with blocks does so only where `block` goes too."""
         around = set()
@@ -177,7 +206,7 @@ def _output_only(term: CostTerm) -> CostTerm:
 def compile_problem(space: SearchSpace, costs: Iterable[str]) -> Problem:
     """Merge the terms of a (modelled) search space; only the named costs are looked at."""
     names = tuple(costs)
-    space = replace(space, costs={name: space.costs[name] for name in names})
+    space = replace(space, costs={name: space.costs[name] for name in names}, budgets={})
     outer = {b.name: b.parent for b in space.blocks}
     emptied = emptied_by(space.blocks)
     # Whether a dimension is 0 is looked at where the blocks that empty it lie.
@@ -224,6 +253,19 @@ def compile_problem(space: SearchSpace, costs: Iterable[str]) -> Problem:
         factors=tuple(Factor(axes, block, tables) for (axes, block), tables in merged.items()),
         constants=constants,
     )
+
+
+def count_removed(problem: Problem) -> Problem:
+    """The same problem with one cost more: how many blocks are removed, inner ones of a removed block included.
+
+    It is the number of blocks, and -1 for each one that stays: its tables are the only negative ones.
+    """
+    factors = {(factor.axes, factor.block): factor for factor in problem.factors}
+    for block in problem.parents:
+        same = factors.get(((), block), Factor((), block, {}))
+        factors[(), block] = replace(same, tables={**same.tables, REMOVED: np.array(-1.0)})
+    constants = {**problem.constants, REMOVED: float(len(problem.parents))}
+    return replace(problem, factors=tuple(factors.values()), constants=constants)
 
 
 def _resolve(

@@ -1,0 +1,165 @@
+"""All selections that may be worth a threshold, so that the best one within the budgets is among them.
+
+Elimination with whole lists instead of single best values: a label is a choice below a clique, with its importance and
+costs. At the prices p of the dual, what keeps W within the budgets is worth at least W - p * budgets, and the beliefs
+say how far each cell may fall short of its best before that. Labels that fall further are dropped at once, and so are
+those that another label of the same state beats in importance and in cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mdp_fx.passes.search_space import FloatArray
+from mdp_fx.passes.solvers.decisions import IntArray
+from mdp_fx.passes.solvers.elimination import Assignment, DecisionGraph, Valuation
+
+MOST_LABELS = 4_000_000
+"""More labels than this in one clique are left to the exact model."""
+
+
+class TooManyLabelsError(Exception):
+    """The threshold is so low that the lists would not fit into memory."""
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Choices below a clique, sorted by its state and then by loss.
+
+    Attributes:
+        state: index of the clique's state.
+        loss: what the choice is worth less than the best one of the same state at the prices.
+        worth: importance.
+        costs: [budgets, labels].
+        cell: index of the clique's cell.
+        parts: for every child clique, which of its labels it is made of.
+    """
+
+    state: IntArray
+    loss: FloatArray
+    worth: FloatArray
+    costs: FloatArray
+    cell: IntArray
+    parts: list[IntArray]
+
+    def take(self, kept: IntArray | npt.NDArray[np.bool_]) -> _Labels:
+        """Some of the labels."""
+        parts = [part[kept] for part in self.parts]
+        return _Labels(self.state[kept], self.loss[kept], self.worth[kept], self.costs[:, kept], self.cell[kept], parts)
+
+
+def best_above(
+    graph: DecisionGraph, valuation: Valuation, beliefs: Sequence[FloatArray], budgets: FloatArray, threshold: float
+) -> Assignment | None:
+    """The assignment of most importance within the budgets, if that is the threshold or more.
+
+    Args:
+        graph: the decisions.
+        valuation: at the dual's best prices: the lower its bound, the shorter the lists.
+        beliefs: of the valuation.
+        budgets: per cost.
+        threshold: an importance.
+
+    Returns:
+        The best assignment, or None: then nothing within the budgets keeps as much as the threshold.
+
+    Raises:
+        TooManyLabelsError: there are too many to list.
+    """
+    floor = graph.floor(valuation.prices, budgets, threshold)
+    lists: list[_Labels] = []
+    for i in range(len(graph.cliques)):
+        lists.append(_join(graph, valuation, beliefs[i], lists, i, floor))
+        if not len(lists[-1].state):
+            return None
+    last = lists[-1]
+    over = last.costs + graph.constants[:, None] > budgets[:, None]
+    worth = np.where(over.any(axis=0), -np.inf, last.worth)
+    label = int(worth.argmax())
+    if worth[label] < threshold:
+        return None
+    return graph.assignment(_trace(graph, lists, label))
+
+
+def _join(
+    graph: DecisionGraph, valuation: Valuation, belief: FloatArray, lists: Sequence[_Labels], i: int, floor: float
+) -> _Labels:
+    """The labels of a clique, made of those of its children."""
+    clique = graph.cliques[i]
+    cell = np.flatnonzero(belief >= floor)
+    if not len(cell):
+        return _Labels(cell, belief[:0], belief[:0], np.empty((len(clique.costs), 0)), cell, [])
+    slack = belief[cell] - floor
+    # While the children are joined, a label's state is the row of its cell.
+    labels = _Labels(np.arange(len(cell)), np.zeros(len(cell)), clique.worth[cell], clique.costs[:, cell], cell, [])
+    for child, state in clique.children:
+        labels = _undominated(_times(labels, lists[child], state[cell], slack))
+    state = clique.state_of[labels.cell]
+    loss = labels.loss + valuation.messages[i][state] - valuation.tables[i][labels.cell]
+    return _undominated(_Labels(state, loss, labels.worth, labels.costs, labels.cell, labels.parts))
+
+
+def _times(labels: _Labels, below: _Labels, state: IntArray, slack: FloatArray) -> _Labels:
+    """Every label with every label of a child that fits to its cell, where both lose no more than the slack.
+
+    Args:
+        labels: the state of each is its row in `slack`.
+        below: the child's.
+        state: of the child, per row.
+        slack: per row.
+    """
+    wanted = state[labels.state]
+    first, last = np.searchsorted(below.state, wanted), np.searchsorted(below.state, wanted, side="right")
+    # Labels of a state lie by their loss: only a first part of them is within the slack.
+    room = np.maximum(slack[labels.state] - labels.loss, 0.0)
+    widest = max(float(below.loss.max(initial=0.0)), float(room.max(initial=0.0)), 1e-300) * 1.0001
+    keys = below.state + below.loss / widest
+    # Rounding may let one in that is not: all are looked at again.
+    count = np.minimum(np.searchsorted(keys, wanted + room / widest + 1e-6), last) - first
+    total = int(count.sum())
+    if total > MOST_LABELS:
+        raise TooManyLabelsError
+    row = np.repeat(np.arange(len(wanted)), count)
+    part = np.arange(total) - np.repeat(np.cumsum(count) - count, count) + first[row]
+    keep = labels.loss[row] + below.loss[part] <= slack[labels.state[row]]
+    row, part = row[keep], part[keep]
+    joined = labels.take(row)
+    return _Labels(
+        joined.state,
+        joined.loss + below.loss[part],
+        joined.worth + below.worth[part],
+        joined.costs + below.costs[:, part],
+        joined.cell,
+        [*joined.parts, part],
+    )
+
+
+def _undominated(labels: _Labels) -> _Labels:
+    """Labels in order; with one cost only those that no other one of the state beats (one of equals stays)."""
+    if len(labels.costs) == 1 and len(labels.state):
+        order = np.lexsort((-labels.worth, labels.costs[0], labels.state))
+        worth, state = labels.worth[order], labels.state[order]
+        # A running maximum per state: every state is lifted above the one before.
+        low, high = float(worth.min()), float(worth.max())
+        group = np.cumsum(np.r_[0, state[1:] != state[:-1]])
+        height = (worth - low) + group * (2 * (high - low) + 1)
+        best = np.maximum.accumulate(height)
+        first = np.r_[True, state[1:] != state[:-1]]
+        labels = labels.take(order[first | np.r_[True, height[1:] > best[:-1]]])
+    return labels.take(np.lexsort((labels.loss, labels.state)))
+
+
+def _trace(graph: DecisionGraph, lists: Sequence[_Labels], label: int) -> IntArray:
+    """The decisions that a label of the last clique is made of."""
+    options = np.zeros(len(graph.cliques), dtype=np.intp)
+    pending = [(len(lists) - 1, label)]
+    while pending:
+        i, at = pending.pop()
+        clique, labels = graph.cliques[i], lists[i]
+        options[clique.variables[-1]] = clique.cells[labels.cell[at]] % clique.counts[-1]
+        pending += [(child, int(part[at])) for (child, _), part in zip(clique.children, labels.parts, strict=True)]
+    return options

@@ -1,0 +1,97 @@
+"""The Lagrangian solver: the dual's bound, and a proof by listing what its prices leave open.
+
+What is left between the dual's bound (dual.py) and the best selection is the duality gap, usually below one percent. A
+selection within the budgets that keeps W is worth at least W at the dual's prices, so all cells whose belief falls
+below W are fixed away, and the selections that are left are listed (labels.py), for W from just below the bound
+downwards, until one lies within the budgets: it is the best. Where the lists would be too long, the exact model decides
+on the options that are left; where the decisions are too entangled for elimination, it decides on all.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mdp_fx.passes.search_space import FloatArray
+from mdp_fx.passes.solvers import Limits, Outcome
+from mdp_fx.passes.solvers.decisions import TooWideError
+from mdp_fx.passes.solvers.dual import Dual, minimise
+from mdp_fx.passes.solvers.elimination import DecisionGraph
+from mdp_fx.passes.solvers.exact import solve_exact
+from mdp_fx.passes.solvers.labels import TooManyLabelsError, best_above
+from mdp_fx.passes.solvers.problem import Problem
+
+logger = logging.getLogger(__name__)
+
+FIRST_REACH = 1e-4
+"""First guess of how far below the bound the best selection lies, relative."""
+
+REACH_GROWTH = 3.0
+
+
+def solve_auto(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Outcome:
+    """The fastest solver that proves the gap: the Lagrangian one where the decisions can be eliminated, else exact."""
+    try:
+        graph = DecisionGraph(problem, tuple(budgets))
+    except TooWideError as wide:
+        logger.info("auto: %s; the exact model decides", wide)
+        return replace(solve_exact(problem, budgets, limits), solver="exact")
+    return replace(_solve(graph, budgets, limits), solver="lagrangian")
+
+
+def solve_lagrangian(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Outcome:
+    """Find the selection of most importance within the budgets.
+
+    Falls back to the exact model, with a word in the log, where the decisions are too entangled for elimination.
+    """
+    outcome = solve_auto(problem, budgets, limits)
+    if outcome.solver != "lagrangian":
+        logger.warning("the lagrangian solver cannot take this search space apart: %s decided", outcome.solver)
+    return outcome
+
+
+def _solve(graph: DecisionGraph, budgets: Mapping[str, float], limits: Limits) -> Outcome:
+    deadline = time.monotonic() + limits.time_limit
+    dual = minimise(graph, budgets, limits.gap, deadline)
+    beliefs: list[FloatArray] = []
+    top = dual.bound
+    reach = max(FIRST_REACH, limits.gap) * abs(top)
+    # Importance is never negative: a bound below nothing says that nothing is within the budgets.
+    while not dual.closed(limits.gap) and dual.bound >= 0 and time.monotonic() < deadline:
+        beliefs = beliefs or graph.beliefs(dual.valuation)
+        known = 0.0 if dual.best is None else dual.best.worth * (1 + limits.gap)
+        threshold = max(top - reach, known)
+        try:
+            found = best_above(graph, dual.valuation, beliefs, dual.budgets, threshold)
+        except TooManyLabelsError:
+            return _exact_on_the_rest(dual, beliefs, budgets, replace(limits, time_limit=deadline - time.monotonic()))
+        if found is not None:
+            dual.best, dual.bound = found, found.worth
+        elif threshold > 0:
+            dual.bound = min(dual.bound, threshold)
+        else:
+            dual.bound = -math.inf
+        reach *= REACH_GROWTH
+    if dual.best is None:
+        return Outcome(None, -math.inf, dual.bound if dual.bound >= 0 else -math.inf)
+    return Outcome(graph.selection(dual.best.options), dual.best.worth, dual.bound)
+
+
+def _exact_on_the_rest(dual: Dual, beliefs: list[FloatArray], budgets: Mapping[str, float], limits: Limits) -> Outcome:
+    """The exact model on the options that a selection better than the best one known may have."""
+    graph = dual.graph
+    known, start = 0.0, None
+    if dual.best is not None:
+        known, start = dual.best.worth, graph.selection(dual.best.options)
+    allowed = graph.allowed(beliefs, graph.floor(dual.valuation.prices, dual.budgets, known))
+    if not all(mask.any() for mask in allowed.values()):
+        # Nothing better is left.
+        return Outcome(start, known if start else -math.inf, known if start else -math.inf)
+    logger.info("lagrangian: too many selections to list; the exact model decides on what is left")
+    inside = solve_exact(graph.problem.restricted(allowed), budgets, limits, start)
+    if inside.selection is None:
+        return inside
+    return Outcome(inside.selection, inside.objective, max(min(dual.bound, inside.bound), inside.objective))

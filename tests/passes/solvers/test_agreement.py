@@ -1,0 +1,134 @@
+"""Every solver of the registry against exhaustion, on random spaces with every feature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from unittest.mock import patch
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from mdp_fx.errors import BudgetError, SolverError
+from mdp_fx.passes.minlp import solve
+from mdp_fx.passes.search_space import SearchSpace, evaluate, importance, normalise, violations
+from mdp_fx.passes.solvers import SOLVERS, problem
+from tests.passes.solvers.test_mindtpy import needs_nlp_solver
+from tests.passes.spaces import best_importance, emptying_space, every_selection, random_space
+
+# What ends with a proof, if there is time.
+PROVING = sorted(SOLVERS.keys() - {"mindtpy"})
+
+MAKERS: list[Callable[[int], SearchSpace]] = [random_space, emptying_space]
+
+spaces = {
+    "make": st.sampled_from(MAKERS),
+    "seed": st.integers(0, 2**32 - 1),
+    # A budget that is nearer to an attainable cost than a solver's tolerance has no clear optimum.
+    "percent": st.integers(0, 100),
+    # 1: sizes of several dimensions are interpolated, 64: their combinations are listed.
+    "combinations": st.sampled_from([1, 64]),
+}
+
+
+def budgets_of(space: SearchSpace, percent: int, names: tuple[str, ...]) -> dict[str, float]:
+    """Budgets between the smallest and the largest cost of any selection."""
+    costs = [evaluate(space, selection) for selection in every_selection(space)]
+    ends = {name: (min(c[name] for c in costs), max(c[name] for c in costs)) for name in names}
+    return {name: low + percent / 100 * (high - low) for name, (low, high) in ends.items()}
+
+
+def check(space: SearchSpace, budgets: dict[str, float], best: float | None, solver: str, gap: float) -> None:
+    """Solves and holds the answer against the optimum (None: the budgets cannot be met)."""
+    if best is None:
+        with pytest.raises(BudgetError, match="cannot be met together"):
+            solve(space, budgets, solver=solver, gap=gap, threads=1)
+        return
+    selection, certificate = solve(space, budgets, solver=solver, gap=gap, threads=1)
+    assert violations(space, selection) == []
+    assert normalise(space, selection) == selection
+    assert certificate.costs == evaluate(space, selection)
+    assert certificate.objective == pytest.approx(importance(space, selection), rel=1e-12)
+    for name, budget in budgets.items():
+        assert certificate.costs[name] <= budget * (1 + 1e-9)
+    assert certificate.objective <= best * (1 + 1e-9)
+    assert certificate.bound is not None
+    assert certificate.bound >= best * (1 - 1e-9)
+    if solver in PROVING:
+        assert certificate.objective >= best * (1 - gap) - 1e-9
+        assert certificate.status in ("optimal", "gap reached")
+
+
+@pytest.mark.parametrize("solver", PROVING)
+@pytest.mark.parametrize("names", [("latency",), ("latency", "params")])
+@example(make=emptying_space, seed=738, percent=60, combinations=1)
+@given(**spaces)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_the_optimum(
+    solver: str,
+    names: tuple[str, ...],
+    make: Callable[[int], SearchSpace],
+    seed: int,
+    percent: int,
+    combinations: int,
+) -> None:
+    space = make(seed)
+    budgets = budgets_of(space, percent, names)
+    with patch.object(problem, "MAX_COMBINATIONS", combinations):
+        check(space, budgets, best_importance(space, budgets), solver, gap=0.0)
+
+
+@pytest.mark.parametrize("solver", PROVING)
+@given(**spaces, gap=st.sampled_from([0.01, 0.1, 0.5]))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_a_gap_is_a_promise(
+    solver: str, make: Callable[[int], SearchSpace], seed: int, percent: int, combinations: int, gap: float
+) -> None:
+    space = make(seed)
+    budgets = budgets_of(space, percent, ("latency",))
+    with patch.object(problem, "MAX_COMBINATIONS", combinations):
+        check(space, budgets, best_importance(space, budgets), solver, gap)
+
+
+@needs_nlp_solver
+@given(**spaces)
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_mindtpy_is_never_better_than_the_optimum(
+    make: Callable[[int], SearchSpace], seed: int, percent: int, combinations: int
+) -> None:
+    space = make(seed)
+    budgets = budgets_of(space, percent, ("latency", "params"))
+    with patch.object(problem, "MAX_COMBINATIONS", combinations):
+        try:
+            check(space, budgets, best_importance(space, budgets), "mindtpy", gap=1e-3)
+        except SolverError as error:
+            # It is free to find nothing; what it must not do is to answer wrongly.
+            assume("found no selection" not in str(error))
+            raise
+
+
+def test_the_spaces_have_every_feature() -> None:
+    seen = [feature for seed in range(40) for make in MAKERS for feature in features(make(seed))]
+    assert {name for name in seen if seen.count(name) >= 4} == {
+        "nested blocks",
+        "exclusive blocks",
+        "emptied dimension",
+        "sum of dimensions",
+        "product of dimensions",
+        "dimension in two places",
+    }
+
+
+def features(space: SearchSpace) -> set[str]:
+    """What makes a space hard."""
+    axes = [a for model in space.costs.values() for region in model.terms for a in region.axes]
+    places = {(term.dim, term.block) for term in space.importance}
+    found = {
+        "nested blocks": any(b.parent is not None for b in space.blocks),
+        "exclusive blocks": bool(space.exclusive),
+        "emptied dimension": any(b.empties for b in space.blocks),
+        "sum of dimensions": any(len({t.dims for t in a.terms}) > 1 for a in axes),
+        "product of dimensions": any(len(t.dims) > 1 for a in axes for t in a.terms),
+        "dimension in two places": len({dim for dim, _ in places}) < len(places),
+    }
+    return {name for name, there in found.items() if there}

@@ -1,0 +1,78 @@
+"""The Lagrangian solver: the optimum with proof, and the exact model where it cannot go on alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from unittest.mock import patch
+
+import pytest
+
+from mdp_fx.passes.search_space import SearchSpace, evaluate, importance
+from mdp_fx.passes.solvers import Limits, elimination, labels
+from mdp_fx.passes.solvers.lagrangian import solve_auto, solve_lagrangian
+from mdp_fx.passes.solvers.problem import compile_problem
+from tests.passes.spaces import MINLP_DATA, best_importance, chain_space, emptying_space, random_space
+
+LIMITS = Limits(gap=0.0, time_limit=60.0, threads=1, seed=0)
+
+
+@pytest.mark.parametrize("most", [labels.MOST_LABELS, 4])
+@pytest.mark.parametrize("costs", [("latency",), ("latency", "params")])
+@pytest.mark.parametrize("seed", range(25))
+def test_the_optimum_with_and_without_the_exact_model(seed: int, costs: tuple[str, ...], most: int) -> None:
+    space = (random_space if seed % 2 else emptying_space)(seed)
+    dense = evaluate(space, space.dense())
+    budgets = {name: (0.3 + 0.02 * seed) * dense[name] for name in costs}
+    best = best_importance(space, budgets)
+    with patch.object(labels, "MOST_LABELS", most):
+        outcome = solve_lagrangian(compile_problem(space, budgets), budgets, LIMITS)
+    if best is None:
+        assert (outcome.selection, outcome.bound) == (None, -math.inf)
+        return
+    assert outcome.selection is not None
+    assert importance(space, outcome.selection) == pytest.approx(best)
+    assert (outcome.objective, outcome.bound) == pytest.approx((best, best))
+
+
+def test_a_budget_that_is_met_exactly() -> None:
+    outcome = solve_lagrangian(compile_problem(chain_space(), ["latency"]), {"latency": 9.0}, LIMITS)
+    assert outcome.objective == outcome.bound == 8.0
+
+
+def test_too_wide_falls_back_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    problem = compile_problem(chain_space(), ["latency"])
+    with patch.object(elimination, "MOST_CELLS", 5), caplog.at_level(logging.WARNING):
+        outcome = solve_lagrangian(problem, {"latency": 9.0}, LIMITS)
+    assert (outcome.objective, outcome.solver) == (pytest.approx(8.0), "exact")
+    assert "exact decided" in caplog.text
+
+
+def test_auto_says_who_decided() -> None:
+    problem = compile_problem(chain_space(), ["latency"])
+    assert solve_auto(problem, {"latency": 9.0}, LIMITS).solver == "lagrangian"
+    with patch.object(elimination, "MOST_CELLS", 5):
+        assert solve_auto(problem, {"latency": 9.0}, LIMITS).solver == "exact"
+
+
+@pytest.mark.skipif(not MINLP_DATA.exists(), reason="needs the MINLPs recorded with MDP")
+@pytest.mark.parametrize(
+    ("network", "share", "optimum"),
+    [("resnet50", 0.7, 6258543), ("resnet50", 0.15, 3427480), ("resnet101", 0.3, 5246287), ("resnet101", 0.1, 3350920)],
+)
+def test_real_instances(network: str, share: float, optimum: int) -> None:
+    space = SearchSpace.load(MINLP_DATA / f"{network}_titan_v.json")
+    budgets = {"latency": share * evaluate(space, space.dense())["latency"]}
+    outcome = solve_lagrangian(compile_problem(space, budgets), budgets, LIMITS)
+    assert (outcome.objective, outcome.bound) == pytest.approx((optimum, optimum), rel=1e-6)
+
+
+def test_the_gap_that_is_enough() -> None:
+    space = random_space(11)
+    budgets = {"latency": 0.6 * evaluate(space, space.dense())["latency"]}
+    loose = Limits(gap=0.2, time_limit=60.0, threads=1, seed=0)
+    outcome = solve_lagrangian(compile_problem(space, budgets), budgets, loose)
+    best = best_importance(space, budgets)
+    assert best is not None
+    assert outcome.objective <= best + 1e-9 <= outcome.bound + 2e-9
+    assert outcome.bound <= outcome.objective * 1.2 + 1e-9

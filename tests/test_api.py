@@ -1,0 +1,87 @@
+"""The public functions that make and sweep the search space of a network, on a target without clocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mdp_fx
+from mdp_fx import budget_search
+from mdp_fx.errors import InputError, TargetError
+from mdp_fx.passes.search_space import evaluate, importance, violations
+from tests.test_budget_search import Stages, WorkTarget, compare_fakes
+from tests.zoo import image
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return Stages().eval()
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Tensor:
+    return image(side=16, batch=1)
+
+
+@pytest.fixture(autouse=True)
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkTarget:
+    """Where everything is measured."""
+    made = WorkTarget()
+    monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(budget_search, "_compare", compare_fakes)
+    monkeypatch.setattr("mdp_fx.api.get_target", lambda name, threads: made)
+    return made
+
+
+def test_the_space_of_a_network_is_measured_and_swept(network: nn.Module, inputs: Tensor) -> None:
+    seen: list[str] = []
+    space = mdp_fx.search_space(network, inputs, step=4, min_keep=0.5, stage=seen.append)
+    assert seen[-3:] == ["prepare the dense network", "measure cost regions", "time the dense network"]
+    assert all(min(dim.sizes) >= dim.dense / 2 for dim in space.dimensions)
+    points = mdp_fx.frontier(space, most=10)
+    assert len(points) == 10
+    assert points[-1].cost == pytest.approx(evaluate(space, space.unpruned())["latency"])
+    assert points[-1].importance == pytest.approx(importance(space, space.unpruned()))
+    for point in points[:-1]:
+        assert violations(space, point.selection) == []
+        decided = mdp_fx.solve(space, {"latency": f"{1.0001 * point.cost}us"}, gap=1e-6)
+        assert decided.certificate.objective == pytest.approx(point.importance, rel=1e-3)
+
+
+def test_without_a_target_nothing_is_measured(network: nn.Module, inputs: Tensor, target: WorkTarget) -> None:
+    space = mdp_fx.search_space(network, inputs, target=None, keep_blocks=["one.0"])
+    assert set(space.costs) == {"params", "macs"}
+    assert "one.0" not in {block.name for block in space.blocks}
+    assert target.asked == target.prepared == []
+    measured = mdp_fx.search_space(network, inputs, keep_blocks=["one.0"])
+    assert (measured.dimensions, measured.importance) == (space.dimensions, space.importance)
+    assert target.asked
+
+
+def test_importance_and_patterns_count(network: nn.Module, inputs: Tensor) -> None:
+    data = [(inputs, torch.zeros(1, dtype=torch.long))]
+
+    def of(**options: object) -> mdp_fx.SearchSpace:
+        return mdp_fx.search_space(network, inputs, target=None, **options)
+
+    assert of(importance="l1").importance != of(importance="l2").importance == of().importance
+    assert of(data=data).importance == of(data=data, importance="taylor").importance != of().importance
+    assert len(of(keep=["one.*"]).fixed) > len(of().fixed)
+
+
+def test_restrictions_are_checked_before_anything_is_measured(
+    network: nn.Module, inputs: Tensor, target: WorkTarget
+) -> None:
+    with pytest.raises(InputError, match="unknown dimension 'nowhere' is to be held at 8"):
+        mdp_fx.search_space(network, inputs, fixed={"nowhere": 8})
+    assert target.asked == target.prepared == []
+
+
+def test_an_unknown_target_is_refused(network: nn.Module, inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(TargetError, match="nowhere"):
+        mdp_fx.search_space(network, inputs, target="nowhere")
