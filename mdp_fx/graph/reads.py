@@ -37,6 +37,12 @@ class ShapeWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would import its compiler to leave this alone: that takes a second, and while isinstance stands for
+        # another function the compiler would not know the true one afterwards.
+        return False
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen = False
