@@ -160,7 +160,7 @@ def pruned_error(model: nn.Module, wide: tuple[Tensor, ...], pruned: Pruned, *, 
 
     With `fixed_batch` the network may tie the batch to a constant, and is compared on the traced one then.
 
-    The original's own output must equal the trace's, and a pruned network's must be something else and not zero.
+    The original's own output must equal the trace's, and a pruned network's must be something else and not all zero.
     """
     analysis, slim, zeroed, removed = pruned
     # The trace bakes its batch in, the slim network must not: the reference reads twice as many rows in two parts.
@@ -173,7 +173,8 @@ def pruned_error(model: nn.Module, wide: tuple[Tensor, ...], pruned: Pruned, *, 
             assert error(model(*part), analysis.graph.module(*part)) <= 1e-12, "the trace is another network"
         expected = joined([zeroed.run(*part) for part in parts])
         dense, actual = model(*whole), slim(*whole)
-    assert all(bool(value.count_nonzero()) for value in tensors(actual))
+    # One of several outputs may be zero: a layer norm over a single kept unit is.
+    assert any(bool(value.count_nonzero()) for value in tensors(actual))
     if removed or any(group.size > 1 for group in analysis.groups):
         assert error(dense, actual) > 1e-9, "pruning changed nothing"
     return error(expected, actual)

@@ -15,12 +15,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mdp_fx.passes.search_space import FloatArray
+from mdp_fx.passes.search_space import FloatArray, Selection
 from mdp_fx.passes.solvers import Limits, Outcome
 from mdp_fx.passes.solvers.decisions import TooWideError
 from mdp_fx.passes.solvers.dual import Dual, minimise
 from mdp_fx.passes.solvers.elimination import DecisionGraph
-from mdp_fx.passes.solvers.exact import solve_exact
 from mdp_fx.passes.solvers.labels import TooManyLabelsError, best_above
 from mdp_fx.passes.solvers.problem import Problem
 
@@ -38,8 +37,15 @@ def solve_auto(problem: Problem, budgets: Mapping[str, float], limits: Limits) -
         graph = DecisionGraph(problem, tuple(budgets))
     except TooWideError as wide:
         logger.info("auto: %s; the exact model decides", wide)
-        return replace(solve_exact(problem, budgets, limits), solver="exact")
+        return replace(_solve_exact(problem, budgets, limits, None), solver="exact")
     return replace(_solve(graph, budgets, limits), solver="lagrangian")
+
+
+def _solve_exact(problem: Problem, budgets: Mapping[str, float], limits: Limits, start: Selection | None) -> Outcome:
+    # Pyomo takes longer to import than most problems take to solve.
+    from mdp_fx.passes.solvers.exact import solve_exact
+
+    return solve_exact(problem, budgets, limits, start)
 
 
 def solve_lagrangian(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Outcome:
@@ -91,7 +97,7 @@ def _exact_on_the_rest(dual: Dual, beliefs: list[FloatArray], budgets: Mapping[s
         # Nothing better is left.
         return Outcome(start, known if start else -math.inf, known if start else -math.inf)
     logger.info("lagrangian: too many selections to list; the exact model decides on what is left")
-    inside = solve_exact(graph.problem.restricted(allowed), budgets, limits, start)
+    inside = _solve_exact(graph.problem.restricted(allowed), budgets, limits, start)
     if inside.selection is None:
         return inside
     return Outcome(inside.selection, inside.objective, max(min(dual.bound, inside.bound), inside.objective))
