@@ -239,7 +239,7 @@ class Builder:
             lambda x, y: x * torch.sigmoid(y),
             lambda x, y: x.add(y, alpha=2),
             lambda x, y: torch.stack([x, y]).mean(0),
-            lambda x, y: torch.where(x > 0, x, y),
+            lambda x, y: torch.where(x > 0.1, x, y),
         )
         chosen = functions[self.below(len(functions) if self.coin() else 2)]
         return self.add(

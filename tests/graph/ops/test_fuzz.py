@@ -27,7 +27,7 @@ from tests.pruning import error, joined, prune_randomly
 
 Shape: TypeAlias = tuple[int, ...]
 ATTEMPTS = 60
-CALLS = int(os.environ.get("MDP_FX_FUZZ", "7"))
+CALLS = int(os.environ.get("MDP_FX_FUZZ", "4"))
 
 
 @dataclass(frozen=True)
