@@ -14,6 +14,25 @@ from mdp_fx.graph.purity import is_pure, target_name
 from mdp_fx.graph.tracer import ALIASES, DTYPE, SHAPE, attribute, called_module
 
 
+class WriteOrder:
+    """Where the nodes of a graph, as it is when this is made, stand to those that write.
+
+    Attributes:
+        nodes: the nodes in order.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.nodes = tuple(graph.nodes)
+        self._order = {node: i for i, node in enumerate(self.nodes)}
+        self._writes = [
+            i for node, i in self._order.items() if node.op not in ("placeholder", "output") and not is_pure(node)
+        ]
+
+    def writes_between(self, first: fx.Node, last: fx.Node) -> bool:
+        """Whether anything is written after `first` and before `last`."""
+        return any(self._order[first] < write < self._order[last] for write in self._writes)
+
+
 class Editor:
     """Makes nodes before a given one.
 

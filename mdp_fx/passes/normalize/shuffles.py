@@ -13,6 +13,7 @@ from mdp_fx.passes.normalize.chains import is_copy, is_reshape, operand_of, perm
 from mdp_fx.passes.normalize.constants import constant_nodes, evaluate, is_random
 from mdp_fx.passes.normalize.edit import (
     Editor,
+    WriteOrder,
     argument,
     free_name,
     is_plain,
@@ -32,15 +33,14 @@ def gather_shuffles(module: fx.GraphModule) -> bool:
     Returns:
         Whether anything changed.
     """
-    order = {node: i for i, node in enumerate(module.graph.nodes)}
-    writes = [i for node, i in order.items() if node.op not in ("placeholder", "output") and not is_pure(node)]
+    order = WriteOrder(module.graph)
     changed = False
-    for node in order:
+    for node in order.nodes:
         chain = [node] if _groups_of_a_layer(module, node) else _chain_before(node)
         x = operand_of(chain[0]) if chain else None
         found = _split_axis(module, chain, x) if x is not None else None
         # The gather reads the operand later than the view did.
-        if x is None or found is None or any(order[chain[0]] < write < order[node] for write in writes):
+        if x is None or found is None or order.writes_between(chain[0], node):
             continue
         dim, groups = found
         path = free_name(module, "shuffle_index_0")

@@ -11,9 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx
 
-from mdp_fx.graph.purity import is_pure
 from mdp_fx.graph.tracer import SHAPE
-from mdp_fx.passes.normalize.edit import Editor, argument, is_tensor, op_name, replace
+from mdp_fx.passes.normalize.edit import Editor, WriteOrder, argument, is_tensor, op_name, replace
 
 _Statistic = tuple[fx.Node, tuple[int, ...]]
 """A tensor and the axes that something is taken over."""
@@ -30,13 +29,12 @@ def name_layer_norms(module: fx.GraphModule) -> bool:
     Returns:
         Whether anything changed.
     """
-    order = {node: i for i, node in enumerate(module.graph.nodes)}
-    writes = [i for node, i in order.items() if node.op not in ("placeholder", "output") and not is_pure(node)]
+    order = WriteOrder(module.graph)
     changed = False
-    for node in order:
+    for node in order.nodes:
         found = _layer_norm(node)
         # The norm reads its operand later than the mean did.
-        if found is None or any(order[found[0]] < write < order[node] for write in writes):
+        if found is None or order.writes_between(found[0], node):
             continue
         x, places, eps = found
         edit = Editor(module, node)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import highspy
 import numpy as np
@@ -41,14 +41,14 @@ class Dual:
     Attributes:
         graph: its decisions.
         budgets: per cost.
-        valuation: at the prices of the bound.
+        valuation: at the prices of the bound; there once some prices were visited.
         bound: nothing within the budgets keeps more.
         best: the best assignment within the budgets that was met, None for none.
     """
 
     graph: DecisionGraph
     budgets: FloatArray
-    valuation: Valuation
+    valuation: Valuation = field(init=False)
     bound: float = math.inf
     best: Assignment | None = None
 
@@ -80,10 +80,9 @@ def lagrangian_bound(problem: Problem, budgets: Mapping[str, float], limits: Lim
 
 def minimise(graph: DecisionGraph, budgets: Mapping[str, float], gap: float, deadline: float) -> Dual:
     """Brings the dual's bound down until it is lowest, the gap is closed, or time is over."""
-    free = np.zeros(len(budgets))
     # What costs exactly as much as allowed must not be lost by the order in which costs are added up.
-    dual = Dual(graph, np.array(list(budgets.values())) * (1 + SLACK), graph.value(free))
-    first = dual.visit(free)
+    dual = Dual(graph, np.array(list(budgets.values())) * (1 + SLACK))
+    first = dual.visit(np.zeros(len(budgets)))
     if dual.best is not None:
         return dual
     lines = _Lines(dual.budgets, first)

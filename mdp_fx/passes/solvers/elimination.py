@@ -65,10 +65,9 @@ class Clique:
         """The option of the eliminated decision, per cell."""
         return self.cells % self.counts[-1]
 
-    @property
-    def state_of(self) -> IntArray:
-        """The index of the state, per cell."""
-        return np.repeat(np.arange(len(self.states)), np.diff(np.r_[self.starts, len(self.cells)]))
+    def state_at(self, cells: IntArray) -> IntArray:
+        """The index of the state of some cells, themselves given by their index."""
+        return np.searchsorted(self.starts, cells, side="right") - 1
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,8 @@ class DecisionGraph:
                 around = np.full(len(clique.states), -np.inf)
                 state = next(state for child, state in self.cliques[clique.parent].children if child == i)
                 np.maximum.at(around, state, found[clique.parent])
-                found[i] = valuation.tables[i] + (around - valuation.messages[i])[clique.state_of]
+                counts = np.diff(clique.starts, append=len(clique.cells))
+                found[i] = valuation.tables[i] + np.repeat(around - valuation.messages[i], counts)
         return found
 
     def floor(self, prices: FloatArray, budgets: FloatArray, threshold: float) -> float:

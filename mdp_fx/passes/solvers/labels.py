@@ -98,7 +98,7 @@ def _join(
     labels = _Labels(np.arange(len(cell)), np.zeros(len(cell)), clique.worth[cell], clique.costs[:, cell], cell, [])
     for child, state in clique.children:
         labels = _undominated(_times(labels, lists[child], state[cell], slack))
-    state = clique.state_of[labels.cell]
+    state = clique.state_at(labels.cell)
     loss = labels.loss + valuation.messages[i][state] - valuation.tables[i][labels.cell]
     return _undominated(_Labels(state, loss, labels.worth, labels.costs, labels.cell, labels.parts))
 

@@ -89,13 +89,13 @@ def _solve(graph: DecisionGraph, budgets: Mapping[str, float], limits: Limits) -
 def _exact_on_the_rest(dual: Dual, beliefs: list[FloatArray], budgets: Mapping[str, float], limits: Limits) -> Outcome:
     """The exact model on the options that a selection better than the best one known may have."""
     graph = dual.graph
-    known, start = 0.0, None
-    if dual.best is not None:
-        known, start = dual.best.worth, graph.selection(dual.best.options)
+    start = None if dual.best is None else graph.selection(dual.best.options)
+    known = 0.0 if dual.best is None else dual.best.worth
     allowed = graph.allowed(beliefs, graph.floor(dual.valuation.prices, dual.budgets, known))
     if not all(mask.any() for mask in allowed.values()):
         # Nothing better is left.
-        return Outcome(start, known if start else -math.inf, known if start else -math.inf)
+        objective = -math.inf if dual.best is None else known
+        return Outcome(start, objective, objective)
     logger.info("lagrangian: too many selections to list; the exact model decides on what is left")
     inside = _solve_exact(graph.problem.restricted(allowed), budgets, limits, start)
     if inside.selection is None:
