@@ -139,7 +139,6 @@ def prune(
             device,
             table,
             inputs,
-            step=step,
             options=options,
             stage=watch,
             progress=progress,
@@ -224,7 +223,6 @@ def search_space(
             device,
             table,
             inputs,
-            step=step,
             options=options,
             stage=stage,
             progress=progress,
@@ -332,7 +330,7 @@ def profile(
     analysis = analyse(model, inputs, front_end=front_end, stage=stage)
     stage("measure cost regions")
     with LatencyTable() as table:
-        tables = region_tables(analysis, choose(analysis, step), device, table, step=step, progress=progress)
+        tables = region_tables(analysis, choose(analysis, step), device, table, progress=progress)
         seconds = exact_sum(analysis.regions, lambda dim: dim.size, device, table)
         where = str(table.path)
     stage("time the dense network")

@@ -30,6 +30,9 @@ from mdp_fx.pipeline import rewrite
 _log = logging.getLogger(__name__)
 
 MOST_ROUNDS = 3
+MOST_CORRECTIONS = 4
+AGREED = 0.005
+"""Share by which the tables may err on what was chosen from them."""
 AIM = 0.99
 """Share of the asked latency that is aimed at: a measured latency scatters to both sides."""
 UNDER, OVER = 0.965, 1.02
@@ -122,7 +125,6 @@ class BudgetSearch:
         target: where latency counts.
         table: latency table of that target.
         inputs: example inputs at the batch asked for.
-        step: channel step.
         options: what the solver is asked.
         stage: told of each stage.
         progress: told of each measurement.
@@ -137,7 +139,6 @@ class BudgetSearch:
         table: LatencyTable,
         inputs: tuple[Any, ...],
         *,
-        step: int,
         options: SolverOptions,
         stage: Stage,
         progress: Progress | None = None,
@@ -148,7 +149,6 @@ class BudgetSearch:
         self._target = target
         self._table = table
         self._inputs = inputs
-        self._step = step
         self._options = options
         self._stage = stage
         self._progress = progress
@@ -193,9 +193,7 @@ class BudgetSearch:
 
     def _measure(self, dense_runner: Runner) -> _Dense:
         self._stage("measure cost regions")
-        tables = region_tables(
-            self._analysis, self._choices, self._target, self._table, step=self._step, progress=self._progress
-        )
+        tables = self._tables()
         self._stage("time the dense network")
         whole = _compare({"dense": dense_runner})["dense"].low_s
         return _Dense(tables, sum(self._exact(Selection({}, ())).values()), whole)
@@ -222,22 +220,19 @@ class BudgetSearch:
             )
             raise BudgetError(msg)
         best: Outcome | None = None
-        bias = AIM
         for attempt in range(1, MOST_ROUNDS + 1):
             asked = latency.resolve(dense_s)
             # A negative offset (a slim network gains more than its regions) counts on the side of the budget.
             gain = max(0.0, -1e6 * calibration.offset_s)
-            space = self._space(tables, calibration)
-            space = replace(space, budgets=_limits(space, others) | {"latency": 1e6 * asked * bias + gain})
+            limit = 1e6 * asked * AIM + gain
             try:
-                selection, certificate = self._solve(space)
+                chosen = self._choose(calibration, others, limit)
             except BudgetError as error:
                 if best is not None and best.ratio <= OVER:
                     break  # The corrected model says that no structure comes closer than the best so far.
-                reach = 1e-6 * (error.smallest.get("latency", 0.0) - gain) / bias
+                reach = 1e-6 * (error.smallest.get("latency", 0.0) - gain) / AIM
                 raise _in_users_terms(error, asked, dense_s, reach) from error
-            self._stage("measure the chosen regions")
-            exact = sum(self._exact(selection).values())
+            space, selection, certificate, exact = chosen
             predicted = calibration.whole(exact)
             module, kept = self._build(selection)
             dense, slim = self._time(dense_runner, module)
@@ -272,10 +267,31 @@ class BudgetSearch:
             if settled or not selection_changes(selection, self._analysis):
                 break
             dense_s = dense.low_s
-            bias *= 1e-6 * (certificate.costs["latency"] - gain) / predicted
             calibration = calibration.through((dense_sum, dense_s), (exact, slim.low_s))
         assert best is not None
         return best
+
+    def _choose(
+        self, calibration: Calibration, others: Mapping[str, Budget], limit_us: float
+    ) -> tuple[SearchSpace, Selection, Certificate, float]:
+        """What the solver chooses under tables that hold what was measured of its choice, and the sum of its regions.
+
+        A solver picks what the tables make too cheap. What it picked is measured exactly, which corrects the tables,
+        and it is asked again, until the tables say of its choice what measuring says.
+        """
+        for _ in range(MOST_CORRECTIONS):
+            space = self._space(self._tables(), calibration)
+            space = replace(space, budgets=_limits(space, others) | {"latency": limit_us})
+            selection, certificate = self._solve(space)
+            self._stage("measure the chosen regions")
+            exact = sum(self._exact(selection).values())
+            predicted_us = 1e6 * calibration.factor * exact + space.costs["latency"].constant
+            if abs(certificate.costs["latency"] / predicted_us - 1.0) <= AGREED:
+                break
+        return space, selection, certificate, exact
+
+    def _tables(self) -> RegionTables:
+        return region_tables(self._analysis, self._choices, self._target, self._table, progress=self._progress)
 
     def _space(self, tables: RegionTables | None = None, calibration: Calibration | None = None) -> SearchSpace:
         """The search space within the user's restrictions, without latency where it was not measured."""

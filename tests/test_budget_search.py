@@ -150,7 +150,6 @@ def search(analysed: Analysed, target: Target, table: LatencyTable, **options: A
         target,
         table,
         inputs,
-        step=STEP,
         options=SolverOptions(**{"gap": 1e-3, **options}),
         stage=lambda _: None,
     )
@@ -479,7 +478,6 @@ def test_stages_are_told_in_order(analysed: Analysed, table: LatencyTable) -> No
         WorkTarget(),
         table,
         inputs,
-        step=8,
         options=SolverOptions(gap=0.05),
         stage=told.append,
         progress=lambda *call: measured.append(call),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mdp_fx.latency.interpolation import grid, interpolate, resample
+from mdp_fx.latency.interpolation import interpolate, resample
 from mdp_fx.latency.measuring import compare, measure_regions
 from mdp_fx.latency.tables import LatencyTable, cache_dir
 from mdp_fx.latency.targets import RegionSpec, Runner, Target, get_target, target_names
@@ -18,7 +18,6 @@ __all__ = [
     "cache_dir",
     "compare",
     "get_target",
-    "grid",
     "interpolate",
     "measure_regions",
     "resample",

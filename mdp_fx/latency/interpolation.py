@@ -1,4 +1,4 @@
-"""Which sizes of a region to measure, and how to read a table between them."""
+"""Reading a table between its points."""
 
 from __future__ import annotations
 
@@ -8,36 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
-
-
-def grid(dense_size: int, step: int, alignment: int, count: int) -> tuple[int, ...]:
-    """Sizes of one axis to measure, ascending, always with the smallest option and the dense size.
-
-    The options of an axis are the multiples of `step` below `dense_size`, and `dense_size`. Where there are more
-    than `count` of them they are thinned evenly, and on multiples of `alignment`: there the target's staircase is at
-    the end of a tread, and between two such points a line is a fair picture of it.
-
-    Args:
-        dense_size: channels (or other units) of the dense network on this axis.
-        step: distance of the options.
-        alignment: channel multiple at which the target's latency steps.
-        count: most points wanted, at least 2.
-
-    Raises:
-        ValueError: a size, step or alignment below 1, or a count below 2.
-    """
-    if min(dense_size, step, alignment) < 1 or count < 2:
-        message = f"no grid for size {dense_size}, step {step}, alignment {alignment}, count {count}"
-        raise ValueError(message)
-    options = sorted({*range(step, dense_size, step), dense_size})
-    if len(options) <= count:
-        return tuple(options)
-    smallest = options[0]
-    aligned = [size for size in options[1:-1] if size % alignment == 0] or options[1:-1]
-    chosen = {smallest, dense_size}
-    for wanted in np.linspace(smallest, dense_size, count)[1:-1]:
-        chosen.add(min(aligned, key=lambda size: abs(size - wanted)))
-    return tuple(sorted(chosen))
 
 
 def resample(points: Sequence[Sequence[int]], values: FloatArray, at: Sequence[Sequence[int]]) -> FloatArray:

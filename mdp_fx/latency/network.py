@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
 from mdp_fx.graph.axes import Dim
 from mdp_fx.graph.axis_sizes import kept_size
-from mdp_fx.latency.interpolation import FloatArray, grid
+from mdp_fx.latency.interpolation import FloatArray
 from mdp_fx.latency.measuring import Progress, measure_regions
+from mdp_fx.latency.region_model import RegionModel
+from mdp_fx.latency.sampling import RegionSampler, Sizes
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Target
 from mdp_fx.latency.timing import Timing
-from mdp_fx.passes.build_space import Points, table_points
+from mdp_fx.passes.build_space import Points, reachable_sizes, thinned
 from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.cost_regions import CostRegion
 
@@ -51,15 +52,17 @@ class KnownNetworks:
 
 @dataclass(frozen=True)
 class RegionTables:
-    """Measured tables of every region of a network.
+    """Tables of every region of a network.
 
     Attributes:
-        seconds: by region name the points of its axes and the seconds there.
+        seconds: by region name the points of its axes and the seconds there, measured or read between what was.
+        expected_error: mean share by which reading between measured points errs, regions weighted by their time.
         measured: how many points were measured now.
         cached: how many were known.
     """
 
     seconds: dict[str, tuple[Points, FloatArray]]
+    expected_error: float
     measured: int
     cached: int
 
@@ -98,26 +101,55 @@ def region_tables(
     target: Target,
     table: LatencyTable,
     *,
-    step: int,
     progress: Progress | None = None,
 ) -> RegionTables:
-    """Measures what `table` lacks of the regions of a network at the sizes in play."""
+    """Measures what `table` lacks of the regions of a network, as few sizes as tell the others.
 
-    def sizes(dense: int, count: int) -> tuple[int, ...]:
-        return grid(dense, step, target.alignment, max(2, count))
-
-    points = {region.name: table_points(analysis, choices, region, sizes) for region in analysis.regions}
-    wanted: dict[str, dict[tuple[int, ...], None]] = {}
-    for region in analysis.regions:
-        wanted.setdefault(region.key, {}).update(dict.fromkeys(product(*points[region.name])))
-    total = sum(len(sizes_of) for sizes_of in wanted.values())
-    measured = _measure(analysis.regions, {key: tuple(at) for key, at in wanted.items()}, target, table, progress)
+    Where a size was measured exactly, for whatever reason, that counts and not what its neighbours say.
+    """
     fingerprint = target.fingerprint()
-    seconds = {
-        region.name: (points[region.name], table.values(fingerprint, region.key, points[region.name]))
+    sizes = {region.name: reachable_sizes(analysis, choices, region) for region in analysis.regions}
+    samplers = {
+        (region.key, sizes[region.name]): RegionSampler(sizes[region.name], target.alignment)
         for region in analysis.regions
     }
-    return RegionTables(seconds, measured, total - measured)
+    dense = {region.name: tuple(axis[-1] for axis in sizes[region.name]) for region in analysis.regions}
+    asked: set[tuple[str, Sizes]] = set()
+    measured = 0
+
+    def told(done: int, total: int, text: str) -> None:
+        if progress is not None and total:
+            progress(before + done, before + total, text)
+
+    while True:
+        wanted: dict[str, dict[Sizes, None]] = {}
+        for (key, _), sampler in samplers.items():
+            wanted.setdefault(key, {}).update(dict.fromkeys(sampler.wanted()))
+        asked.update((key, at) for key, points in wanted.items() for at in points)
+        before = measured
+        measured += _measure(analysis.regions, {key: tuple(at) for key, at in wanted.items()}, target, table, told)
+        known = {
+            key: {at: timing.low_s for at, timing in table.points(fingerprint, key).items()} for key, _ in samplers
+        }
+        total = sum(known[region.key][dense[region.name]] for region in analysis.regions)
+        unfinished = [sampler for (key, _), sampler in samplers.items() if sampler.refine(known[key], total)]
+        if not unfinished:
+            break
+    seconds, error = {}, 0.0
+    for region in analysis.regions:
+        sampler, points = samplers[region.key, sizes[region.name]], thinned(sizes[region.name])
+        seconds[region.name] = (points, _with_measured(sampler.model(known[region.key]), points, known[region.key]))
+        error += sampler.expected_error * known[region.key][dense[region.name]]
+    return RegionTables(seconds, error / total if total else 0.0, measured, len(asked) - measured)
+
+
+def _with_measured(model: RegionModel, points: Points, known: Mapping[Sizes, float]) -> FloatArray:
+    values = model.at(points)
+    places = [{size: place for place, size in enumerate(axis)} for axis in points]
+    for at, seconds in known.items():
+        if len(at) == len(places) and all(size in place for size, place in zip(at, places, strict=True)):
+            values[tuple(place[size] for size, place in zip(at, places, strict=True))] = seconds
+    return values
 
 
 def exact_sum(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,26 +26,42 @@ from mdp_fx.passes.search_space import (
     SizeTerm,
 )
 
-GRID_POINTS = {1: 6, 2: 5, 3: 4}
-"""Sizes measured on each axis of a region, by the number of its axes that vary."""
+MOST_POINTS = {1: 64, 2: 32, 3: 12}
+"""Points of each axis of a latency table, by the number of axes."""
 
 Points = tuple[tuple[int, ...], ...]
-Grid = Callable[[int, int], tuple[int, ...]]
-"""grid(dense size, count): sizes to measure on one axis."""
 
 
-def table_points(analysis: Analysis, choices: Choices, region: CostRegion, grid: Grid) -> Points:
-    """Sizes at which each axis of a region is measured: from the smallest one that is not 0 to the dense one."""
+def reachable_sizes(analysis: Analysis, choices: Choices, region: CostRegion) -> Points:
+    """Sizes that each axis of a region may take, ascending, as long as something of it is left."""
     by_dim = _by_dim(analysis, choices)
-    lows = [choices.smallest_left(axis, by_dim) for axis in region.axes]
-    varying = sum(low < axis.size for low, axis in zip(lows, region.axes, strict=True))
+
+    def sizes_of(dim: Dim) -> tuple[int, ...]:
+        dimension = by_dim.get(dim)
+        if dimension is None or dimension.name in choices.held:
+            return (dim.size,)
+        return dimension.sizes
+
     points: list[tuple[int, ...]] = []
-    for low, axis in zip(lows, region.axes, strict=True):
-        if low == axis.size:
-            points.append((axis.size,))
-        else:
-            points.append((low, *(size for size in grid(axis.size, GRID_POINTS[varying]) if size > low)))
+    for axis in region.axes:
+        constant, terms = size_terms(axis)
+        sums = {constant}
+        for coefficient, dims in terms:
+            products = {coefficient}
+            for dim in dims:
+                products = {known * size for known in products for size in sizes_of(dim)}
+            sums = {known + term for known in sums for term in products}
+        points.append(tuple(sorted(size for size in sums if size)))
     return tuple(points)
+
+
+def thinned(points: Points) -> Points:
+    """As many of the sizes as a table holds, evenly, ends included."""
+    most = MOST_POINTS[max(1, len(points))]
+    return tuple(
+        axis if len(axis) <= most else tuple(axis[round(i)] for i in np.linspace(0, len(axis) - 1, most))
+        for axis in points
+    )
 
 
 def unit_order(importance: Iterable[LayerImportance], groups: Sequence[ChannelGroup]) -> dict[str, np.ndarray]:

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdp_fx.latency import grid, interpolate, resample
+from mdp_fx.latency import interpolate, resample
 
 SIZES = st.lists(st.integers(1, 2048), min_size=1, max_size=6, unique=True).map(sorted)
-COUNTS = st.integers(2, 12)
 
 
 @given(SIZES, SIZES, st.integers(0, 2**32 - 1))
@@ -59,30 +58,3 @@ def test_unsorted_points_and_wrong_shapes_are_errors() -> None:
         interpolate([[64, 8]], np.array([1.0, 2.0]), [8])
     with pytest.raises(ValueError, match="table of shape"):
         interpolate([[8, 64]], np.array([1.0, 2.0, 3.0]), [8])
-
-
-@given(st.integers(1, 4096), st.integers(1, 64), st.sampled_from([1, 8, 16]), COUNTS)
-def test_grid_is_a_thinned_option_list(dense: int, step: int, alignment: int, count: int) -> None:
-    sizes = grid(dense, step, alignment, count)
-    assert len(sizes) <= count
-    assert list(sizes) == sorted(set(sizes))
-    assert sizes[-1] == dense
-    assert sizes[0] == min(step, dense)
-    assert all(size % step == 0 for size in sizes[:-1])
-
-
-def test_grid_thins_onto_the_staircase() -> None:
-    sizes = grid(2048, 8, 16, 6)
-    assert len(sizes) == 6
-    assert all(size % 16 == 0 for size in sizes[1:])
-
-
-def test_grid_keeps_every_option_where_they_are_few() -> None:
-    assert grid(64, 16, 16, 6) == (16, 32, 48, 64)
-    assert grid(10, 16, 16, 6) == (10,)
-
-
-@pytest.mark.parametrize("arguments", [(0, 8, 8, 4), (64, 0, 8, 4), (64, 8, 0, 4), (64, 8, 8, 1)])
-def test_grid_refuses_nonsense(arguments: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="no grid for size"):
-        grid(*arguments)

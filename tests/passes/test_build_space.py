@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdp_fx.latency.interpolation import grid
-from mdp_fx.passes.build_space import GRID_POINTS, Points, build_space, table_points, unit_order
+from mdp_fx.passes.build_space import MOST_POINTS, Points, build_space, reachable_sizes, thinned, unit_order
 from mdp_fx.passes.choices import MAX_OPTIONS, Analysis, Choices, choose, option_sizes
+from mdp_fx.passes.cost_regions import CostRegion
 from mdp_fx.passes.importance import score
 from mdp_fx.passes.search_space import (
     Block,
@@ -37,10 +37,8 @@ READS_WHAT_IT_ADDS_TO = ("nested_blocks", "pre_activation")
 """Specimens in which one region holds a layer and the addition of the layer's own input."""
 
 
-def every_second(size: int, count: int) -> tuple[int, ...]:
-    """Even sizes, as a target with steps of two would be measured."""
-    assert count >= 2
-    return grid(size, 2, 1, count)
+def table_points(analysis: Analysis, choices: Choices, region: CostRegion) -> Points:
+    return thinned(reachable_sizes(analysis, choices, region))
 
 
 def cost_of(sizes: Sequence[int]) -> float:
@@ -51,7 +49,7 @@ def cost_of(sizes: Sequence[int]) -> float:
 def made_up_latency(analysis: Analysis, choices: Choices) -> dict[str, tuple[Points, FloatArray]]:
     tables: dict[str, tuple[Points, FloatArray]] = {}
     for region in analysis.regions:
-        points = table_points(analysis, choices, region, every_second)
+        points = table_points(analysis, choices, region)
         values = np.empty([len(axis) for axis in points])
         for index in np.ndindex(values.shape):
             values[index] = cost_of([axis[i] for axis, i in zip(points, index, strict=True)])
@@ -155,7 +153,7 @@ def test_latency_is_exact_at_the_measured_points(specimen: Specimen) -> None:
     terms = space.costs["latency"].terms
     assert [term.region for term in terms] == [region.name for region in analysis.regions]
     for region, term in zip(analysis.regions, terms, strict=True):
-        points = table_points(analysis, choices, region, every_second)
+        points = table_points(analysis, choices, region)
         assert tuple(tuple(point for point in axis.points if point) for axis in term.axes) == points
         for index in itertools.product(*(range(len(axis.points)) for axis in term.axes)):
             sizes = [axis.points[i] for axis, i in zip(term.axes, index, strict=True)]
@@ -182,27 +180,39 @@ def test_tables_reach_from_the_smallest_option_to_the_dense_size() -> None:
     analysis, choices, _ = specimen_space("dense_concat")
     by_name = {region.name: region for region in analysis.regions}
     # stem 8 and grow1 6 in steps of two: the concatenation has 2 + 2 to 8 + 6 channels.
-    assert table_points(analysis, choices, by_name["cat_1"], every_second)[0][:1] == (4,)
-    out, inp = table_points(analysis, choices, by_name["grow2"], every_second)
+    assert table_points(analysis, choices, by_name["cat_1"])[0][:1] == (4,)
+    out, inp = table_points(analysis, choices, by_name["grow2"])
     assert out == (2, 4, 6)
     assert (inp[0], inp[-1]) == (4, 14)
 
 
-def test_the_number_of_points_depends_on_how_many_axes_vary() -> None:
+def test_reachable_sizes_are_those_that_the_options_add_up_to() -> None:
+    analysis, choices, space = specimen_space("dense_concat")
+    for region, term in zip(analysis.regions, space.costs["latency"].terms, strict=True):
+        for axis, sizes in zip(term.axes, reachable_sizes(analysis, choices, region), strict=True):
+            options = [space.options(dim) for dim in axis.dims]
+            sums = {axis.size(dict(zip(axis.dims, each, strict=True))) for each in itertools.product(*options)}
+            assert sizes == tuple(sorted(sums - {0}))
+
+
+def test_what_is_held_has_one_size() -> None:
     analysis, choices, _ = specimen_space("plain_residual")
-    asked: list[tuple[int, int]] = []
-
-    def spy(size: int, count: int) -> tuple[int, ...]:
-        asked.append((size, count))
-        return (2, size)
-
-    by_name = {region.name: region for region in analysis.regions}
-    table_points(analysis, choices, by_name["stem.0"], spy)
-    table_points(analysis, choices, by_name["one.first.0"], spy)
-    assert asked == [(16, GRID_POINTS[1]), (12, GRID_POINTS[2]), (16, GRID_POINTS[2])]
     held = replace(choices, held=frozenset({"stem.0"}))
-    assert table_points(analysis, held, by_name["stem.0"], spy) == ((16,),)
-    assert table_points(analysis, held, by_name["one.first.0"], spy) == ((2, 12), (16,))
+    by_name = {region.name: region for region in analysis.regions}
+    assert reachable_sizes(analysis, held, by_name["stem.0"]) == ((16,),)
+    assert reachable_sizes(analysis, held, by_name["one.first.0"]) == ((2, 4, 6, 8, 10, 12), (16,))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_tables_hold_so_many_sizes_evenly_with_both_ends(axes: int) -> None:
+    many = tuple(range(3, 3 + 7 * 200, 7))
+    for axis in thinned((many,) * axes):
+        assert len(axis) == len(set(axis)) == MOST_POINTS[axes]
+        assert (axis[0], axis[-1]) == (many[0], many[-1])
+        assert set(axis) <= set(many)
+        gaps = np.diff(axis)
+        assert gaps.max() <= gaps.min() + 7
+    assert thinned(((2, 4, 6),) * axes) == ((2, 4, 6),) * axes
 
 
 def test_what_goes_with_a_block_may_go_to_0() -> None:
@@ -215,8 +225,8 @@ def test_what_goes_with_a_block_may_go_to_0() -> None:
     assert [dim.values[0] for dim in space.importance if dim.dim == "rows"] == [0.0]
     # No axis is measured without entries, those that may have none say that they cost nothing then.
     by_name = {region.name: region for region in analysis.regions}
-    assert table_points(analysis, choices, by_name["rows"], every_second) == ((2, 4, 6, 8, 9), (2, 4))
-    assert table_points(analysis, choices, by_name["cat_1"], every_second)[0][0] == 2
+    assert table_points(analysis, choices, by_name["rows"]) == ((2, 4, 6, 8, 9), (2, 4))
+    assert table_points(analysis, choices, by_name["cat_1"])[0][0] == 2
     points = {term.region: term.axes[0].points for term in space.costs["latency"].terms}
     assert points["rows"] == (0, 2, 4, 6, 8, 9)
     assert points["cat_1"][:2] == (0, 2)
@@ -255,7 +265,7 @@ def test_a_branch_beside_nothing_prunable_leaves_a_region_without_entries() -> N
     torch.manual_seed(0)
     analysis, choices, space = built(Beside().eval(), (image(side=4),))
     by_name = {region.name: region for region in analysis.regions}
-    assert table_points(analysis, choices, by_name["cat"], every_second)[0] == (2, 4, 6, 8)
+    assert table_points(analysis, choices, by_name["cat"])[0] == (2, 4, 6, 8)
     term = next(term for term in space.costs["latency"].terms if term.region == "cat")
     assert term.axes[0].points == (0, 2, 4, 6, 8)
     assert term.cost({"branch": 0}) == 0.0

@@ -1,0 +1,175 @@
+"""Does the sum of measured parts predict a network? `python bench/latency.py [NETWORK ...] [--target T] [--batch N]`
+
+Per network: the latency table that pruning needs, measured cold; then slim variants, random in their sizes and their
+removed blocks, each predicted from the table alone (none of its sizes is measured for it) and timed in turn with the
+dense network. The prediction is calibrated by the dense network only. Beside it stands the one from the regions
+measured at exactly the sizes of the variant (--exact): the difference is what reading the table costs.
+Rows go into bench/results/latency.json as they come, by target, threads, batch and network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from math import prod
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import torchvision
+
+from bench.common import load, save
+from mdp_fx.latency.measuring import compare
+from mdp_fx.latency.network import Calibration, exact_sum, region_tables
+from mdp_fx.latency.tables import LatencyTable
+from mdp_fx.latency.targets import get_target
+from mdp_fx.passes.build_space import build_space, reachable_sizes, unit_order
+from mdp_fx.passes.choices import choose
+from mdp_fx.passes.importance import score
+from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, normalise, violations
+from mdp_fx.pipeline import analyse, rewrite
+
+NETWORKS = (
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "vgg16_bn",
+    "densenet121",
+    "vit_b_16",
+    "swin_t",
+)
+STEP = 8
+MEAN_ERROR, WORST_ERROR = 0.03, 0.08
+
+
+def random_selection(space: SearchSpace, seed: int) -> Selection:
+    """Some structure of the space: sizes around a random share of the dense ones, some blocks gone."""
+    draw = random.Random(seed)
+    share = draw.uniform(0.25, 0.95)
+    while True:
+        gone = {block.name for block in space.blocks if draw.random() < 0.5 * (1 - share)}
+        sizes = {}
+        for dimension in space.dimensions:
+            wanted = dimension.dense * min(1.0, max(0.1, draw.gauss(share, 0.15)))
+            options = [size for size in space.options(dimension.name) if size]
+            sizes[dimension.name] = min(options, key=lambda size: abs(size - wanted))
+        selection = normalise(space, Selection(sizes, tuple(gone)))
+        if not violations(space, selection):
+            return selection
+
+
+def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One network on one target: its table, and its variants."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    inputs = (torch.randn(args.batch, 3, 224, 224),)
+    target = get_target(args.target, args.threads)
+    analysis = analyse(model, inputs)
+    choices = choose(analysis, STEP)
+    scores = score(analysis.graph, analysis.groups, "l2", model=model)
+    order = unit_order(scores, analysis.groups)
+    dense_runner = target.prepare(rewrite(analysis, {}, ()), inputs)
+    with tempfile.TemporaryDirectory() as folder, LatencyTable(Path(folder) / "table.sqlite") as table:
+        begin = time.perf_counter()
+        tables = region_tables(analysis, choices, target, table)
+        cold_s = time.perf_counter() - begin
+        begin = time.perf_counter()
+        region_tables(analysis, choices, target, table)
+        warm_s = time.perf_counter() - begin
+        seconds = {region: (points, 1e6 * values) for region, (points, values) in tables.seconds.items()}
+        space = build_space(analysis, choices, scores, seconds)
+        dense_sum = evaluate(space, space.unpruned())["latency"] * 1e-6
+        dense_s = compare({"dense": dense_runner}, max_time_s=10)["dense"].low_s
+        full = {(r.key, at) for r in analysis.regions for at in [reachable_sizes(analysis, choices, r)]}
+        row: dict[str, Any] = {
+            "network": name,
+            "target": args.target,
+            "device": target.fingerprint(),
+            "threads": target.threads,
+            "batch": args.batch,
+            "dense_ms": 1e3 * dense_s,
+            "dense_sum_ms": 1e3 * dense_sum,
+            "residual_ms": 1e3 * (dense_s - dense_sum),
+            "cold_s": cold_s,
+            "warm_s": warm_s,
+            "points": tables.measured,
+            "full_grid": sum(prod(len(axis) for axis in sizes) for _, sizes in full),
+            "expected_error": tables.expected_error,
+            "variants": [],
+        }
+        calibration = Calibration(dense_s / dense_sum)
+        for seed in range(args.variants):
+            selection = random_selection(space, seed)
+            kept = {group: sorted(map(int, order[group][:size])) for group, size in selection.sizes.items()}
+            runner = target.prepare(rewrite(analysis, kept, selection.removed_blocks), inputs)
+            timings = compare({"dense": dense_runner, "slim": runner}, min_time_s=0.3, max_time_s=6, error=0.01)
+            runner.close()
+            measured = timings["slim"].low_s / timings["dense"].low_s * dense_s
+            total = evaluate(space, selection)["latency"] * 1e-6
+            variant = {
+                "seed": seed,
+                "removed_blocks": len(selection.removed_blocks),
+                "sum_ms": 1e3 * total,
+                "predicted_ms": 1e3 * calibration.whole(total),
+                "measured_ms": 1e3 * measured,
+                "spread": timings["slim"].spread,
+                "error": calibration.whole(total) / measured - 1,
+            }
+            if args.exact:
+                sizes = {group.dim: selection.sizes[group.name] for group in analysis.groups}
+                gone = {
+                    node
+                    for block in analysis.blocks.removable
+                    if block.name in selection.removed_blocks
+                    for node in block.nodes
+                }
+                alive = [region for region in analysis.regions if region.nodes[0] not in gone]
+                exact = sum(exact_sum(alive, lambda dim: sizes.get(dim, dim.size), target, table).values())  # noqa: B023
+                variant["exact_sum_ms"] = 1e3 * exact
+                variant["exact_error"] = calibration.whole(exact) / measured - 1
+            row["variants"].append(variant)
+            print(name, {key: round(value, 4) for key, value in variant.items()}, flush=True)
+    dense_runner.close()
+    errors = [abs(variant["error"]) for variant in row["variants"]]
+    row |= {"mean_error": fmean(errors), "worst_error": max(errors)}
+    if args.exact:
+        row["mean_exact_error"] = fmean(abs(variant["exact_error"]) for variant in row["variants"])
+    return row
+
+
+def main() -> None:
+    """Runs the named networks, all by default, and puts their rows into the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--target", default="onnxruntime:cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--variants", type=int, default=20)
+    parser.add_argument("--exact", action="store_true", help="also measure the regions of every variant")
+    args = parser.parse_args()
+    for name in args.networks:
+        row = run(name, args)
+        print({key: value for key, value in row.items() if key != "variants"}, flush=True)
+        rows = {_key(known): known for known in load("latency").get("rows", ())} | {_key(row): row}
+        ordered = [rows[key] for key in sorted(rows, key=lambda key: (*key[:3], NETWORKS.index(key[3])))]
+        missed = [_key(row) for row in ordered if row["mean_error"] > MEAN_ERROR or row["worst_error"] > WORST_ERROR]
+        limits = {"mean_error": MEAN_ERROR, "worst_error": WORST_ERROR}
+        save("latency", {"limits": limits, "missed": missed, "rows": ordered}, quiet=True)
+
+
+def _key(row: dict[str, Any]) -> tuple[str, int, int, str]:
+    return (row["target"], row["threads"], row["batch"], row["network"])
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

@@ -1,0 +1,188 @@
+"""Which sizes of a region to measure: a coarse grid first, finer where reading between its points errs.
+
+A region's time over one of its sizes is a line with a small constant, a staircase with the target's alignment as its
+tread, or something rougher. Three lines per axis tell most of it. Two probes per axis, off the treads and on them, tell
+whether there are treads. Then every inner line is left out in turn and read from its neighbours: where that errs, gaps
+where most sizes lie are halved, until it does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, product
+
+import numpy as np
+
+from mdp_fx.latency.region_model import AxisModel, RegionModel
+
+Sizes = tuple[int, ...]
+
+EXPECTED_ERROR = 0.02
+"""Mean error, as a share, at which a region's table is good enough."""
+_SMALL = 0.001  # or a region's error as a share of the network's latency
+_MOST_LINES = 9
+_SHORTEST_S = 1e-9  # some regions take no time at all
+_SURE = 0.02  # a penalty below this is noise
+_PENALTIES = (0.8, 4.0)
+_TREADS = (1, 2, 4, 8)  # of the target's alignment: kernels work on several vectors at once
+_ACROSS_ONE = 0.5  # reading across one gap errs less than across the two around a line that was left out
+
+
+class RegionSampler:
+    """Decides what to measure of one region; `wanted`, measure, `refine`, until that says that it is enough.
+
+    Args:
+        sizes: per axis every size in play, ascending.
+        alignment: multiple at which the target's time steps, if it does.
+    """
+
+    def __init__(self, sizes: Sequence[Sequence[int]], alignment: int) -> None:
+        self._sizes = [list(axis) for axis in sizes]
+        self._alignment = alignment
+        self._axes = [AxisModel(_first_lines(axis, alignment)) for axis in sizes]
+        self._probes = [_probes(axis, lines.lines, alignment) for axis, lines in zip(sizes, self._axes, strict=True)]
+        self._probed = False
+        self.expected_error = 0.0
+
+    def wanted(self) -> list[Sizes]:
+        """The points that `refine` and `model` need."""
+        points = list(product(*(axis.lines for axis in self._axes)))
+        return points + [self._at_probe(axis, probe) for axis, probes in enumerate(self._probes) for probe in probes]
+
+    def refine(self, seconds: Mapping[Sizes, float], network_s: float) -> bool:
+        """Adds lines where reading between them errs.
+
+        Args:
+            seconds: what was measured at the points wanted.
+            network_s: what all regions of the dense network take, to which this one's error is held.
+
+        Returns:
+            Whether there is more to measure.
+        """
+        if not self._probed:
+            self._find_treads(seconds)
+            self._probed = True
+        model = self.model(seconds)
+        dense_s = float(model.seconds.reshape(-1)[-1])
+        tolerance = max(EXPECTED_ERROR, _SMALL * network_s / dense_s) if dense_s > 0 else math.inf
+        gaps = [self._gap_errors(model, axis) for axis in range(len(self._axes))]
+        self.expected_error = max((sum(errors) for errors in gaps), default=0.0)
+        before = list(self._axes)
+        for axis, errors in enumerate(gaps):
+            # Without an inner line nothing says how well the axis is read.
+            if sum(errors) > tolerance or len(errors) == 1:
+                self._halve(axis, errors)
+        return self._axes != before
+
+    def model(self, seconds: Mapping[Sizes, float]) -> RegionModel:
+        """The region from what was measured."""
+        lines = [axis.lines for axis in self._axes]
+        grid = np.array([seconds[point] for point in product(*lines)]).reshape([len(each) for each in lines])
+        return RegionModel(tuple(self._axes), grid)
+
+    def _at_probe(self, axis: int, probe: int) -> Sizes:
+        return tuple(probe if i == axis else each.lines[-1] for i, each in enumerate(self._axes))
+
+    def _find_treads(self, seconds: Mapping[Sizes, float]) -> None:
+        """Per axis the tread, and the price of padding, that its probes agree with best."""
+        for axis, probes in enumerate(self._probes):
+            if not probes:
+                continue
+            fits = [self._fit(axis, tread, seconds) for tread in (1, *(k * self._alignment for k in _TREADS))]
+            self._axes[axis] = min(fits, key=lambda fit: fit[0])[1]
+
+    def _fit(self, axis: int, tread: int, seconds: Mapping[Sizes, float]) -> tuple[float, AxisModel]:
+        """Share by which probes, and lines on the tread of another, are misread with such treads; and the axis then."""
+        lines = self._axes[axis].lines
+        model = AxisModel(_one_per_tread(lines, tread), tread)
+        spare = [line for line in lines if line not in model.lines]
+        points = [self._at_probe(axis, size) for size in (*self._probes[axis], *spare)]
+        off = points[0]
+
+        def read(point: Sizes) -> float:
+            return max(_read(self._with(axis, model, seconds), point), _SHORTEST_S)
+
+        if off[axis] % tread:
+            for _ in range(3):  # lines off the treads have the penalty too
+                penalty = model.penalty * max(seconds[off], _SHORTEST_S) / read(off)
+                model = AxisModel(model.lines, tread, float(np.clip(penalty, *_PENALTIES)))
+        misread = [abs(seconds[point] / read(point) - 1.0) for point in points]
+        if abs(model.penalty - 1.0) < _SURE:
+            model = AxisModel(model.lines, tread)
+        # Several explanations may fit: no treads is the simplest, and no penalty the next.
+        return max(misread) + (_SURE if tread > 1 else 0.0) + (_SURE if model.penalty != 1.0 else 0.0), model
+
+    def _with(self, axis: int, model: AxisModel, seconds: Mapping[Sizes, float]) -> RegionModel:
+        axes = (*self._axes[:axis], model, *self._axes[axis + 1 :])
+        lines = [each.lines for each in axes]
+        return RegionModel(axes, np.array([seconds[p] for p in product(*lines)]).reshape([len(each) for each in lines]))
+
+    def _gap_errors(self, model: RegionModel, axis: int) -> list[float]:
+        """Per gap between the lines of an axis what reading there adds to the mean error over all of its sizes."""
+        lines = model.axes[axis].lines
+        if len(lines) < 3:
+            return [0.0] * (len(lines) - 1)
+        left_out = [0.0, *(_left_out_error(model, axis, line) for line in range(1, len(lines) - 1)), 0.0]
+        inside = [sum(low < size < high for size in self._sizes[axis]) for low, high in pairwise(lines)]
+        return [
+            _ACROSS_ONE * max(ends) * count / len(self._sizes[axis])
+            for ends, count in zip(pairwise(left_out), inside, strict=True)
+        ]
+
+    def _halve(self, axis: int, errors: Sequence[float]) -> None:
+        """Lines into the middle of the two gaps that err most, as far as there is a size and room for them."""
+        model = self._axes[axis]
+        lines = set(model.lines)
+        gaps = sorted(zip(errors, pairwise(model.lines), strict=True), reverse=True)
+        for _, (low, high) in gaps[: min(2, _MOST_LINES - len(lines))]:
+            taken = set(model.places(sorted(lines)))
+            between = [s for s in self._sizes[axis] if low < s < high and model.places([s])[0] not in taken]
+            if between:
+                lines.add(_nearest(_aligned(between, self._alignment), (low + high) / 2))
+        self._axes[axis] = AxisModel(tuple(sorted(lines)), model.tread, model.penalty)
+
+
+def _first_lines(sizes: Sequence[int], alignment: int) -> tuple[int, ...]:
+    """The smallest, the largest, and one between them; all where there are no more than three."""
+    if len(sizes) <= 3:
+        return tuple(sizes)
+    middle = _nearest(_aligned(sizes[1:-1], alignment), math.sqrt(sizes[0] * sizes[-1]))
+    return (sizes[0], middle, sizes[-1])
+
+
+def _probes(sizes: Sequence[int], lines: Sequence[int], alignment: int) -> tuple[int, ...]:
+    """A size off the treads, small enough that rounding it up would show, and the next one on them; empty without."""
+    off = [size for size in sizes if size % alignment and size not in lines]
+    if not off or len(sizes) <= len(lines):
+        return ()
+    probe = min(off, key=lambda size: abs(math.log(size / (4 * alignment))))
+    on = [size for size in sizes if size > probe and size % alignment == 0]
+    return (probe, *on[:1])
+
+
+def _one_per_tread(lines: Sequence[int], tread: int) -> tuple[int, ...]:
+    """Of lines on the same tread the one at its end."""
+    by_place = {-(-line // tread): line for line in lines}  # ascending: the last one stays
+    return tuple(by_place.values())
+
+
+def _aligned(sizes: Sequence[int], alignment: int) -> list[int]:
+    return [size for size in sizes if size % alignment == 0] or list(sizes)
+
+
+def _nearest(sizes: Sequence[int], wanted: float) -> int:
+    return min(sizes, key=lambda size: abs(size - wanted))
+
+
+def _read(model: RegionModel, point: Sizes) -> float:
+    return float(model.at([(size,) for size in point]).reshape(()))
+
+
+def _left_out_error(model: RegionModel, axis: int, line: int) -> float:
+    """Mean share by which an inner line is misread from its neighbours."""
+    others = [each.lines for each in model.axes]
+    others[axis] = (others[axis][line],)
+    measured = np.take(model.seconds, [line], axis)
+    read = model.without(axis, line).at(others)
+    return float(np.mean(np.abs(read - measured) / np.maximum(measured, _SHORTEST_S)))
