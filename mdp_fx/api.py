@@ -51,7 +51,8 @@ class PruneResult:
         module: the slim network, in eval mode.
         recipe: what was kept and removed; `apply` repeats it on the same dense network.
         report: the facts of the run.
-        space: the search space that was solved, restrictions and budgets included.
+        space: the search space that was decided on, with the budgets that the solver was given (latency a little below
+            what was asked, see `budget_search.AIM`), without restrictions: they can be chosen anew.
     """
 
     module: fx.GraphModule

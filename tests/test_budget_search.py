@@ -25,6 +25,7 @@ from mdp_fx.latency.timing import Effort
 from mdp_fx.passes import minlp
 from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.passes.importance import LayerImportance, score
+from mdp_fx.passes.restrict import restrict
 from mdp_fx.passes.search_space import Selection, evaluate
 from mdp_fx.pipeline import analyse, rewrite
 from tests.latency.fakes import steady
@@ -185,7 +186,7 @@ def test_an_absolute_budget_counts_in_seconds(analysed: Analysed, table: Latency
     assert LEAST * wanted <= outcome.slim.median_s <= OVER * wanted
 
 
-def test_restrictions_hold_and_the_solved_space_is_handed_back(analysed: Analysed, table: LatencyTable) -> None:
+def test_restrictions_hold_and_the_space_without_them_is_handed_back(analysed: Analysed, table: LatencyTable) -> None:
     analysis = analysed[0]
     free = search(analysed, WorkTarget(), table, min_keep=1.0).run(Budget(share=0.6), {"params": Budget(share=0.9)})
     assert free.selection.sizes == {each.name: each.size for each in analysis.groups}
@@ -193,7 +194,10 @@ def test_restrictions_hold_and_the_solved_space_is_handed_back(analysed: Analyse
     assert gone
     # Asked again, the space gives what was chosen.
     assert set(free.space.budgets) == {"latency", "params"}
-    assert minlp.solve(free.space, free.space.budgets, gap=1e-3, threads=1)[0] == free.selection
+    again = restrict(free.space, min_keep=1.0)
+    assert minlp.solve(again, free.space.budgets, gap=1e-3, threads=1)[0] == free.selection
+    # Without the restriction it may be decided otherwise.
+    assert minlp.solve(free.space, free.space.budgets, gap=1e-3, threads=1)[0] != free.selection
 
     group, restrictions = analysis.groups[1], {"keep_blocks": gone[:1], "max_removed": 1, "min_keep": 0.25}
     held = search(analysed, WorkTarget(), table, fixed={group.name: group.size}, **restrictions)
@@ -224,7 +228,7 @@ def test_the_measured_space_is_what_the_first_round_is_asked(
     assert target.prepared == [pytest.approx(2 * dense_time(analysed))]
     monkeypatch.setattr(budget_search, "MOST_ROUNDS", 1)
     outcome = search(analysed, target, table, min_keep=0.25).run(Budget(share=0.6), {})
-    assert replace(outcome.space, budgets={}) == space
+    assert restrict(replace(outcome.space, budgets={}), min_keep=0.25) == space
 
 
 def test_the_most_important_units_are_kept(analysed: Analysed, table: LatencyTable) -> None:

@@ -37,7 +37,11 @@ from mdp_fx.cli import options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Slim network.  [default: <model>-slim.pt]")
 @click.option("--onnx", type=click.Path(path_type=Path), help="Also export it to ONNX.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Also write the recipe as JSON.")
-@click.option("--save-space", type=click.Path(path_type=Path), help="Also write the search space, for mdp-fx solve.")
+@click.option(
+    "--save-space",
+    type=click.Path(path_type=Path),
+    help="Also write the search space, without restrictions, for mdp-fx solve.",
+)
 @options.force_option
 @options.front_end_option
 @options.model_options
