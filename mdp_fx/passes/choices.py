@@ -16,8 +16,8 @@ from mdp_fx.passes.cost_regions import CostRegion
 from mdp_fx.passes.residual_blocks import Blocks, ResidualBlock
 from mdp_fx.passes.search_space import Dimension
 
-MAX_OPTIONS = 12
-"""Kept sizes offered for each dimension."""
+MAX_OPTIONS = 32
+"""Kept sizes offered for each dimension, at most."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,13 @@ class Choices:
 
 
 def option_sizes(size: int, step: int, most: int = MAX_OPTIONS) -> tuple[int, ...]:
-    """Kept sizes offered for a dimension: multiples of `step`, thinned evenly to about `most`, and the dense size."""
-    wide = step * max(1, -(-size // (step * most)))
+    """Kept sizes offered for a dimension: multiples of `step`, or of its double, and so on, and the dense size.
+
+    Doubling keeps them on the treads of the target's staircase where they become fewer.
+    """
+    wide = step
+    while size > wide * most:
+        wide *= 2
     return (*range(wide, size, wide), size)
 
 
