@@ -7,17 +7,20 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mdp_fx.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     import onnx
 
+_ATTENTION = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
 
 
@@ -35,6 +38,25 @@ def quiet() -> Iterator[None]:
         finally:
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
+
+
+class _AttentionOnFourAxes(TorchFunctionMode):
+    """Joins the leading axes of attention over windows: torch's exporter takes (batch, heads, length, size) alone."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ATTENTION and len(args) >= 3 and args[0].ndim > 4:
+            lead = args[0].shape[:-3]
+            if all(value.shape[:-3] == lead for value in args[1:3]):
+                joined = [value.flatten(0, -4) for value in args[:3]]
+                given = {**dict(zip(("attn_mask", "dropout_p", "is_causal"), args[3:], strict=False)), **kwargs}
+                mask = given.get("attn_mask")
+                if mask is not None and mask.ndim > 3:
+                    given["attn_mask"] = mask.broadcast_to((*lead, *mask.shape[-3:])).flatten(0, -4)
+                return func(*joined, **given).unflatten(0, lead)
+        return func(*args, **kwargs)
 
 
 def to_onnx_model(
@@ -61,7 +83,7 @@ def to_onnx_model(
                 torch.cat([value, value]) if flag else value for value, flag in zip(inputs, batched, strict=True)
             )
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), _AttentionOnFourAxes():
             program = torch.onnx.export(
                 module,
                 inputs,

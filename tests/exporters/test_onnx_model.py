@@ -7,6 +7,7 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdp_fx.errors import ModelError
@@ -65,3 +66,22 @@ def test_a_module_that_cannot_be_exported_is_one_line() -> None:
     with pytest.raises(ModelError, match="cannot export to ONNX: ") as caught:
         to_onnx_bytes(Sorting(), (torch.randn(1, 4),))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mask", [None, (5, 5), (3, 2, 5, 5), (2, 1, 2, 5, 5)])
+def test_attention_over_windows_is_exported(mask: tuple[int, ...] | None) -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+            self.bias = None if mask is None else nn.Parameter(torch.randn(mask))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(3, 0, 1, 4, 2, 5).unbind(0)
+            return F.scaled_dot_product_attention(q, k, v, self.bias)
+
+    torch.manual_seed(0)
+    model, x = Windows().eval(), torch.randn(2, 3, 5, 8)
+    session = onnxruntime.InferenceSession(to_onnx_bytes(model, (x,)), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-5)
