@@ -19,6 +19,7 @@ from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.network import exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
+from mdp_fx.passes.arguments import check_limits, check_restrictions
 from mdp_fx.passes.base import Stage, batch_of, silent
 from mdp_fx.passes.build_space import build_space
 from mdp_fx.passes.choices import choose
@@ -122,6 +123,8 @@ def prune(
     Raises:
         MdpFxError: one line that says what, where and what to do.
     """
+    check_restrictions(min_keep, fixed, keep_blocks)
+    check_limits(gap, time_limit, threads, seed, max_removed)
     budgets = _budgets(latency, params, macs)
     kind = importance_kind(importance, data)
     inputs = as_inputs(example_inputs)
@@ -205,6 +208,7 @@ def search_space(
     Raises:
         MdpFxError: one line that says what, where and what to do.
     """
+    check_restrictions(min_keep, fixed, keep_blocks)
     kind = importance_kind(importance, data)
     inputs = as_inputs(example_inputs)
     device = None if target is None else get_target(target, threads)

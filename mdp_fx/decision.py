@@ -9,6 +9,7 @@ from typing import Any
 from mdp_fx.budgets import Budget, parse_budget
 from mdp_fx.errors import InputError, did_you_mean
 from mdp_fx.passes import minlp
+from mdp_fx.passes.arguments import check_is_space
 from mdp_fx.passes.minlp import Certificate
 from mdp_fx.passes.restrict import restrict
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, importance
@@ -80,11 +81,12 @@ def solve(
         max_removed: most blocks to remove, those inside of a removed block included.
 
     Raises:
-        InputError: no budget at all, or an unknown name.
+        InputError: no budget at all, an unknown name, or an argument of another type.
         BudgetError: a budget makes no sense or cannot be met; the message states the smallest reachable value.
         SolverError: the solver is unknown or not installed, or found nothing in time.
     """
-    limits = {**space.budgets, **_limits(space, budgets or {})}
+    check_is_space(space)
+    limits = {**space.budgets, **_limits(space, {} if budgets is None else budgets)}
     if not limits:
         raise InputError("the search space records no budget: give one, such as --budget 30%")
     selection, certificate = minlp.solve(
@@ -103,6 +105,8 @@ def solve(
 
 def _limits(space: SearchSpace, budgets: Mapping[str, str | float | Budget]) -> dict[str, float]:
     """Budgets in the units of the costs."""
+    if not isinstance(budgets, Mapping):
+        raise InputError(f"budgets are {budgets!r}; they must be by cost, such as {{'latency': '30%'}}")
     dense, limits = evaluate(space, space.unpruned()), {}
     for name, budget in budgets.items():
         if name not in space.costs:

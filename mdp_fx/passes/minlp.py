@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from mdp_fx.errors import BudgetError, InputError, SolverError
+from mdp_fx.passes.arguments import check_limits
 from mdp_fx.passes.search_space import (
     SearchSpace,
     Selection,
@@ -118,7 +119,8 @@ def solve(
         SolverError: Unknown solver, no selection found in time, or an answer that does not survive re-evaluation.
     """
     begin = time.monotonic()
-    _check_arguments(space, budgets, method, gap, time_limit, max_removed)
+    check_limits(gap, time_limit, threads, seed, max_removed)
+    _check_question(space, budgets, method, max_removed)
     if method == "uniform":
         run = _Run(space, space, dict(budgets), method, "uniform", gap, time_limit, begin, max_removed)
         result = solve_uniform(space, budgets)
@@ -167,14 +169,7 @@ class _Run:
         return all(_within(costs[name], budget) for name, budget in (self.budgets | self.removals).items())
 
 
-def _check_arguments(
-    space: SearchSpace,
-    budgets: Mapping[str, float],
-    method: str,
-    gap: float,
-    time_limit: float,
-    max_removed: int | None,
-) -> None:
+def _check_question(space: SearchSpace, budgets: Mapping[str, float], method: str, max_removed: int | None) -> None:
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; methods are {', '.join(METHODS)}")
     for name, budget in budgets.items():
@@ -182,10 +177,6 @@ def _check_arguments(
             raise InputError(f"budget for an unknown cost {name!r}; the search space has {', '.join(space.costs)}")
         if not math.isfinite(budget) or budget < 0:
             raise InputError(f"the {name} budget is {budget}; it must be a finite number, not negative")
-    if not (math.isfinite(gap) and gap >= 0) or not time_limit > 0:
-        raise InputError(f"gap {gap} and time limit {time_limit} must be a number >= 0 and a number of seconds > 0")
-    if max_removed is not None and max_removed < 0:
-        raise InputError(f"at most {max_removed} blocks are to be removed; it must be a number >= 0")
     if max_removed is not None and REMOVED in space.costs:
         raise InputError(f"the cost {REMOVED!r} needs another name: removed blocks are counted under it")
 

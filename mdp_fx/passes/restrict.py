@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from mdp_fx.errors import InputError, did_you_mean
+from mdp_fx.passes.arguments import check_restrictions
 from mdp_fx.passes.search_space import Dimension, SearchSpace
 from mdp_fx.passes.space_blocks import ancestors, emptied_by
 
@@ -30,11 +31,10 @@ def restrict(
         keep_blocks: Blocks that stay, and with them the blocks around them.
 
     Raises:
-        InputError: Such a dimension, size or block is not in the space, or the share is none.
+        InputError: Such a dimension, size or block is not in the space, or a restriction is of another type.
     """
+    check_restrictions(min_keep, fixed, keep_blocks)
     fixed = dict(fixed or {})
-    if min_keep is not None and not 0 <= min_keep <= 1:
-        raise InputError(f"the share to keep at least is {min_keep}; it must lie between 0 and 1")
     _check_fixed(space, fixed)
     names = [block.name for block in space.blocks]
     for name in keep_blocks:

@@ -310,9 +310,9 @@ def test_budgets_that_exclude_each_other() -> None:
         ({"latency": math.nan}, {}, "the latency budget is nan"),
         ({"latency": -1.0}, {}, "the latency budget is -1.0"),
         ({"latency": 9.0}, {"method": "mpd"}, "unknown method 'mpd'; methods are halp, mgp, mdlm, mdp, uniform"),
-        ({"latency": 9.0}, {"gap": -1.0}, "gap -1.0"),
-        ({"latency": 9.0}, {"time_limit": 0.0}, "time limit 0.0"),
-        ({"latency": 9.0}, {"max_removed": -1}, "at most -1 blocks are to be removed; it must be a number >= 0"),
+        ({"latency": 9.0}, {"gap": -1.0}, "gap is -1.0"),
+        ({"latency": 9.0}, {"time_limit": 0.0}, "the time limit is 0.0"),
+        ({"latency": 9.0}, {"max_removed": -1}, "max_removed is -1; it must be an int of at least 0"),
     ],
 )
 def test_bad_arguments(budgets: dict[str, float], options: dict[str, object], message: str) -> None:
