@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdp_fx.budgets import Budget, parse_budget
-from mdp_fx.errors import InputError, did_you_mean
+from mdp_fx.errors import InputError, one_of
 from mdp_fx.passes import minlp
 from mdp_fx.passes.arguments import check_is_space
 from mdp_fx.passes.minlp import Certificate
@@ -110,9 +110,7 @@ def _limits(space: SearchSpace, budgets: Mapping[str, str | float | Budget]) -> 
     dense, limits = evaluate(space, space.unpruned()), {}
     for name, budget in budgets.items():
         if name not in space.costs:
-            known = ", ".join(space.costs) or "no costs at all"
-            hint = did_you_mean(name, space.costs)
-            raise InputError(f"budget for an unknown cost {name!r}; the search space has {known}{hint}")
+            raise InputError(f"budget for an unknown cost {name!r}{one_of(name, space.costs)}")
         unit = space.costs[name].unit
         scale = 1e6 if unit == "us" else 1.0  # Budgets of time are in seconds.
         limits[name] = scale * parse_budget(budget, name, unit).resolve(dense[name] / scale)

@@ -51,7 +51,7 @@ def test_budgets_are_in_the_unit_of_their_cost(name: str, budget: Any, limit: fl
         ({"latency": "9"}, BudgetError, "cannot read the latency budget '9': write it as 50% or 12.5ms"),
         ({"memory": "9ms"}, BudgetError, "cannot read the memory budget '9ms': write it as 60% or 20MiB"),
         ({"energy": "9us"}, BudgetError, "cannot read the energy budget '9us': write it as 60% or 4M"),
-        ({"energie": "60%"}, InputError, "unknown cost 'energie'; .*; did you mean 'energy'?"),
+        ({"energie": "60%"}, InputError, "unknown cost 'energie'; did you mean 'energy'?"),
         ({"latency": "10%"}, BudgetError, r"latency budget of 0.0015 ms \(10.0% of dense\) cannot be met"),
         ({}, InputError, "the search space records no budget: give one, such as --budget 30%"),
     ],

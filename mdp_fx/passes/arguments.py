@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Collection, Mapping
 from typing import TypeGuard
 
@@ -18,8 +17,12 @@ def _is_whole(value: object) -> TypeGuard[int]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    known = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
-    return known and bool(abs(value) <= sys.float_info.max)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def check_whole(name: str, value: object, least: int, most: float = math.inf) -> None:

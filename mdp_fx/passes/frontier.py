@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from mdp_fx.errors import InputError, SolverError
+from mdp_fx.errors import InputError, SolverError, one_of
 from mdp_fx.passes.arguments import check_is_space, check_whole
 from mdp_fx.passes.minlp import METHODS
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, importance, normalise, violations
@@ -67,7 +67,7 @@ def frontier(
     """
     check_is_space(space)
     if cost not in space.costs:
-        raise InputError(f"no cost {cost!r} to sweep; the search space has {', '.join(space.costs)}")
+        raise InputError(f"no cost {cost!r} to sweep{one_of(cost, space.costs)}")
     if method not in METHODS or method == "uniform":
         raise InputError(f"no curve for the method {method!r}; methods are {', '.join(METHODS[:-1])}")
     check_whole("the number of points", most, 2)

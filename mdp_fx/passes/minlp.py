@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
-from mdp_fx.errors import BudgetError, InputError, SolverError
+from mdp_fx.errors import BudgetError, InputError, SolverError, one_of
 from mdp_fx.passes.arguments import check_limits
 from mdp_fx.passes.search_space import (
     SearchSpace,
@@ -174,7 +174,7 @@ def _check_question(space: SearchSpace, budgets: Mapping[str, float], method: st
         raise InputError(f"unknown method {method!r}; methods are {', '.join(METHODS)}")
     for name, budget in budgets.items():
         if name not in space.costs:
-            raise InputError(f"budget for an unknown cost {name!r}; the search space has {', '.join(space.costs)}")
+            raise InputError(f"budget for an unknown cost {name!r}{one_of(name, space.costs)}")
         if not math.isfinite(budget) or budget < 0:
             raise InputError(f"the {name} budget is {budget}; it must be a finite number, not negative")
     if max_removed is not None and REMOVED in space.costs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from mdp_fx.errors import InputError, did_you_mean
+from mdp_fx.errors import InputError, one_of
 from mdp_fx.passes.arguments import check_restrictions
 from mdp_fx.passes.search_space import Dimension, SearchSpace
 from mdp_fx.passes.space_blocks import ancestors, emptied_by
@@ -39,8 +39,7 @@ def restrict(
     names = [block.name for block in space.blocks]
     for name in keep_blocks:
         if name not in names:
-            hint = did_you_mean(name, names) if names else "; the search space has none"
-            raise InputError(f"unknown block {name!r} is to stay{hint}")
+            raise InputError(f"unknown block {name!r} is to stay{one_of(name, names)}")
     emptied = emptied_by(space.blocks)
     asked = [*keep_blocks, *(block for dim in fixed for block in emptied.get(dim, ()))]
     staying = {around for name in asked for around in ancestors(space.blocks, name)}
@@ -83,7 +82,7 @@ def _check_fixed(space: SearchSpace, fixed: Mapping[str, int]) -> None:
     dims = {d.name: d for d in space.dimensions}
     for name, size in fixed.items():
         if name not in dims:
-            raise InputError(f"unknown dimension {name!r} is to be held at {size}{did_you_mean(name, dims)}")
+            raise InputError(f"unknown dimension {name!r} is to be held at {size}{one_of(name, dims)}")
         if size not in space.options(name):
             raise InputError(f"dimension {name!r} cannot be held at {size}; {_offered(space, name)}")
         if size == 0 and name in emptied_by(space.blocks):

@@ -1,24 +1,16 @@
 """The decision as plain data: dimensions, blocks, importance and costs.
 
 A SearchSpace is what the analysis passes hand to the solvers. It holds no tensors and no graph; `space_json.py` says
-what it looks like as JSON.
-
-The size of an axis is its constant plus the sum of coefficient * product of the kept sizes of its dimensions. A table
-has one axis per entry of `axes` (a number when there are none), is given at their points, and is multilinear between
-them. A selection's cost is the constant plus the tables of all terms that lie outside removed blocks; its importance is
-the sum of the values of the terms outside removed blocks.
-
-A dimension that a block "empties" has 0 as its first size. It has that size where such a block is removed whose parent
-is alive, or that has none, and nowhere else. No two of the blocks that empty it lie side by side.
+what it looks like as JSON, and what every part of it means.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -114,7 +106,7 @@ class CostTerm:
     Attributes:
         region: Name of the region, for messages.
         block: Innermost removable block that holds it.
-        axes: Zero to three axes.
+        axes: What the cost depends on; a constant has none.
         table: Costs [len(axis.points) for axis in axes] in the unit of the model; kept as a read-only float64 array.
     """
 
@@ -126,7 +118,9 @@ class CostTerm:
     def __post_init__(self) -> None:
         try:
             table = np.array(self.table, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError) as e:
+        except OverflowError as e:
+            raise InputError(f"cost table of region {self.region!r} has a number that is beyond every float") from e
+        except (TypeError, ValueError) as e:
             raise InputError(f"cost table of region {self.region!r} is not a rectangular array of numbers") from e
         table.setflags(write=False)
         object.__setattr__(self, "table", table)
@@ -221,7 +215,7 @@ class SearchSpace:
 
         return space_json.from_json(data)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON form to `path`.
 
         Raises:
@@ -232,7 +226,7 @@ class SearchSpace:
         space_json.save(self, path)
 
     @classmethod
-    def load(cls, path: Path) -> SearchSpace:
+    def load(cls, path: str | os.PathLike[str]) -> SearchSpace:
         """Read a JSON file in the form of `space_json`, or in the form of the MINLPs published with MDP.
 
         Raises:

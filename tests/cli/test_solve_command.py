@@ -211,7 +211,7 @@ def test_bad_spaces(run: Run, folder: Path, change: Change, says: str) -> None:
         (("chain.json",), "the search space records no budget: give one, such as --budget 30%"),
         (("chain.json", "--budget", "fast"), "cannot read the latency budget 'fast': write it as 50% or 12.5ms"),
         (("chain.json", "--params", "60%"), "budget for an unknown cost 'params'; the search space has latency"),
-        (("chain.json", "--limit", "latncy=60%"), "unknown cost 'latncy'; the search space has latency; did you mean"),
+        (("chain.json", "--limit", "latncy=60%"), "unknown cost 'latncy'; did you mean 'latency'?"),
         (("chain.json", "--budget", "10%"), "cannot be met: the smallest is 0.003 ms (20.0% of dense)"),
         (
             ("chain.json", "--budget", "20%", "--max-removed", "0"),
