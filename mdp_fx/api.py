@@ -25,7 +25,7 @@ from mdp_fx.passes.build_space import build_space
 from mdp_fx.passes.choices import choose
 from mdp_fx.passes.front_end import Choice
 from mdp_fx.passes.importance import Loss
-from mdp_fx.passes.restrict import restrict
+from mdp_fx.passes.restrict import named_restrictions, restrict
 from mdp_fx.passes.search_space import SearchSpace
 from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, rewrite
 from mdp_fx.recipe import Recipe, fingerprint
@@ -134,7 +134,7 @@ def prune(
         model, inputs, kind, data, loss, step, keep, only, front_end, seed, watch, progress
     )
     options = SolverOptions(method, gap, time_limit, seed, min_keep, dict(fixed or {}), tuple(keep_blocks), max_removed)
-    with LatencyTable() as table:
+    with LatencyTable() as table, named_restrictions(min_keep, fixed, keep_blocks):
         search = BudgetSearch(
             analysis,
             choices,

@@ -11,7 +11,7 @@ from mdp_fx.errors import InputError, one_of
 from mdp_fx.passes import minlp
 from mdp_fx.passes.arguments import check_is_space
 from mdp_fx.passes.minlp import Certificate
-from mdp_fx.passes.restrict import restrict
+from mdp_fx.passes.restrict import named_restrictions, restrict
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, importance
 
 DEFAULT_GAP = 1e-4
@@ -89,17 +89,19 @@ def solve(
     limits = {**space.budgets, **_limits(space, {} if budgets is None else budgets)}
     if not limits:
         raise InputError("the search space records no budget: give one, such as --budget 30%")
-    selection, certificate = minlp.solve(
-        restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks),
-        limits,
-        method=method,
-        solver=solver,
-        gap=gap,
-        time_limit=time_limit,
-        threads=threads,
-        seed=seed,
-        max_removed=max_removed,
-    )
+    narrow = restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
+    with named_restrictions(min_keep, fixed, keep_blocks):
+        selection, certificate = minlp.solve(
+            narrow,
+            limits,
+            method=method,
+            solver=solver,
+            gap=gap,
+            time_limit=time_limit,
+            threads=threads,
+            seed=seed,
+            max_removed=max_removed,
+        )
     return Decision(space, selection, certificate)
 
 

@@ -204,19 +204,13 @@ def _follow_up(ctx: click.Context, source: str, saved: bool, curve: Curve) -> st
 
 def _budget(curve: Curve, saved: bool) -> list[str]:
     """The cost of the suggested point, rounded up to what reads well."""
+    from mdp_fx.passes.search_space import digits
+
     value = curve.suggestion.cost
     if curve.unit == "us" and not saved:
-        text = f"{_rounded_up(value / 1000)}ms"
+        text = f"{digits(value / 1000, math.ceil)}ms"
     else:
-        text = _rounded_up(value) + ("us" if curve.unit == "us" else "")
+        text = digits(value, math.ceil) + ("us" if curve.unit == "us" else "")
     if curve.cost == "latency" and saved:
         return ["--budget", text]
     return [f"--{curve.cost}", text] if curve.cost in (*_COSTS, "memory") else ["--limit", f"{curve.cost}={text}"]
-
-
-def _rounded_up(value: float) -> str:
-    """Four digits where there is a fraction."""
-    if value <= 0:
-        return "0"
-    digits = max(0, 3 - math.floor(math.log10(value)))
-    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"

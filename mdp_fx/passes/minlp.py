@@ -16,16 +16,25 @@ from typing import Any, Literal, cast, get_args
 from mdp_fx.errors import BudgetError, InputError, SolverError, one_of
 from mdp_fx.passes.arguments import check_limits
 from mdp_fx.passes.search_space import (
+    Rounding,
     SearchSpace,
     Selection,
-    amount,
     evaluate,
     importance,
     normalise,
+    share_of,
     violations,
 )
 from mdp_fx.passes.solvers import Limits, Outcome, Solver, get_solver
-from mdp_fx.passes.solvers.problem import REMOVED, Method, Problem, compile_problem, count_removed, modelled_space
+from mdp_fx.passes.solvers.problem import (
+    OUT_ONLY,
+    REMOVED,
+    Method,
+    Problem,
+    compile_problem,
+    count_removed,
+    modelled_space,
+)
 from mdp_fx.passes.solvers.uniform import solve_uniform
 
 logger = logging.getLogger(__name__)
@@ -232,18 +241,18 @@ def _infeasible(run: _Run, problem: Problem, limits: Limits) -> BudgetError:
 def _unreachable(run: _Run, smallest: Mapping[str, float]) -> BudgetError:
     whole = evaluate(run.space, run.space.unpruned())
 
-    def shown(name: str, value: float) -> str:
-        text = amount(value, run.space.costs[name].unit)
-        return f"{text} ({value / whole[name]:.1%} of dense)" if whole[name] else text
+    def shown(name: str, value: float, rounding: Rounding) -> str:
+        return share_of(value, run.space.costs[name].unit, whole[name], rounding)
 
     removals = "" if run.max_removed is None else f" with at most {run.max_removed} blocks removed"
+    tables = f", by the 1-D tables of {run.method}" if run.method in OUT_ONLY else ""
     for name, budget in run.budgets.items():
         if not _within(smallest[name], budget):
-            reach = shown(name, smallest[name])
-            message = f"the {name} budget of {shown(name, budget)} cannot be met{removals}: the smallest is {reach}"
+            asked, reach = shown(name, budget, math.floor), shown(name, smallest[name], math.ceil)
+            message = f"the {name} budget of {asked} cannot be met{removals}: the smallest is {reach}{tables}"
             return BudgetError(message, smallest)
-    each = ", ".join(f"{name} {shown(name, smallest[name])}" for name in run.budgets)
-    message = f"the budgets cannot be met together{removals}; the smallest of each alone: {each}"
+    each = ", ".join(f"{name} {shown(name, smallest[name], math.ceil)}" for name in run.budgets)
+    message = f"the budgets cannot be met together{removals}; the smallest of each alone: {each}{tables}"
     return BudgetError(message, smallest)
 
 

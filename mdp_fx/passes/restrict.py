@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
-from mdp_fx.errors import InputError, one_of
+from mdp_fx.errors import MOST_NAMED, BudgetError, InputError, one_of
 from mdp_fx.passes.arguments import check_restrictions
 from mdp_fx.passes.search_space import Dimension, SearchSpace
 from mdp_fx.passes.space_blocks import ancestors, emptied_by
@@ -76,6 +77,24 @@ def restrict(
         },
         fixed=held,
     )
+
+
+@contextmanager
+def named_restrictions(
+    min_keep: float | None, fixed: Mapping[str, int] | None, keep_blocks: Collection[str]
+) -> Iterator[None]:
+    """Within it, what says that a budget cannot be met also says under which restrictions."""
+    try:
+        yield
+    except BudgetError as error:
+        floor = [f"every dimension keeps {100 * min_keep:g} %"] if min_keep else []
+        held = [f"{name} is held at {size}" for name, size in (fixed or {}).items()]
+        kept = [f"{name} stays" for name in keep_blocks]
+        names = [*floor, *held, *kept]
+        if not error.smallest or not names:
+            raise
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        raise BudgetError(f"{error}, where {', '.join(names[:MOST_NAMED])}{more}", error.smallest) from error
 
 
 def _check_fixed(space: SearchSpace, fixed: Mapping[str, int]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -237,13 +237,33 @@ class SearchSpace:
         return space_json.load(path)
 
 
-def amount(value: float, unit: Unit) -> str:
+Rounding = Callable[[float], int]
+"""`round`; `math.ceil` for what must be enough as a budget; `math.floor` for a budget that is too little."""
+
+
+def amount(value: float, unit: Unit, rounding: Rounding = round) -> str:
     """A cost for people: time in milliseconds, memory in MiB."""
     if unit == "us":
-        return f"{value / 1000:.4g} ms"
+        return f"{digits(value / 1000, rounding)} ms"
     if unit == "bytes":
-        return f"{value / 2**20:.4g} MiB" if value < 1000 * 2**20 else f"{value / 2**20:,.0f} MiB"
-    return f"{value:,.0f} {unit}"
+        return f"{digits(value / 2**20, rounding, ',')} MiB"
+    return f"{rounding(round(value, 6)):,} {unit}"
+
+
+def digits(value: float, rounding: Rounding, separator: str = "") -> str:
+    """Four digits, and all that stand before the point."""
+    if value <= 0:
+        return "0"
+    places = max(0, 3 - math.floor(math.log10(value)))
+    # What is a billionth off is off by arithmetic.
+    text = f"{rounding(round(value * 10**places, 6)) / 10**places:{separator}.{places}f}"
+    return text.rstrip("0").rstrip(".") if places else text
+
+
+def share_of(value: float, unit: Unit, dense: float, rounding: Rounding = round) -> str:
+    """An amount with its share of the dense network's."""
+    text = amount(value, unit, rounding)
+    return f"{text} ({rounding(round(1000 * value / dense, 6)) / 10:.1f}% of dense)" if dense else text
 
 
 def interpolation_weights(points: Sequence[int], at: Sequence[int]) -> FloatArray:
