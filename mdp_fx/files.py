@@ -62,7 +62,7 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {_reason(error)}") from error
+            raise OutputError(f"cannot write {path}: {reason(error)}") from error
 
 
 @contextmanager
@@ -83,14 +83,15 @@ def together() -> Iterator[None]:
             try:
                 temporary.replace(target)
             except OSError as error:
-                raise OutputError(f"cannot write {target}: {_reason(error)}") from error
+                raise OutputError(f"cannot write {target}: {reason(error)}") from error
     finally:
         _pending.reset(token)
         for temporary, _ in written:
             temporary.unlink(missing_ok=True)
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Why a file could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk full; free some space or name a file on another disk"
     return (error.strerror or type(error).__name__).lower()

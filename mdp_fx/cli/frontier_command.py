@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from mdp_fx.cli import options
+from mdp_fx.errors import InputError
 
 if TYPE_CHECKING:
     from mdp_fx.cli.console import Reporter
@@ -36,7 +38,7 @@ class _Command(click.Command):
 @options.model_argument("source")
 @click.option("--cost", metavar="NAME", default="latency", show_default=True, help="What to trade importance for.")
 @click.option(
-    "--points", type=click.IntRange(min=2), metavar="N", default=100, show_default="100", help="Most points to compute."
+    "--points", type=click.IntRange(min=2), metavar="N", default=100, show_default=True, help="Most points to compute."
 )
 @options.method_option()
 @options.restrictions
@@ -76,17 +78,16 @@ def command(
     on the target, but not pruned; what is known from earlier runs is not measured again.
     """
     from mdp_fx.cli.console import Reporter, print_json, show
-    from mdp_fx.errors import InputError
     from mdp_fx.files import together
     from mdp_fx.report.frontier import Curve, check_plot, frontier_tables, write_plot
 
-    saved = Path(source).suffix.lower() == ".json"
+    saved = _holds_json(source)
     if saved and (wrong := [name for name in of_model if name in ctx.meta["written"]]):
         wrong = [param.opts[0] for param in ctx.command.params if param.name in wrong]
         raise InputError(f"{source} is a search space, measured and scored already: leave out {', '.join(wrong)}")
     if not saved and cost not in _COSTS:
         raise InputError(f"no cost {cost!r} to sweep; a network has {', '.join(_COSTS)}")
-    options.check_outputs({"--plot": plot, "--save-space": save_space}, force)
+    options.check_outputs({"--plot": plot, "--save-space": save_space}, force, [source])
     restrictions = {"min_keep": min_keep, "fixed": fixed, "keep_blocks": keep_blocks}
     with Reporter(verbose).running() as reporter:
         if plot is not None:
@@ -113,6 +114,19 @@ def command(
         return
     follow_up = _follow_up(ctx, source, saved, curve)
     show(*frontier_tables(curve, follow_up, written, verbose=verbose))
+
+
+def _holds_json(source: str) -> bool:
+    """Whether a source is a JSON file, by its name or by how it begins: no network's file begins with a brace."""
+    if Path(source).suffix.lower() == ".json":
+        return True
+    try:
+        if not Path(source).is_file():
+            return False
+        with Path(source).open("rb") as file:
+            return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+    except OSError:  # What reads networks says why it cannot be read.
+        return False
 
 
 class _Source(NamedTuple):

@@ -183,9 +183,9 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in PLOTS:
         raise OutputError(f"cannot plot to {path}: name a file that ends in .html, or in .png")
-    if path.suffix.lower() == ".png":
-        import plotly.graph_objects as go
+    import plotly.graph_objects as go
 
+    if path.suffix.lower() == ".png":
         _png(go.Figure(), path)
 
 
