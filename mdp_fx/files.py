@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import math
 import os
@@ -95,6 +96,20 @@ def reason(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk full; free some space or name a file on another disk"
     return (error.strerror or type(error).__name__).lower()
+
+
+def holds_json(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a JSON object does: no network's file, not even a pickle in text, begins with a brace.
+
+    False for what cannot be read.
+    """
+    try:
+        if not Path(path).is_file():
+            return False
+        with Path(path).open("rb") as file:
+            return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+    except OSError:  # Whoever reads all of it says why that cannot be done.
+        return False
 
 
 def finite(data: Any) -> Any:

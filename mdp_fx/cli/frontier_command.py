@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import math
 import shlex
 from pathlib import Path
@@ -74,14 +73,18 @@ def command(
 ) -> None:
     """Show how much importance SOURCE keeps at every latency: the whole curve, with its knees.
 
+    The points are the corners of the curve's upper hull: each keeps the most importance for its latency. Between two of
+    them may lie further structures, below the line that joins them: mdp-fx solve decides at any budget. It also takes
+    --max-removed, a number that the sweep cannot hold.
+
     SOURCE is a MODEL, as for mdp-fx prune, or a JSON file with a search space, as for mdp-fx solve. A MODEL is measured
     on the target, but not pruned; what is known from earlier runs is not measured again.
     """
     from mdp_fx.cli.console import Reporter, print_json, show
-    from mdp_fx.files import together
+    from mdp_fx.files import holds_json, together
     from mdp_fx.report.frontier import Curve, check_plot, frontier_tables, write_plot
 
-    saved = _holds_json(source)
+    saved = Path(source).suffix.lower() == ".json" or holds_json(source)
     if saved and (wrong := [name for name in of_model if name in ctx.meta["written"]]):
         wrong = [param.opts[0] for param in ctx.command.params if param.name in wrong]
         raise InputError(f"{source} is a search space, measured and scored already: leave out {', '.join(wrong)}")
@@ -114,19 +117,6 @@ def command(
         return
     follow_up = _follow_up(ctx, source, saved, curve)
     show(*frontier_tables(curve, follow_up, written, verbose=verbose))
-
-
-def _holds_json(source: str) -> bool:
-    """Whether a source is a JSON file, by its name or by how it begins: no network's file begins with a brace."""
-    if Path(source).suffix.lower() == ".json":
-        return True
-    try:
-        if not Path(source).is_file():
-            return False
-        with Path(source).open("rb") as file:
-            return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
-    except OSError:  # What reads networks says why it cannot be read.
-        return False
 
 
 class _Source(NamedTuple):

@@ -89,6 +89,20 @@ class Certificate:
     max_removed: int | None = None
     bound_from: str | None = None
 
+    @property
+    def misjudged(self) -> tuple[str, ...]:
+        """Costs that the method takes for something else than they are."""
+        return tuple(
+            name
+            for name, modelled in self.modelled_costs.items()
+            if not (_within(self.costs[name], modelled) and _within(modelled, self.costs[name]))
+        )
+
+    @property
+    def exceeded(self) -> tuple[str, ...]:
+        """Costs that are truly above their budget, which the method cannot know."""
+        return tuple(name for name in self.budgets if not _within(self.costs[name], self.budgets[name]))
+
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return asdict(self)

@@ -20,7 +20,7 @@ from tests.passes.spaces import MINLP_DATA, chain_space
 
 needs_minlp_data = pytest.mark.skipif(not MINLP_DATA.is_dir(), reason="../shared/data/minlp is not there")
 
-POINT_KEYS = {"cost", "share", "importance", "importance_share", "dims", "removed_blocks", "knee"}
+POINT_KEYS = {"cost", "share", "importance", "importance_share", "dims", "removed_blocks", "knee", "true_cost"}
 
 
 @pytest.fixture(autouse=True)

@@ -108,6 +108,20 @@ def test_a_proof_that_is_missing_is_said() -> None:
     assert has_row(found, "bound", "2,300,200, proven by the lagrangian solver")
 
 
+def test_a_budget_that_is_truly_exceeded_is_said() -> None:
+    over = {**CERTIFICATE.costs, "latency": 9000.0}
+    modelled = {**CERTIFICATE.costs, "latency": 6000.0}
+    halp = dataclasses.replace(CERTIFICATE, method="halp", costs=over, modelled_costs=modelled)
+    assert (halp.misjudged, halp.exceeded) == (("latency",), ("latency",))
+    found = shown(halp)
+    assert any("in halp" in line for line in found)
+    assert has_row(found, "latency", "20 ms", "6 ms", "6 ms", "9 ms", "150.0 %", "45.0 %")
+    assert has_row(found, "warning", "the latency kept is 150.0 % of its budget: halp was held to it by its 1-D tables")
+    right = dataclasses.replace(CERTIFICATE, method="halp", modelled_costs=CERTIFICATE.costs)
+    assert (right.misjudged, right.exceeded) == ((), ())
+    assert not any("in halp" in line or "warning" in line for line in shown(right))
+
+
 def test_spaces_in_which_little_can_be_said() -> None:
     bare = replace(SPACE, blocks=(), importance=(), costs={"latency": CostModel("us", 0.0, ())})
     dense = bare.dense()
