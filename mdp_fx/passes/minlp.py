@@ -217,7 +217,9 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
         if outcome.selection is None:
             if math.isinf(bound) and outcome.bound == -math.inf:
                 raise _infeasible(run, problem, limits)
-            raise SolverError(f"no selection found in {limits.time_limit:g} s; allow more time or coarser sizes")
+            raise SolverError(
+                f"no selection found in {limits.time_limit:g} s; allow more with --time-limit, or coarser sizes"
+            )
         # A tighter budget cannot raise the bound, so the first one stays valid.
         bound = min(bound, outcome.bound) if math.isinf(bound) else bound
         if wrong := violations(run.model, outcome.selection):

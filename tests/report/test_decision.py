@@ -116,7 +116,8 @@ def test_a_budget_that_is_truly_exceeded_is_said() -> None:
     found = shown(halp)
     assert any("in halp" in line for line in found)
     assert has_row(found, "latency", "20 ms", "6 ms", "6 ms", "9 ms", "150.0 %", "45.0 %")
-    assert has_row(found, "warning", "the latency kept is 150.0 % of its budget: halp was held to it by its 1-D tables")
+    said = "the latency kept is 150.0 % of its budget: halp was held to it by its 1-D tables; mdp knows the true cost"
+    assert has_row(found, "warning", said)
     right = dataclasses.replace(CERTIFICATE, method="halp", modelled_costs=CERTIFICATE.costs)
     assert (right.misjudged, right.exceeded) == ((), ())
     assert not any("in halp" in line or "warning" in line for line in shown(right))
