@@ -98,6 +98,14 @@ def reason(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()
 
 
+def same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether both name one file that is there, by whatever path or link."""
+    try:
+        return Path(path).samefile(other)
+    except (OSError, ValueError):  # One of them is no file, such as torchvision:resnet18.
+        return False
+
+
 def holds_json(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as a JSON object does: no network's file, not even a pickle in text, begins with a brace.
 

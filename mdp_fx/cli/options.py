@@ -288,26 +288,19 @@ def check_outputs(paths: dict[str, Path | None], force: bool, inputs: Sequence[s
         OutputError: one cannot be written, exists, is named twice, or is an input.
     """
     from mdp_fx.errors import OutputError
-    from mdp_fx.files import check_output
+    from mdp_fx.files import check_output, same_file
 
     seen: dict[Path, str] = {}
     for option, path in paths.items():
         if path is None:
             continue
-        if any(_same_file(path, each) for each in inputs):
+        if any(same_file(path, each) for each in inputs):
             raise OutputError(f"{option} {path} is what is read; name another output file")
         other = seen.setdefault(path.resolve(), option)
         if other != option:
             msg = f"{other} and {option} both name {path}; give them different files"
             raise OutputError(msg)
         check_output(path, force)
-
-
-def _same_file(path: Path, other: str | Path) -> bool:
-    try:
-        return path.samefile(other)
-    except (OSError, ValueError):  # One of them is no file, such as torchvision:resnet18.
-        return False
 
 
 def load(spec: str, arch: str | None, trust_pickle: bool) -> LoadedModel:

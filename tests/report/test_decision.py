@@ -126,7 +126,9 @@ def test_a_budget_that_is_truly_exceeded_is_said() -> None:
 def test_spaces_in_which_little_can_be_said() -> None:
     bare = replace(SPACE, blocks=(), importance=(), costs={"latency": CostModel("us", 0.0, ())})
     dense = bare.dense()
-    certificate = dataclasses.replace(CERTIFICATE, objective=0.0, bound=0.0, gap=0.0, costs={"latency": 0.0})
+    certificate = dataclasses.replace(
+        CERTIFICATE, objective=0.0, bound=0.0, gap=0.0, costs={"latency": 0.0}, budgets={"latency": 6000.0}
+    )
     found = lines(decision_tables("bare", bare, dense, certificate, verbose=False))
     assert found[0] == "bare: nothing is important"
     assert has_row(found, "latency", "0 ms", "6 ms", "0 ms", "0.0 %", "-")
