@@ -19,12 +19,13 @@ from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.network import exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
+from mdp_fx.passes.arguments import check_limits, check_restrictions
 from mdp_fx.passes.base import Stage, batch_of, silent
 from mdp_fx.passes.build_space import build_space
 from mdp_fx.passes.choices import choose
 from mdp_fx.passes.front_end import Choice
 from mdp_fx.passes.importance import Loss
-from mdp_fx.passes.restrict import restrict
+from mdp_fx.passes.restrict import named_restrictions, restrict
 from mdp_fx.passes.search_space import SearchSpace
 from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, rewrite
 from mdp_fx.recipe import Recipe, fingerprint
@@ -123,6 +124,8 @@ def prune(
     Raises:
         MdpFxError: one line that says what, where and what to do.
     """
+    check_restrictions(min_keep, fixed, keep_blocks)
+    check_limits(gap, time_limit, threads, seed, max_removed)
     budgets = _budgets(latency, params, macs)
     kind = importance_kind(importance, data)
     inputs = as_inputs(example_inputs)
@@ -132,7 +135,7 @@ def prune(
         model, inputs, kind, data, loss, step, keep, only, front_end, seed, watch, progress
     )
     options = SolverOptions(method, gap, time_limit, seed, min_keep, dict(fixed or {}), tuple(keep_blocks), max_removed)
-    with LatencyTable() as table:
+    with LatencyTable() as table, named_restrictions(min_keep, fixed, keep_blocks):
         search = BudgetSearch(
             analysis,
             choices,
@@ -206,6 +209,7 @@ def search_space(
     Raises:
         MdpFxError: one line that says what, where and what to do.
     """
+    check_restrictions(min_keep, fixed, keep_blocks)
     kind = importance_kind(importance, data)
     inputs = as_inputs(example_inputs)
     device = None if target is None else get_target(target, threads)

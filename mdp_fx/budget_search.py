@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.importance import LayerImportance
 from mdp_fx.passes.minlp import Certificate, solve
 from mdp_fx.passes.restrict import restrict
-from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate
+from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, share_of
 from mdp_fx.pipeline import rewrite
 
 _log = logging.getLogger(__name__)
@@ -373,11 +374,9 @@ def _in_users_terms(error: BudgetError, asked_s: float, dense_s: float, reach_s:
     if reach_s <= asked_s:
         return error  # Another budget is what cannot be met.
 
-    def amount(seconds: float) -> str:
-        return f"{1e3 * seconds:.4g} ms ({seconds / dense_s:.1%} of dense)"
-
-    smallest = f"the smallest reachable is {amount(reach_s)}"
-    return BudgetError(f"the latency budget of {amount(asked_s)} cannot be met: {smallest}", error.smallest)
+    asked, reach = (share_of(1e6 * s, "us", 1e6 * dense_s, r) for s, r in ((asked_s, math.floor), (reach_s, math.ceil)))
+    message = f"the latency budget of {asked} cannot be met: the smallest reachable is {reach}"
+    return BudgetError(message, error.smallest)
 
 
 def _compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:

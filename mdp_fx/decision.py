@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdp_fx.budgets import Budget, parse_budget
-from mdp_fx.errors import InputError, did_you_mean
+from mdp_fx.errors import InputError, one_of
 from mdp_fx.passes import minlp
+from mdp_fx.passes.arguments import check_is_space
 from mdp_fx.passes.minlp import Certificate
-from mdp_fx.passes.restrict import restrict
+from mdp_fx.passes.restrict import named_restrictions, restrict
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, importance
 
 DEFAULT_GAP = 1e-4
@@ -80,35 +81,38 @@ def solve(
         max_removed: most blocks to remove, those inside of a removed block included.
 
     Raises:
-        InputError: no budget at all, or an unknown name.
+        InputError: no budget at all, an unknown name, or an argument of another type.
         BudgetError: a budget makes no sense or cannot be met; the message states the smallest reachable value.
         SolverError: the solver is unknown or not installed, or found nothing in time.
     """
-    limits = {**space.budgets, **_limits(space, budgets or {})}
+    check_is_space(space)
+    limits = {**space.budgets, **_limits(space, {} if budgets is None else budgets)}
     if not limits:
         raise InputError("the search space records no budget: give one, such as --budget 30%")
-    selection, certificate = minlp.solve(
-        restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks),
-        limits,
-        method=method,
-        solver=solver,
-        gap=gap,
-        time_limit=time_limit,
-        threads=threads,
-        seed=seed,
-        max_removed=max_removed,
-    )
+    narrow = restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
+    with named_restrictions(min_keep, fixed, keep_blocks):
+        selection, certificate = minlp.solve(
+            narrow,
+            limits,
+            method=method,
+            solver=solver,
+            gap=gap,
+            time_limit=time_limit,
+            threads=threads,
+            seed=seed,
+            max_removed=max_removed,
+        )
     return Decision(space, selection, certificate)
 
 
 def _limits(space: SearchSpace, budgets: Mapping[str, str | float | Budget]) -> dict[str, float]:
     """Budgets in the units of the costs."""
+    if not isinstance(budgets, Mapping):
+        raise InputError(f"budgets are {budgets!r}; they must be by cost, such as {{'latency': '30%'}}")
     dense, limits = evaluate(space, space.unpruned()), {}
     for name, budget in budgets.items():
         if name not in space.costs:
-            known = ", ".join(space.costs) or "no costs at all"
-            hint = did_you_mean(name, space.costs)
-            raise InputError(f"budget for an unknown cost {name!r}; the search space has {known}{hint}")
+            raise InputError(f"budget for an unknown cost {name!r}{one_of(name, space.costs)}")
         unit = space.costs[name].unit
         scale = 1e6 if unit == "us" else 1.0  # Budgets of time are in seconds.
         limits[name] = scale * parse_budget(budget, name, unit).resolve(dense[name] / scale)

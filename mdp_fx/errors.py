@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+MOST_NAMED = 8
+"""Known names that a message lists."""
+
 
 class MdpFxError(Exception):
     """Base of all mdp-fx errors; the command line prints the message and exits with code 1."""
@@ -70,5 +73,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, if any is near."""
     import difflib
 
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def one_of(name: str, known: Iterable[str], has: str = "the search space has") -> str:
+    """The end of a message about an unknown name: the nearest known one, or else some of those that are known."""
+    names = list(known)
+    shown = names if len(names) <= MOST_NAMED else [*names[:MOST_NAMED], f"and {len(names) - MOST_NAMED} more"]
+    return did_you_mean(name, names) or f"; {has} {', '.join(shown) or 'none'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import math
 import os
@@ -62,7 +63,7 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {_reason(error)}") from error
+            raise OutputError(f"cannot write {path}: {reason(error)}") from error
 
 
 @contextmanager
@@ -83,17 +84,40 @@ def together() -> Iterator[None]:
             try:
                 temporary.replace(target)
             except OSError as error:
-                raise OutputError(f"cannot write {target}: {_reason(error)}") from error
+                raise OutputError(f"cannot write {target}: {reason(error)}") from error
     finally:
         _pending.reset(token)
         for temporary, _ in written:
             temporary.unlink(missing_ok=True)
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Why a file could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk full; free some space or name a file on another disk"
     return (error.strerror or type(error).__name__).lower()
+
+
+def same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether both name one file that is there, by whatever path or link."""
+    try:
+        return Path(path).samefile(other)
+    except (OSError, ValueError):  # One of them is no file, such as torchvision:resnet18.
+        return False
+
+
+def holds_json(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a JSON object does: no network's file, not even a pickle in text, begins with a brace.
+
+    False for what cannot be read.
+    """
+    try:
+        if not Path(path).is_file():
+            return False
+        with Path(path).open("rb") as file:
+            return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+    except OSError:  # Whoever reads all of it says why that cannot be done.
+        return False
 
 
 def finite(data: Any) -> Any:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mdp_fx import safe_names
 from mdp_fx.errors import ModelError, first_line
+from mdp_fx.files import holds_json
 
 # Classes of torchvision's detectors that are no modules: plain attributes and arithmetic.
 _PLAIN_CLASSES = frozenset(
@@ -271,6 +272,8 @@ def _foreign_error(path: Path, names: list[str]) -> ForeignClassError:
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
+    if holds_json(path):
+        return ModelError(f"{path} is a JSON file, no network; search spaces are for mdp-fx solve and mdp-fx frontier")
     if "Unsupported operand" in str(error) or "pickle protocol" in str(error):
         return ModelError(f"{path} is a pickle that torch.save did not make in its default way; {_ADVICE}")
     return ModelError(f"{path} is truncated, damaged or not a file of torch.save ({_reason(error)})")

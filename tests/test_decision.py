@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_budgets_are_in_the_unit_of_their_cost(name: str, budget: Any, limit: fl
         ({"latency": "9"}, BudgetError, "cannot read the latency budget '9': write it as 50% or 12.5ms"),
         ({"memory": "9ms"}, BudgetError, "cannot read the memory budget '9ms': write it as 60% or 20MiB"),
         ({"energy": "9us"}, BudgetError, "cannot read the energy budget '9us': write it as 60% or 4M"),
-        ({"energie": "60%"}, InputError, "unknown cost 'energie'; .*; did you mean 'energy'?"),
+        ({"energie": "60%"}, InputError, "unknown cost 'energie'; did you mean 'energy'?"),
         ({"latency": "10%"}, BudgetError, r"latency budget of 0.0015 ms \(10.0% of dense\) cannot be met"),
         ({}, InputError, "the search space records no budget: give one, such as --budget 30%"),
     ],
@@ -59,6 +60,12 @@ def test_budgets_are_in_the_unit_of_their_cost(name: str, budget: Any, limit: fl
 def test_budgets_that_cannot_be_used(budgets: dict[str, str], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         mdp_fx.solve(several_costs(), budgets, solver="exact")
+
+
+def test_the_cost_that_cannot_be_met_is_named_beside_one_with_nothing_to_decide() -> None:
+    held = SearchSpace((), (), (), (), {"latency": CostModel("us", 9.0, ()), "params": CostModel("params", 0.0, ())})
+    with pytest.raises(BudgetError, match=r"latency budget of 0.007 ms .* cannot be met: the smallest is 0.009 ms"):
+        mdp_fx.solve(held, {"params": "1", "latency": "7us"})
 
 
 def test_recorded_budgets_hold_until_others_take_their_place() -> None:
@@ -82,6 +89,42 @@ def test_restrictions_reach_the_solver() -> None:
         with pytest.raises(BudgetError, match="cannot be met"):
             mdp_fx.solve(space, budget, **restrictions)  # type: ignore[arg-type]
     assert mdp_fx.solve(branch_space(), {"latency": "15us"}, min_keep=1.0).selection.sizes == {"a": 0, "b": 4}
+
+
+@pytest.mark.parametrize(
+    ("restrictions", "said"),
+    [
+        ({"keep_blocks": ["block"]}, ", where block stays"),
+        ({"min_keep": 0.6, "fixed": {"a": 2}}, ", where every dimension keeps 60 %, a is held at 2"),
+        ({"min_keep": 0.0}, r" \(20.0% of dense\)"),
+    ],
+)
+def test_what_cannot_be_met_names_the_restrictions(restrictions: dict[str, Any], said: str) -> None:
+    with pytest.raises(BudgetError, match=f"cannot be met: the smallest is .*{said}$") as caught:
+        mdp_fx.solve(chain_space(), {"latency": "1us"}, **restrictions)
+    assert caught.value.smallest["latency"] >= 3.0
+
+
+def test_a_budget_that_makes_no_sense_has_nothing_to_do_with_restrictions() -> None:
+    with pytest.raises(BudgetError, match=r"or as a share of the dense network$"):
+        mdp_fx.solve(chain_space(), {"latency": None}, keep_blocks=["block"])  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("unit", "asked", "shown"),
+    [("us", "10.903ms", "10.9 ms"), ("bytes", "10903B", "0.01039 MiB"), ("params", "10903", "10,903 params")],
+)
+def test_what_is_called_the_smallest_is_enough(unit: Any, asked: str, shown: str) -> None:
+    """It is rounded up, and the budget that it is held against down: they never read the same."""
+    terms = tuple(replace(t, table=10903.4 * t.table / 3.0) for t in chain_space().costs["latency"].terms)
+    space = replace(chain_space(), costs={"cost": CostModel(unit, 10903.4 / 3.0, terms)})
+    with pytest.raises(BudgetError, match=rf"budget of {shown} \(19.9% of dense\)") as caught:
+        mdp_fx.solve(space, {"cost": asked})
+    said = re.search(r"the smallest is (.*) \((.*) of dense\)", str(caught.value))
+    assert said is not None
+    for enough in said.groups():
+        again = mdp_fx.solve(space, {"cost": enough.replace(",", "").removesuffix(" params")})
+        assert again.selection.removed_blocks == ("block",)
 
 
 def test_the_json_form_has_the_documented_keys() -> None:

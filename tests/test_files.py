@@ -8,7 +8,7 @@ from typing import BinaryIO
 import pytest
 
 from mdp_fx.errors import OutputError
-from mdp_fx.files import atomic_write, check_output, together
+from mdp_fx.files import atomic_write, check_output, holds_json, together
 
 
 def test_check_output_accepts_a_new_file_and_an_old_one_with_force(tmp_path: Path) -> None:
@@ -28,6 +28,21 @@ def test_check_output_names_what_is_wrong(tmp_path: Path) -> None:
         check_output(tmp_path, force=True)
     with pytest.raises(OutputError, match="does not exist"):
         check_output(tmp_path / "missing" / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(b'{"a": 1}', True), (b"\xef\xbb\xbf \n{}", True), (b"(dp0\n.", False), (b"PK\x03\x04{", False), (b"", False)],
+)
+def test_json_is_known_by_how_it_begins(content: bytes, found: bool, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+    assert holds_json(tmp_path / "file") is found
+
+
+def test_what_cannot_be_read_holds_no_json(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "missing", "x" * 300, ""):
+        assert not holds_json(tmp_path / name)
 
 
 def test_special_files_are_not_replaced(tmp_path: Path) -> None:

@@ -217,3 +217,11 @@ def test_trusted_files_are_read_fully(tmp_path: Path) -> None:
     torch.save(Calls(Path("missing").unlink), tmp_path / "a.pt")
     with pytest.raises(ModelError, match=r"No such file|missing"):
         read_pickle(tmp_path / "a.pt", trust=True)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_search_space_is_no_network(tmp_path: Path, trust: bool) -> None:
+    (tmp_path / "space.txt").write_text('{"format": "mdp-fx-search-space"}', encoding="utf-8")
+    with pytest.raises(ModelError, match="is a JSON file, no network; search spaces are for mdp-fx solve") as caught:
+        read_pickle(tmp_path / "space.txt", trust)
+    assert "--trust-pickle" not in str(caught.value)

@@ -98,17 +98,22 @@ def main(args: Sequence[str] | None = None) -> Any:
         return cli.main(args=list(args) if args is not None else None, prog_name="mdp-fx", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.Abort:
-        click.echo("mdp-fx: interrupted; measurements made so far are kept", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("mdp-fx: interrupted; measurements made so far are kept", err=True)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        # click makes an Abort of an interruption, which may say what becomes of the work.
+        told = stop.__cause__ if isinstance(stop, click.Abort) else stop
+        click.echo("; ".join(("mdp-fx: interrupted", *map(str, told.args if told else ()))), err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except MdpFxError as error:
         click.echo(f"mdp-fx: error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "mdp_fx"):
+            raise  # A mistake of ours.
+        click.echo(f"mdp-fx: error: this needs {missing}, which is not installed: pip install {missing}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()

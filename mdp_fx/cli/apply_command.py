@@ -35,7 +35,7 @@ def command(
     """
     from mdp_fx.cli.console import Reporter, print_json, show
 
-    options.check_outputs({"--output": output}, force)
+    options.check_outputs({"--output": output}, force, [model, recipe])
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")
         from mdp_fx.recipe import Recipe

@@ -16,7 +16,8 @@ import click
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from mdp_fx.files import finite
+from mdp_fx.errors import OutputError
+from mdp_fx.files import finite, reason
 
 PIPE_WIDTH = 100
 """Columns where stdout is no terminal and COLUMNS does not say otherwise."""
@@ -39,6 +40,7 @@ class Reporter:
         self._name = ""
         self._since = time.perf_counter()
         self._drawn = 0.0
+        self._some_measured = False
 
     def stage(self, name: str) -> None:
         """A stage begins; an empty name ends the last one."""
@@ -52,6 +54,7 @@ class Reporter:
 
     def measured(self, done: int, total: int, _text: str) -> None:
         """One measurement of `total` is done."""
+        self._some_measured = True
         if self._bar is None or not total:
             return
         self._bar.update(self._task, completed=done, total=total)
@@ -64,7 +67,12 @@ class Reporter:
     def running(self) -> Iterator[Reporter]:
         """Shows progress while the body runs; what foreign code prints meanwhile goes to stderr."""
         with contextlib.redirect_stdout(sys.stderr), self._logging(), self._progress():
-            yield self
+            try:
+                yield self
+            except KeyboardInterrupt as stop:
+                if self._some_measured:
+                    raise KeyboardInterrupt("measurements made so far are kept") from stop
+                raise
             self.stage("")
 
     @contextlib.contextmanager
@@ -104,7 +112,7 @@ def show(*parts: RenderableType) -> None:
     """Prints results to stdout: styled on a terminal, plain lines without trailing blanks elsewhere."""
     console = Console()
     if not console.is_terminal:
-        click.echo(render(*parts), nl=False)
+        _write(render(*parts))
         return
     for part in parts:
         console.print(part, highlight=False)
@@ -129,4 +137,22 @@ def json_text(data: Any) -> str:
 
 def print_json(data: Any) -> None:
     """Prints exactly one JSON document."""
-    click.echo(json_text(data), nl=False)
+    _write(json_text(data))
+
+
+def _write(text: str) -> None:
+    """Writes to stdout.
+
+    Raises:
+        OutputError: it cannot be written, such as to a full disk.
+    """
+    try:
+        click.echo(text, nl=False)
+    except BrokenPipeError:
+        raise  # Whoever read it has had enough.
+    except OSError as error:
+        # What is left in its buffer would fail once more at the end of the process.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise OutputError(f"cannot write to stdout: {reason(error)}") from error

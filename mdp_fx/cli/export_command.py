@@ -33,7 +33,7 @@ def command(
     """Export MODEL to ONNX with a dynamic batch, and check it against torch on ONNX Runtime."""
     from mdp_fx.cli.console import Reporter, print_json, show
 
-    options.check_outputs({"--output": output}, force)
+    options.check_outputs({"--output": output}, force, [model])
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")
         loaded = options.load(model, arch, trust_pickle)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from mdp_fx.cli import options
+from mdp_fx.errors import InputError
 
 if TYPE_CHECKING:
     from mdp_fx.cli.console import Reporter
@@ -36,7 +37,7 @@ class _Command(click.Command):
 @options.model_argument("source")
 @click.option("--cost", metavar="NAME", default="latency", show_default=True, help="What to trade importance for.")
 @click.option(
-    "--points", type=click.IntRange(min=2), metavar="N", default=100, show_default="100", help="Most points to compute."
+    "--points", type=click.IntRange(min=2), metavar="N", default=100, show_default=True, help="Most points to compute."
 )
 @options.method_option()
 @options.restrictions
@@ -72,21 +73,24 @@ def command(
 ) -> None:
     """Show how much importance SOURCE keeps at every latency: the whole curve, with its knees.
 
+    The points are the corners of the curve's upper hull: each keeps the most importance for its latency. Between two of
+    them may lie further structures, below the line that joins them: mdp-fx solve decides at any budget. It also takes
+    --max-removed, a number that the sweep cannot hold.
+
     SOURCE is a MODEL, as for mdp-fx prune, or a JSON file with a search space, as for mdp-fx solve. A MODEL is measured
     on the target, but not pruned; what is known from earlier runs is not measured again.
     """
     from mdp_fx.cli.console import Reporter, print_json, show
-    from mdp_fx.errors import InputError
-    from mdp_fx.files import together
+    from mdp_fx.files import holds_json, together
     from mdp_fx.report.frontier import Curve, check_plot, frontier_tables, write_plot
 
-    saved = Path(source).suffix.lower() == ".json"
+    saved = Path(source).suffix.lower() == ".json" or holds_json(source)
     if saved and (wrong := [name for name in of_model if name in ctx.meta["written"]]):
         wrong = [param.opts[0] for param in ctx.command.params if param.name in wrong]
         raise InputError(f"{source} is a search space, measured and scored already: leave out {', '.join(wrong)}")
     if not saved and cost not in _COSTS:
         raise InputError(f"no cost {cost!r} to sweep; a network has {', '.join(_COSTS)}")
-    options.check_outputs({"--plot": plot, "--save-space": save_space}, force)
+    options.check_outputs({"--plot": plot, "--save-space": save_space}, force, [source])
     restrictions = {"min_keep": min_keep, "fixed": fixed, "keep_blocks": keep_blocks}
     with Reporter(verbose).running() as reporter:
         if plot is not None:
@@ -204,19 +208,13 @@ def _follow_up(ctx: click.Context, source: str, saved: bool, curve: Curve) -> st
 
 def _budget(curve: Curve, saved: bool) -> list[str]:
     """The cost of the suggested point, rounded up to what reads well."""
+    from mdp_fx.passes.search_space import digits
+
     value = curve.suggestion.cost
     if curve.unit == "us" and not saved:
-        text = f"{_rounded_up(value / 1000)}ms"
+        text = f"{digits(value / 1000, math.ceil)}ms"
     else:
-        text = _rounded_up(value) + ("us" if curve.unit == "us" else "")
+        text = digits(value, math.ceil) + ("us" if curve.unit == "us" else "")
     if curve.cost == "latency" and saved:
         return ["--budget", text]
     return [f"--{curve.cost}", text] if curve.cost in (*_COSTS, "memory") else ["--limit", f"{curve.cost}={text}"]
-
-
-def _rounded_up(value: float) -> str:
-    """Four digits where there is a fraction."""
-    if value <= 0:
-        return "0"
-    digits = max(0, 3 - math.floor(math.log10(value)))
-    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,7 +42,9 @@ def _share(
         except ValueError as error:
             raise click.BadParameter(f"{text!r} is not a percentage such as {example}") from error
         if not (0 <= share < 1 or (whole and share == 1)):
-            raise click.BadParameter(f"{text!r} is not between 0% and 100%")
+            hint = "" if text.endswith("%") or not 1 < share <= 100 else f"; write {text}% for that many per cent"
+            limit = "at most" if whole else "less than"
+            raise click.BadParameter(f"{text!r} is not at least 0% and {limit} 100%{hint}")
         return share
 
     return read
@@ -118,7 +120,7 @@ def input_options(function: F) -> F:
             help="Shape of one input, repeatable.  [default: a slim.pt's own, else 3x224x224]",
         ),
         click.option(
-            "--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default="1", help="Batch size."
+            "--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Batch size."
         ),
     )(function)
 
@@ -193,7 +195,7 @@ def seed_option(function: F) -> F:
         type=click.IntRange(0, 2**32 - 1),
         metavar="N",
         default=0,
-        show_default="0",
+        show_default=True,
         help="Seed of everything random.",
     )(function)
 
@@ -245,7 +247,7 @@ def step_option(function: F) -> F:
         type=click.IntRange(min=1),
         metavar="N",
         default=8,
-        show_default="8",
+        show_default=True,
         help="Channels are kept in multiples of N.",
     )(function)
 
@@ -274,23 +276,26 @@ def force_option(function: F) -> F:
     return click.option("--force", is_flag=True, help="Overwrite output files.")(function)
 
 
-def check_outputs(paths: dict[str, Path | None], force: bool) -> None:
+def check_outputs(paths: dict[str, Path | None], force: bool, inputs: Sequence[str | Path] = ()) -> None:
     """Checks, before the work starts, that every file can be written and that no two are the same.
 
     Args:
         paths: by option name; None where the option was not given.
         force: allow them to exist.
+        inputs: what the command reads; what is no file is passed over.
 
     Raises:
-        OutputError: one cannot be written, exists, or is named twice.
+        OutputError: one cannot be written, exists, is named twice, or is an input.
     """
     from mdp_fx.errors import OutputError
-    from mdp_fx.files import check_output
+    from mdp_fx.files import check_output, same_file
 
     seen: dict[Path, str] = {}
     for option, path in paths.items():
         if path is None:
             continue
+        if any(same_file(path, each) for each in inputs):
+            raise OutputError(f"{option} {path} is what is read; name another output file")
         other = seen.setdefault(path.resolve(), option)
         if other != option:
             msg = f"{other} and {option} both name {path}; give them different files"

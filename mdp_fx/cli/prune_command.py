@@ -29,8 +29,8 @@ from mdp_fx.cli import options
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    default=20.0,
-    show_default="20",
+    default=20,
+    show_default=True,
     help="Limit of each call of the solver.",
 )
 @options.seed_option
@@ -92,7 +92,7 @@ def command(
     budgets: dict[str, Any] = {what: parse_budget(text, what) for what, text in given.items() if text is not None}
     slim_path = output or Path(f"{_stem(model)}-slim.pt")
     outputs = {"--output": slim_path, "--onnx": onnx, "--recipe": recipe, "--save-space": save_space}
-    options.check_outputs(outputs, force)
+    options.check_outputs(outputs, force, [model])
 
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")

@@ -11,7 +11,7 @@ from mdp_fx.passes.solvers import SOLVERS
 
 
 @click.command("solve")
-@click.argument("space", type=click.Path(path_type=Path))
+@click.argument("space", type=click.Path())
 @click.option(
     "--budget",
     "--latency",
@@ -36,8 +36,8 @@ from mdp_fx.passes.solvers import SOLVERS
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    default=60.0,
-    show_default="60",
+    default=60,
+    show_default=True,
     help="When to take the best so far.",
 )
 @click.option(
@@ -50,7 +50,7 @@ from mdp_fx.passes.solvers import SOLVERS
 @options.force_option
 @options.output_format
 def command(
-    space: Path,
+    space: str,
     latency: str | None,
     params: str | None,
     macs: str | None,
@@ -83,7 +83,7 @@ def command(
     given = {name: text for name, text in budgets.items() if text is not None}
     if twice := sorted(given.keys() & limits.keys()):
         raise click.BadParameter(f"the budget of {twice[0]!r} is given twice", param_hint="--limit")
-    options.check_outputs({"--output": output}, force)
+    options.check_outputs({"--output": output}, force, [space])
     with Reporter(verbose).running() as reporter:
         reporter.stage("read the search space")
         from mdp_fx.decision import solve
@@ -105,7 +105,7 @@ def command(
             keep_blocks=keep_blocks,
             max_removed=max_removed,
         )
-    facts = {"space": str(space), **decision.to_json()}
+    facts = {"space": space, **decision.to_json()}
     if output is not None:
         atomic_write(output, lambda file: file.write(json_text(facts).encode()))
     if as_json:
@@ -114,4 +114,4 @@ def command(
     from mdp_fx.report.decision import decision_tables
 
     path = None if output is None else str(output)
-    show(*decision_tables(space.name, read, decision.selection, decision.certificate, path, verbose=verbose))
+    show(*decision_tables(Path(space).name, read, decision.selection, decision.certificate, path, verbose=verbose))

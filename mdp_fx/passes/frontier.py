@@ -13,7 +13,8 @@ from typing import cast
 
 import numpy as np
 
-from mdp_fx.errors import InputError, SolverError
+from mdp_fx.errors import InputError, SolverError, one_of
+from mdp_fx.passes.arguments import check_is_space, check_whole
 from mdp_fx.passes.minlp import METHODS
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, importance, normalise, violations
 from mdp_fx.passes.solvers.decisions import TooWideError
@@ -64,12 +65,12 @@ def frontier(
         InputError: there is no such cost or method, or `most` is less than two.
         SolverError: the decisions are too entangled for a sweep.
     """
+    check_is_space(space)
     if cost not in space.costs:
-        raise InputError(f"no cost {cost!r} to sweep; the search space has {', '.join(space.costs)}")
+        raise InputError(f"no cost {cost!r} to sweep{one_of(cost, space.costs)}")
     if method not in METHODS or method == "uniform":
         raise InputError(f"no curve for the method {method!r}; methods are {', '.join(METHODS[:-1])}")
-    if most < 2:
-        raise InputError(f"a curve has two points or more, not {most}")
+    check_whole("the number of points", most, 2)
     model = modelled_space(space, cast(Method, method))
     try:
         graph = DecisionGraph(compile_problem(model, [cost]), [cost])

@@ -6,7 +6,7 @@ import math
 import reprlib
 from typing import Any, TypeGuard
 
-from mdp_fx.errors import InputError
+from mdp_fx.errors import InputError, one_of
 
 # Larger integers are not what they seem once they are floats.
 LARGEST = 2**53
@@ -42,6 +42,12 @@ class JsonReader:
             raise InputError(f"{where}: expected a JSON object, found {type(data).__name__}")
         self.data: dict[str, Any] = data
         self.where = where
+
+    def only(self, *fields: str) -> None:
+        """Check that there are no other fields: a misspelt one that may be left out would be overlooked."""
+        for key in self.data:
+            if key not in fields:
+                raise InputError(f"{self.where}: unknown field {key!r}{one_of(key, fields, 'known are')}")
 
     def get(self, key: str) -> Any:
         """The raw value of a field that must be there."""
@@ -125,10 +131,16 @@ class JsonReader:
             leaves = [item for leaf in leaves if isinstance(leaf, list) for item in leaf]
         return self.data[key]
 
-    def reader(self, key: str) -> JsonReader:
-        """An object."""
-        return JsonReader(self.get(key), f"{self.where}.{key if key.isidentifier() else repr(key)}")
+    def reader(self, key: str, *fields: str) -> JsonReader:
+        """An object, of these fields only where any are given."""
+        return self._inner(self.get(key), f".{key if key.isidentifier() else repr(key)}", fields)
 
-    def readers(self, key: str) -> list[JsonReader]:
-        """A list of objects."""
-        return [JsonReader(item, f"{self.where}.{key}[{i}]") for i, item in enumerate(self.items(key))]
+    def readers(self, key: str, *fields: str) -> list[JsonReader]:
+        """A list of objects, likewise."""
+        return [self._inner(item, f".{key}[{i}]", fields) for i, item in enumerate(self.items(key))]
+
+    def _inner(self, data: object, place: str, fields: tuple[str, ...]) -> JsonReader:
+        found = JsonReader(data, self.where + place)
+        if fields:
+            found.only(*fields)
+        return found

@@ -13,18 +13,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
-from mdp_fx.errors import BudgetError, InputError, SolverError
+from mdp_fx.errors import BudgetError, InputError, SolverError, one_of
+from mdp_fx.passes.arguments import check_limits
 from mdp_fx.passes.search_space import (
+    Rounding,
     SearchSpace,
     Selection,
-    amount,
     evaluate,
     importance,
     normalise,
+    share_of,
     violations,
 )
 from mdp_fx.passes.solvers import Limits, Outcome, Solver, get_solver
-from mdp_fx.passes.solvers.problem import REMOVED, Method, Problem, compile_problem, count_removed, modelled_space
+from mdp_fx.passes.solvers.problem import (
+    OUT_ONLY,
+    REMOVED,
+    Method,
+    Problem,
+    compile_problem,
+    count_removed,
+    modelled_space,
+)
 from mdp_fx.passes.solvers.uniform import solve_uniform
 
 logger = logging.getLogger(__name__)
@@ -79,6 +89,20 @@ class Certificate:
     max_removed: int | None = None
     bound_from: str | None = None
 
+    @property
+    def misjudged(self) -> tuple[str, ...]:
+        """Costs that the method takes for something else than they are."""
+        return tuple(
+            name
+            for name, modelled in self.modelled_costs.items()
+            if not (_within(self.costs[name], modelled) and _within(modelled, self.costs[name]))
+        )
+
+    @property
+    def exceeded(self) -> tuple[str, ...]:
+        """Costs that are truly above their budget, which the method cannot know."""
+        return tuple(name for name in self.budgets if not _within(self.costs[name], self.budgets[name]))
+
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return asdict(self)
@@ -118,7 +142,8 @@ def solve(
         SolverError: Unknown solver, no selection found in time, or an answer that does not survive re-evaluation.
     """
     begin = time.monotonic()
-    _check_arguments(space, budgets, method, gap, time_limit, max_removed)
+    check_limits(gap, time_limit, threads, seed, max_removed)
+    _check_question(space, budgets, method, max_removed)
     if method == "uniform":
         run = _Run(space, space, dict(budgets), method, "uniform", gap, time_limit, begin, max_removed)
         result = solve_uniform(space, budgets)
@@ -167,25 +192,14 @@ class _Run:
         return all(_within(costs[name], budget) for name, budget in (self.budgets | self.removals).items())
 
 
-def _check_arguments(
-    space: SearchSpace,
-    budgets: Mapping[str, float],
-    method: str,
-    gap: float,
-    time_limit: float,
-    max_removed: int | None,
-) -> None:
+def _check_question(space: SearchSpace, budgets: Mapping[str, float], method: str, max_removed: int | None) -> None:
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; methods are {', '.join(METHODS)}")
     for name, budget in budgets.items():
         if name not in space.costs:
-            raise InputError(f"budget for an unknown cost {name!r}; the search space has {', '.join(space.costs)}")
+            raise InputError(f"budget for an unknown cost {name!r}{one_of(name, space.costs)}")
         if not math.isfinite(budget) or budget < 0:
             raise InputError(f"the {name} budget is {budget}; it must be a finite number, not negative")
-    if not (math.isfinite(gap) and gap >= 0) or not time_limit > 0:
-        raise InputError(f"gap {gap} and time limit {time_limit} must be a number >= 0 and a number of seconds > 0")
-    if max_removed is not None and max_removed < 0:
-        raise InputError(f"at most {max_removed} blocks are to be removed; it must be a number >= 0")
     if max_removed is not None and REMOVED in space.costs:
         raise InputError(f"the cost {REMOVED!r} needs another name: removed blocks are counted under it")
 
@@ -203,7 +217,9 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
         if outcome.selection is None:
             if math.isinf(bound) and outcome.bound == -math.inf:
                 raise _infeasible(run, problem, limits)
-            raise SolverError(f"no selection found in {limits.time_limit:g} s; allow more time or coarser sizes")
+            raise SolverError(
+                f"no selection found in {limits.time_limit:g} s; allow more with --time-limit, or coarser sizes"
+            )
         # A tighter budget cannot raise the bound, so the first one stays valid.
         bound = min(bound, outcome.bound) if math.isinf(bound) else bound
         if wrong := violations(run.model, outcome.selection):
@@ -241,18 +257,18 @@ def _infeasible(run: _Run, problem: Problem, limits: Limits) -> BudgetError:
 def _unreachable(run: _Run, smallest: Mapping[str, float]) -> BudgetError:
     whole = evaluate(run.space, run.space.unpruned())
 
-    def shown(name: str, value: float) -> str:
-        text = amount(value, run.space.costs[name].unit)
-        return f"{text} ({value / whole[name]:.1%} of dense)" if whole[name] else text
+    def shown(name: str, value: float, rounding: Rounding) -> str:
+        return share_of(value, run.space.costs[name].unit, whole[name], rounding)
 
     removals = "" if run.max_removed is None else f" with at most {run.max_removed} blocks removed"
+    tables = f", by the 1-D tables of {run.method}" if run.method in OUT_ONLY else ""
     for name, budget in run.budgets.items():
         if not _within(smallest[name], budget):
-            reach = shown(name, smallest[name])
-            message = f"the {name} budget of {shown(name, budget)} cannot be met{removals}: the smallest is {reach}"
+            asked, reach = shown(name, budget, math.floor), shown(name, smallest[name], math.ceil)
+            message = f"the {name} budget of {asked} cannot be met{removals}: the smallest is {reach}{tables}"
             return BudgetError(message, smallest)
-    each = ", ".join(f"{name} {shown(name, smallest[name])}" for name in run.budgets)
-    message = f"the budgets cannot be met together{removals}; the smallest of each alone: {each}"
+    each = ", ".join(f"{name} {shown(name, smallest[name], math.ceil)}" for name in run.budgets)
+    message = f"the budgets cannot be met together{removals}; the smallest of each alone: {each}{tables}"
     return BudgetError(message, smallest)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
-from mdp_fx.errors import InputError, did_you_mean
+from mdp_fx.errors import MOST_NAMED, BudgetError, InputError, one_of
+from mdp_fx.passes.arguments import check_restrictions
 from mdp_fx.passes.search_space import Dimension, SearchSpace
 from mdp_fx.passes.space_blocks import ancestors, emptied_by
 
@@ -30,17 +32,15 @@ def restrict(
         keep_blocks: Blocks that stay, and with them the blocks around them.
 
     Raises:
-        InputError: Such a dimension, size or block is not in the space, or the share is none.
+        InputError: Such a dimension, size or block is not in the space, or a restriction is of another type.
     """
+    check_restrictions(min_keep, fixed, keep_blocks)
     fixed = dict(fixed or {})
-    if min_keep is not None and not 0 <= min_keep <= 1:
-        raise InputError(f"the share to keep at least is {min_keep}; it must lie between 0 and 1")
     _check_fixed(space, fixed)
     names = [block.name for block in space.blocks]
     for name in keep_blocks:
         if name not in names:
-            hint = did_you_mean(name, names) if names else "; the search space has none"
-            raise InputError(f"unknown block {name!r} is to stay{hint}")
+            raise InputError(f"unknown block {name!r} is to stay{one_of(name, names)}")
     emptied = emptied_by(space.blocks)
     asked = [*keep_blocks, *(block for dim in fixed for block in emptied.get(dim, ()))]
     staying = {around for name in asked for around in ancestors(space.blocks, name)}
@@ -79,11 +79,29 @@ def restrict(
     )
 
 
+@contextmanager
+def named_restrictions(
+    min_keep: float | None, fixed: Mapping[str, int] | None, keep_blocks: Collection[str]
+) -> Iterator[None]:
+    """Within it, what says that a budget cannot be met also says under which restrictions."""
+    try:
+        yield
+    except BudgetError as error:
+        floor = [f"every dimension keeps {100 * min_keep:g} %"] if min_keep else []
+        held = [f"{name} is held at {size}" for name, size in (fixed or {}).items()]
+        kept = [f"{name} stays" for name in keep_blocks]
+        names = [*floor, *held, *kept]
+        if not error.smallest or not names:
+            raise
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        raise BudgetError(f"{error}, where {', '.join(names[:MOST_NAMED])}{more}", error.smallest) from error
+
+
 def _check_fixed(space: SearchSpace, fixed: Mapping[str, int]) -> None:
     dims = {d.name: d for d in space.dimensions}
     for name, size in fixed.items():
         if name not in dims:
-            raise InputError(f"unknown dimension {name!r} is to be held at {size}{did_you_mean(name, dims)}")
+            raise InputError(f"unknown dimension {name!r} is to be held at {size}{one_of(name, dims)}")
         if size not in space.options(name):
             raise InputError(f"dimension {name!r} cannot be held at {size}; {_offered(space, name)}")
         if size == 0 and name in emptied_by(space.blocks):

@@ -1,24 +1,16 @@
 """The decision as plain data: dimensions, blocks, importance and costs.
 
 A SearchSpace is what the analysis passes hand to the solvers. It holds no tensors and no graph; `space_json.py` says
-what it looks like as JSON.
-
-The size of an axis is its constant plus the sum of coefficient * product of the kept sizes of its dimensions. A table
-has one axis per entry of `axes` (a number when there are none), is given at their points, and is multilinear between
-them. A selection's cost is the constant plus the tables of all terms that lie outside removed blocks; its importance is
-the sum of the values of the terms outside removed blocks.
-
-A dimension that a block "empties" has 0 as its first size. It has that size where such a block is removed whose parent
-is alive, or that has none, and nowhere else. No two of the blocks that empty it lie side by side.
+what it looks like as JSON, and what every part of it means.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -114,7 +106,7 @@ class CostTerm:
     Attributes:
         region: Name of the region, for messages.
         block: Innermost removable block that holds it.
-        axes: Zero to three axes.
+        axes: What the cost depends on; a constant has none.
         table: Costs [len(axis.points) for axis in axes] in the unit of the model; kept as a read-only float64 array.
     """
 
@@ -126,7 +118,9 @@ class CostTerm:
     def __post_init__(self) -> None:
         try:
             table = np.array(self.table, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError) as e:
+        except OverflowError as e:
+            raise InputError(f"cost table of region {self.region!r} has a number that is beyond every float") from e
+        except (TypeError, ValueError) as e:
             raise InputError(f"cost table of region {self.region!r} is not a rectangular array of numbers") from e
         table.setflags(write=False)
         object.__setattr__(self, "table", table)
@@ -221,7 +215,7 @@ class SearchSpace:
 
         return space_json.from_json(data)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON form to `path`.
 
         Raises:
@@ -232,7 +226,7 @@ class SearchSpace:
         space_json.save(self, path)
 
     @classmethod
-    def load(cls, path: Path) -> SearchSpace:
+    def load(cls, path: str | os.PathLike[str]) -> SearchSpace:
         """Read a JSON file in the form of `space_json`, or in the form of the MINLPs published with MDP.
 
         Raises:
@@ -243,13 +237,33 @@ class SearchSpace:
         return space_json.load(path)
 
 
-def amount(value: float, unit: Unit) -> str:
+Rounding = Callable[[float], int]
+"""`round`; `math.ceil` for what must be enough as a budget; `math.floor` for a budget that is too little."""
+
+
+def amount(value: float, unit: Unit, rounding: Rounding = round) -> str:
     """A cost for people: time in milliseconds, memory in MiB."""
     if unit == "us":
-        return f"{value / 1000:.4g} ms"
+        return f"{digits(value / 1000, rounding)} ms"
     if unit == "bytes":
-        return f"{value / 2**20:.4g} MiB" if value < 1000 * 2**20 else f"{value / 2**20:,.0f} MiB"
-    return f"{value:,.0f} {unit}"
+        return f"{digits(value / 2**20, rounding, ',')} MiB"
+    return f"{rounding(round(value, 6)):,} {unit}"
+
+
+def digits(value: float, rounding: Rounding, separator: str = "") -> str:
+    """Four digits, and all that stand before the point."""
+    if value <= 0:
+        return "0"
+    places = max(0, 3 - math.floor(math.log10(value)))
+    # What is a billionth off is off by arithmetic.
+    text = f"{rounding(round(value * 10**places, 6)) / 10**places:{separator}.{places}f}"
+    return text.rstrip("0").rstrip(".") if places else text
+
+
+def share_of(value: float, unit: Unit, dense: float, rounding: Rounding = round) -> str:
+    """An amount with its share of the dense network's."""
+    text = amount(value, unit, rounding)
+    return f"{text} ({rounding(round(1000 * value / dense, 6)) / 10:.1f}% of dense)" if dense else text
 
 
 def interpolation_weights(points: Sequence[int], at: Sequence[int]) -> FloatArray:

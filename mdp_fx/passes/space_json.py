@@ -2,25 +2,40 @@
 
     {"format": "mdp-fx-search-space", "version": 1,
      "dimensions": [{"name": "d0", "sizes": [8, 16]}],              kept unit counts, ascending, the dense one last
-     "blocks":     [{"name": "b0", "parent": null, "empties": []}],  an inner block is alive only if its parent is
+     "blocks":     [{"name": "b0", "parent": null, "empties": []},  an inner block is alive only if its parent is
+                    {"name": "b1", "parent": null}],
      "exclusive":  [["b0", "b1"]],                                  one of them stays while their parent is alive
      "importance": [{"layer": "conv1", "dim": "d0", "block": null, "values": [1.0, 3.0]}],     one value per option
      "costs":      {"latency": {"unit": "us", "constant": 0.0, "terms": [
                        {"region": "conv1", "block": null, "table": [5.0, 9.0],
                         "axes": [{"role": "out", "constant": 0, "points": [8, 16],
                                   "terms": [{"coefficient": 1, "dims": ["d0"]}]}]}]}},
-     "fixed":      {"d0": 16},                                      dimensions held at one of their sizes
+     "fixed":      {"d0": 8},                                       dimensions held at one of their sizes
      "budgets":    {"latency": 7.0}}                                in the unit of the cost
 
-What the fields mean is said in `search_space.py`. Units are "us", "params", "macs" and "bytes". "empties" and "budgets"
-may be left out. Tables need not be monotone; importance may not fall as more is kept.
+Only "empties" and "budgets" may be left out, the other fields may be empty, and there are no further ones.
+
+A selection keeps every dimension at one of its sizes and removes some blocks, inner ones of removed ones included. Of
+the blocks of an "exclusive" set one stays, unless a block that encloses all of them goes. A dimension that a block
+"empties" has 0 as its first size: it has that size where such a block is removed whose parent is alive, or that has
+none, and nowhere else; no two of the blocks that empty it lie side by side.
+
+Importance is the sum of the values of what lies outside removed blocks ("block" is the innermost one around it, null
+for none); the values of a layer may not fall as more is kept. A cost is its constant plus the tables of the regions
+outside removed blocks, in "us", "params", "macs" or "bytes". A table is nested lists, one level per axis, or a
+number without axes. The size of an axis is its constant plus the sum of coefficient * product of the kept
+sizes of "dims". Its "points" are the sizes that the table is given at, ascending: the first is at most the smallest
+size that can be chosen, the last is the dense one; between them the table is multilinear. It need not be monotone. The
+"role" says whether an axis is what the region reads ("in", held dense by halp and mgp) or what it makes ("out").
 
 Files in the form of the MINLPs published with MDP are read too, see `from_minlp`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,7 +64,7 @@ VERSION = 1
 SAME = 1e-6
 
 
-def save(space: SearchSpace, path: Path) -> None:
+def save(space: SearchSpace, path: str | os.PathLike[str]) -> None:
     """Write a search space to a file, which is whole or absent.
 
     Raises:
@@ -59,14 +74,18 @@ def save(space: SearchSpace, path: Path) -> None:
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def load(path: Path) -> SearchSpace:
+def load(path: str | os.PathLike[str]) -> SearchSpace:
     """Read a file in either form.
 
     Raises:
         InputError: It cannot be read, or holds no search space.
     """
+    if not os.fspath(path):
+        raise InputError("the name of the search space is empty; name a JSON file")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+        # Editors of some systems begin a file with a mark of its byte order.
+        text = Path(path).read_text(encoding="utf-8-sig")
+        data = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except OSError as e:
         raise InputError(f"cannot read search space {path}: {e.strerror}") from e
     except ValueError as e:
@@ -80,6 +99,11 @@ def load(path: Path) -> SearchSpace:
         return from_minlp(data) if published else from_json(data)
     except InputError as e:
         raise InputError(f"{path}: {e}") from e
+
+
+def _integer(digits: str) -> int | float:
+    """An integer; one that no field takes is a float, since Python refuses to read those of thousands of digits."""
+    return int(digits) if len(digits) <= 20 else float(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -131,33 +155,38 @@ def from_json(data: object) -> SearchSpace:
         raise InputError(f"not a search space: 'format' is {top.shown('format')}, expected {FORMAT!r}")
     if top.integer("version") != VERSION:
         raise InputError(f"search space of version {top.shown('version')}; this mdp-fx reads {VERSION}")
+    top.only("format", "version", *(field.name for field in dataclasses.fields(SearchSpace)))
 
     def axis(r: JsonReader) -> CostAxis:
-        terms = tuple(SizeTerm(t.integer("coefficient"), t.strings("dims")) for t in r.readers("terms"))
+        terms = tuple(
+            SizeTerm(t.integer("coefficient"), t.strings("dims")) for t in r.readers("terms", "coefficient", "dims")
+        )
         return CostAxis(cast(Role, r.string("role")), r.integer("constant"), terms, r.integers("points"))
 
     def term(r: JsonReader) -> CostTerm:
-        axes = tuple(axis(a) for a in r.readers("axes"))
+        axes = tuple(axis(a) for a in r.readers("axes", "role", "constant", "terms", "points"))
         return CostTerm(r.string("region"), r.name_or_none("block"), axes, cast(FloatArray, r.table("table")))
 
     def model(r: JsonReader) -> CostModel:
-        terms = tuple(term(t) for t in r.readers("terms"))
+        terms = tuple(term(t) for t in r.readers("terms", "region", "block", "axes", "table"))
         return CostModel(cast(Unit, r.string("unit")), r.number("constant"), terms)
 
     costs, fixed = top.reader("costs"), top.reader("fixed")
     budgets = top.reader("budgets") if "budgets" in top.data else None
     return SearchSpace(
-        dimensions=tuple(Dimension(r.string("name"), r.integers("sizes")) for r in top.readers("dimensions")),
+        dimensions=tuple(
+            Dimension(r.string("name"), r.integers("sizes")) for r in top.readers("dimensions", "name", "sizes")
+        ),
         blocks=tuple(
             Block(r.string("name"), r.name_or_none("parent"), r.strings("empties") if "empties" in r.data else ())
-            for r in top.readers("blocks")
+            for r in top.readers("blocks", "name", "parent", "empties")
         ),
         exclusive=top.string_lists("exclusive"),
         importance=tuple(
             ImportanceTerm(r.string("layer"), r.string("dim"), r.name_or_none("block"), r.numbers("values"))
-            for r in top.readers("importance")
+            for r in top.readers("importance", "layer", "dim", "block", "values")
         ),
-        costs={name: model(costs.reader(name)) for name in costs.data},
+        costs={name: model(costs.reader(name, "unit", "constant", "terms")) for name in costs.data},
         fixed={name: fixed.integer(name) for name in fixed.data},
         budgets={name: budgets.number(name) for name in budgets.data} if budgets else {},
     )

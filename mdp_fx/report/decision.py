@@ -60,6 +60,10 @@ def decision_tables(
     yield from _dimensions(space, selection, verbose=verbose)
     yield Text("")
     notes = [("blocks", _blocks(space, selection, certificate), "")]
+    for cost in certificate.exceeded:
+        over = f"the {cost} kept is {cells.share(certificate.costs[cost] / certificate.budgets[cost])} of its budget"
+        what = f"{certificate.method} was held to it by its 1-D tables; mdp knows the true cost"
+        notes.append(("warning", f"{over}: {what}", "yellow"))
     if certificate.status == "time limit":
         notes.append(
             ("warning", "the time limit came before the gap was proven; allow more with --time-limit", "yellow")
@@ -74,13 +78,16 @@ def _number(value: float) -> str:
 
 
 def _costs(space: SearchSpace, certificate: Certificate) -> Table:
-    table = cells.table("", "dense", "budget", "kept", "of budget", "of dense")
+    """What is kept costs, and what the method takes that for where it takes it for something else."""
+    modelled = [f"in {certificate.method}"] if certificate.misjudged else []
+    table = cells.table("", "dense", "budget", *modelled, "kept", "of budget", "of dense")
     for name, dense in evaluate(space, space.unpruned()).items():
         unit, spent, budget = space.costs[name].unit, certificate.costs[name], certificate.budgets.get(name)
         table.add_row(
             escape(name),
             amount(dense, unit),
             "-" if budget is None else amount(budget, unit),
+            *([amount(certificate.modelled_costs[name], unit)] if modelled else []),
             Text(amount(spent, unit), style="bold"),
             cells.share(spent / budget) if budget else "-",
             cells.share(spent / dense) if dense else "-",

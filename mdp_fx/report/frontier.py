@@ -18,6 +18,7 @@ from mdp_fx.errors import OutputError, first_line
 from mdp_fx.files import atomic_write
 from mdp_fx.passes.frontier import FrontierPoint
 from mdp_fx.passes.search_space import SearchSpace, Unit, amount, cut_dimensions, evaluate, importance
+from mdp_fx.passes.solvers.problem import OUT_ONLY
 from mdp_fx.report import cells
 
 PLOTS = (".html", ".png")
@@ -72,9 +73,22 @@ class Curve:
 
     @property
     def suggestion(self) -> FrontierPoint:
-        """A point to begin with: the knee that keeps most, or else the one nearest to half of the dense cost."""
-        knees = [point for point in self.points if point.knee]
-        return knees[-1] if knees else min(self.points, key=lambda point: abs(point.cost - self.dense / 2))
+        """A point to begin with: the knee that keeps most, or else the one nearest to half of the dense cost.
+
+        Not one that keeps nothing, unless all do.
+        """
+        worthy = [point for point in self.points if point.importance > 0] or self.points
+        knees = [point for point in worthy if point.knee]
+        return knees[-1] if knees else min(worthy, key=lambda point: abs(point.cost - self.dense / 2))
+
+    @property
+    def one_dimensional(self) -> bool:
+        """Whether the costs of the points are not the true ones."""
+        return self.method in OUT_ONLY
+
+    def true_cost(self, point: FrontierPoint) -> float:
+        """What a point costs by the full tables."""
+        return evaluate(self.space, point.selection)[self.cost] if self.one_dimensional else point.cost
 
     def to_json(self) -> dict[str, Any]:
         """JSON data: costs in the unit of the cost, shares of the dense network."""
@@ -90,6 +104,7 @@ class Curve:
             "points": [
                 {
                     "cost": point.cost,
+                    "true_cost": self.true_cost(point),
                     "share": _share(point.cost, dense),
                     "importance": point.importance,
                     "importance_share": _share(point.importance, whole),
@@ -130,19 +145,22 @@ def frontier_tables(
     """
     dense, whole = curve.dense, curve.dense_importance
     yield Text(curve.title, style="bold")
-    by = f", {curve.cost} by its 1-D tables" if curve.method in ("halp", "mgp") else ""
+    by = f", {curve.cost} by its 1-D tables" if curve.one_dimensional else ""
     counted = "" if curve.unit in ("us", "bytes") else f" {curve.unit}"
     yield Text(f"{curve.method} method{by}; the dense network has {_amount(dense, curve.unit)}{counted}", style="dim")
     yield from (Text(line, style="dim") for line in curve.about)
     yield Text("")
     shown = range(len(curve.points)) if verbose else _spread(curve.points)
+    true = ["true"] if curve.one_dimensional else []
+    left = (3 + len(true), 6 + len(true))
     table = cells.table(
-        escape(curve.cost), "of dense", "importance kept", "", "blocks removed", "dims cut", "", left=(3, 6)
+        escape(curve.cost), *true, "of dense", "importance kept", "", "blocks removed", "dims cut", "", left=left
     )
     for i in reversed(shown):
         point = curve.points[i]
         table.add_row(
             _amount(point.cost, curve.unit),
+            *([_amount(curve.true_cost(point), curve.unit)] if true else []),
             _percent(point.cost, dense),
             _percent(point.importance, whole),
             ProgressBar(total=whole or 1.0, completed=point.importance, width=_BAR),
@@ -157,9 +175,13 @@ def frontier_tables(
     notes = []
     if any(point.knee for point in curve.points):
         notes.append(("knee", "the curve bends: below it, importance is lost faster than above it", ""))
-    best, one = f"each keeps the most importance for its {curve.cost}", _amount(curve.suggestion.cost, curve.unit)
-    notes.append(("points", f"{best}; this gives the one at {one}:", ""))
+    best = f"each keeps the most importance for its {curve.cost}; others may lie below the lines between them"
+    one = _amount(curve.suggestion.cost, curve.unit)
+    notes.append(("points", best, ""))
+    notes.append(("next", f"this gives the one at {one}:", ""))
     notes.append(("", follow_up, "bold"))
+    if any(curve.true_cost(point) > point.cost * (1 + 1e-9) for point in curve.points):
+        notes.append(("warning", f"{curve.method} takes some {curve.cost} for less than it is: see true", "yellow"))
     notes += [("warning", text, "yellow") for text in curve.warnings]
     notes += [("wrote", path, "green") for path in written.values()]
     yield cells.Notes(tuple(notes))
@@ -183,9 +205,9 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in PLOTS:
         raise OutputError(f"cannot plot to {path}: name a file that ends in .html, or in .png")
-    if path.suffix.lower() == ".png":
-        import plotly.graph_objects as go
+    import plotly.graph_objects as go
 
+    if path.suffix.lower() == ".png":
         _png(go.Figure(), path)
 
 

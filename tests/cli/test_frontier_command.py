@@ -20,7 +20,7 @@ from tests.passes.spaces import MINLP_DATA, chain_space
 
 needs_minlp_data = pytest.mark.skipif(not MINLP_DATA.is_dir(), reason="../shared/data/minlp is not there")
 
-POINT_KEYS = {"cost", "share", "importance", "importance_share", "dims", "removed_blocks", "knee"}
+POINT_KEYS = {"cost", "share", "importance", "importance_share", "dims", "removed_blocks", "knee", "true_cost"}
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_restrictions_points_and_method_count(run: Run) -> None:
 def test_a_cost_by_name(run: Run) -> None:
     done = run("frontier", "energy.json", "--cost", "energy")
     assert done.out.startswith("energy.json: importance against energy\nmdp method; the dense network has 15 macs\n")
-    assert follow_up(done.out) == ["solve", "energy.json", "--limit", "energy=7.000"]
+    assert follow_up(done.out) == ["solve", "energy.json", "--limit", "energy=7"]
 
 
 def test_the_proposed_command_decides_on_the_point(run: Run) -> None:
@@ -235,6 +235,23 @@ def test_a_saved_space_needs_neither_torch_nor_a_plot() -> None:
     assert not modules & {"torch", "onnx", "onnxruntime", "plotly"}
 
 
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig"])
+def test_a_saved_space_is_known_by_how_it_begins(run: Run, folder: Path, mark: str) -> None:
+    text = (folder / "chain.json").read_text(encoding="utf-8")
+    (folder / "space.txt").write_text(f" \n{text}", encoding=mark)
+    found = run("frontier", "space.txt", "--json").json
+    assert found["points"] == run("frontier", "chain.json", "--json").json["points"]
+
+
+def test_what_is_read_is_not_overwritten(run: Run, folder: Path) -> None:
+    (folder / "curve.html").write_bytes((folder / "chain.json").read_bytes())
+    for args in (("chain.json", "--save-space", "chain.json"), ("curve.html", "--plot", "curve.html")):
+        done = run("frontier", *args, "--force")
+        assert (done.code, done.out) == (1, "")
+        assert done.err == f"mdp-fx: error: {args[1]} {args[2]} is what is read; name another output file\n"
+    SearchSpace.load(folder / "chain.json")
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -247,7 +264,7 @@ def test_a_saved_space_needs_neither_torch_nor_a_plot() -> None:
         (("chain.json", "--keep-block", "blok"), "unknown block 'blok' is to stay; did you mean 'block'?"),
         (("chain.json", "--fix", "a=7"), "dimension 'a' cannot be held at 7; its sizes are 1, 2"),
         (("chain.json", "--plot", "c.svg"), "cannot plot to c.svg: name a file that ends in .html, or in .png"),
-        (("chain.json", "--plot", "chain.json"), "chain.json exists; pass --force"),
+        (("chain.json", "--plot", "other.json"), "other.json exists; pass --force"),
         (("chain.json", "--plot", "none/c.html"), "the folder none does not exist"),
         (("chain.json", "--plot", "c.html", "--save-space", "c.html"), "--plot and --save-space both name c.html"),
         ((TINY, "--target", "tpu"), "tpu"),

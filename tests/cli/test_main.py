@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import click
 import pytest
@@ -14,6 +17,7 @@ from mdp_fx import cli
 from mdp_fx.errors import BudgetError
 from tests.cli.networks import SHAPE, TINY
 from tests.cli.running import Run
+from tests.passes.spaces import chain_space
 
 COMMANDS = ("prune", "inspect", "solve", "frontier", "profile", "bench", "diff", "apply", "export")
 HEAVY = ("torch", "numpy", "pyomo", "onnx", "onnxruntime", "torchvision", "timm", "plotly")
@@ -105,9 +109,10 @@ def test_completion_answers(words: str, index: str, expected: str, monkeypatch: 
         (("prune", "m.pt", "--method", "best"), "'best' is not one of"),
         (("prune", "m.pt", "--importance", "l3"), "'l3' is not one of"),
         (("prune", "m.pt", "--gap", "little"), "is not a percentage such as 0.1%"),
-        (("prune", "m.pt", "--gap", "200%"), "is not between 0% and 100%"),
+        (("prune", "m.pt", "--gap", "100%"), "'100%' is not at least 0% and less than 100%\n"),
         (("prune", "m.pt", "--latncy", "50%"), "No such option"),
-        (("prune", "m.pt", "--min-keep", "101%"), "is not between 0% and 100%"),
+        (("prune", "m.pt", "--min-keep", "101%"), "is not at least 0% and at most 100%\n"),
+        (("prune", "m.pt", "--min-keep", "10"), "and at most 100%; write 10% for that many per cent"),
         (("prune", "m.pt", "--fix", "conv1"), "'conv1' is not of the form NAME=SIZE"),
         (("prune", "m.pt", "--fix", "conv1=few"), "'few' is no size to hold 'conv1' at"),
         (("solve", "s.json", "--fix", "a=1", "--fix", "a=2"), "'a' is given twice"),
@@ -130,6 +135,25 @@ def test_usage_errors_exit_2(run: Run, args: tuple[str, ...], says: str) -> None
     assert says in done.err
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("prune", "m.pt", "-o", "m.pt"), "--output m.pt"),
+        (("prune", "m.pt", "-o", "s.pt", "--recipe", "m.pt"), "--recipe m.pt"),
+        (("apply", "m.pt", "--recipe", "r.json", "-o", "m.pt"), "--output m.pt"),
+        (("apply", "m.pt", "--recipe", "r.json", "-o", "r.json"), "--output r.json"),
+        (("export", "m.pt", "-o", "m.pt"), "--output m.pt"),
+    ],
+)
+def test_no_input_is_overwritten(run: Run, folder: Path, args: tuple[str, ...], says: str) -> None:
+    for name in ("m.pt", "r.json"):
+        (folder / name).write_bytes(b"dear")
+    done = run(*args, "--force")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"mdp-fx: error: {says} is what is read; name another output file\n"
+    assert {path.read_bytes() for path in folder.iterdir()} == {b"dear"}
+
+
 def test_user_errors_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: object, **_kwargs: object) -> None:
         raise BudgetError("first\n  second")
@@ -139,15 +163,60 @@ def test_user_errors_are_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert (done.code, done.out, done.err) == (1, "", "mdp-fx: error: first second\n")
 
 
-def test_interruption_says_that_measurements_are_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_args: object, **_kwargs: object) -> None:
+@pytest.mark.parametrize("measured", [0, 1])
+def test_interruption_says_what_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch, measured: int) -> None:
+    def interrupt(*_args: object, progress: Callable[[int, int, str], None], **_kwargs: object) -> None:
+        for i in range(measured):
+            progress(i + 1, 9, "conv")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mdp_fx.api.profile", interrupt)
     done = run("profile", TINY, *SHAPE)
-    assert done.code == 130
-    assert done.out == ""
-    assert done.err.strip() == "mdp-fx: interrupted; measurements made so far are kept"
+    assert (done.code, done.out) == (130, "")
+    kept = "; measurements made so far are kept" if measured else ""
+    assert done.err.strip() == f"mdp-fx: interrupted{kept}"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_full_disk_is_one_line(folder: Path, more: tuple[str, ...]) -> None:
+    chain_space().save(folder / "chain.json")
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "mdp_fx", "solve", "chain.json", "--budget", "100%", *more]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "mdp-fx: error: cannot write to stdout: disk full; free some space or name a file on another disk\n",
+    )
+
+
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise ModuleNotFoundError("No module named 'pyomo.environ'", name="pyomo.environ")
+
+    chain_space().save(folder / "chain.json")
+    monkeypatch.setattr("mdp_fx.decision.solve", fail)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    for package, args in (
+        ("pyomo", ("solve", "chain.json")),
+        ("plotly", ("frontier", "chain.json", "--plot", "c.html")),
+    ):
+        done = run(*args)
+        assert (done.code, done.out) == (1, "")
+        assert done.err == f"mdp-fx: error: this needs {package}, which is not installed: pip install {package}\n"
+
+
+def test_a_missing_module_of_our_own_is_a_bug(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mdp_fx.report.tables", None)
+    with pytest.raises(ModuleNotFoundError, match=r"mdp_fx\.report\.tables"):
+        run("inspect", TINY, *SHAPE)
+
+
+@pytest.mark.parametrize("command", ["prune", "solve", "frontier", "bench"])
+def test_defaults_are_shown_plainly(run: Run, command: str) -> None:
+    assert not re.findall(r"default: \(.*", run(command, "--help").out)
 
 
 def test_unexpected_errors_are_tracebacks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,16 @@ def test_the_decision_is_written_whole(run: Run, folder: Path) -> None:
     assert ["wrote", "decision.json"] in [line.split() for line in shown.out.splitlines()]
 
 
+def test_the_search_space_is_not_overwritten(run: Run, folder: Path) -> None:
+    before = (folder / "recorded.json").read_bytes()
+    (folder / "link.json").symlink_to("recorded.json")
+    for output in ("recorded.json", "./recorded.json", "link.json"):
+        done = run("solve", "recorded.json", "-o", output, "--force")
+        assert done.code == 1
+        assert done.err == f"mdp-fx: error: --output {Path(output)} is what is read; name another output file\n"
+    assert (folder / "recorded.json").read_bytes() == before
+
+
 def test_without_an_answer_nothing_is_written(run: Run, folder: Path) -> None:
     before = {path.name for path in folder.iterdir()}
     assert run("solve", "chain.json", "--budget", "1%", "-o", "decision.json").code == 1
@@ -207,11 +217,21 @@ def test_bad_spaces(run: Run, folder: Path, change: Change, says: str) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
+        (("",), "the name of the search space is empty; name a JSON file"),
+        (
+            ("recorded.json", "--time-limit", "nan"),
+            "the time limit is nan; it must be a finite number of seconds above",
+        ),
+        (
+            ("recorded.json", "--fix", "nope=1"),
+            "unknown dimension 'nope' is to be held at 1; the search space has a, b",
+        ),
+        (("recorded.json", "--keep-block", "x"), "unknown block 'x' is to stay; the search space has block"),
         (("none.json",), "cannot read search space none.json: No such file or directory"),
         (("chain.json",), "the search space records no budget: give one, such as --budget 30%"),
         (("chain.json", "--budget", "fast"), "cannot read the latency budget 'fast': write it as 50% or 12.5ms"),
         (("chain.json", "--params", "60%"), "budget for an unknown cost 'params'; the search space has latency"),
-        (("chain.json", "--limit", "latncy=60%"), "unknown cost 'latncy'; the search space has latency; did you mean"),
+        (("chain.json", "--limit", "latncy=60%"), "unknown cost 'latncy'; did you mean 'latency'?"),
         (("chain.json", "--budget", "10%"), "cannot be met: the smallest is 0.003 ms (20.0% of dense)"),
         (
             ("chain.json", "--budget", "20%", "--max-removed", "0"),

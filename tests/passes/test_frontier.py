@@ -66,7 +66,7 @@ def test_what_cannot_be_swept() -> None:
         frontier(chain_space(), "joules")
     with pytest.raises(InputError, match="no curve for the method 'uniform'"):
         frontier(chain_space(), method="uniform")
-    with pytest.raises(InputError, match="two points or more, not 1"):
+    with pytest.raises(InputError, match="the number of points is 1; it must be an int of at least 2"):
         frontier(chain_space(), most=1)
     with (
         patch.object(elimination, "MOST_CELLS", 5),

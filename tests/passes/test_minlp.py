@@ -259,7 +259,7 @@ def test_halp_holds_blocks_and_inputs() -> None:
     assert selection == Selection({"a": 1, "b": 1}, ())
     assert certificate.modelled_costs == {"latency": 5.0}
     assert certificate.costs == {"latency": 4.0}
-    with pytest.raises(BudgetError, match=r"smallest is 0\.005 ms \(33\.3% of dense\)"):
+    with pytest.raises(BudgetError, match=r"smallest is 0\.005 ms \(33\.4% of dense\), by the 1-D tables of halp$"):
         solve(chain_space(), {"latency": 3.5}, method="halp")
 
 
@@ -310,9 +310,9 @@ def test_budgets_that_exclude_each_other() -> None:
         ({"latency": math.nan}, {}, "the latency budget is nan"),
         ({"latency": -1.0}, {}, "the latency budget is -1.0"),
         ({"latency": 9.0}, {"method": "mpd"}, "unknown method 'mpd'; methods are halp, mgp, mdlm, mdp, uniform"),
-        ({"latency": 9.0}, {"gap": -1.0}, "gap -1.0"),
-        ({"latency": 9.0}, {"time_limit": 0.0}, "time limit 0.0"),
-        ({"latency": 9.0}, {"max_removed": -1}, "at most -1 blocks are to be removed; it must be a number >= 0"),
+        ({"latency": 9.0}, {"gap": -1.0}, "gap is -1.0"),
+        ({"latency": 9.0}, {"time_limit": 0.0}, "the time limit is 0.0"),
+        ({"latency": 9.0}, {"max_removed": -1}, "max_removed is -1; it must be an int of at least 0"),
     ],
 )
 def test_bad_arguments(budgets: dict[str, float], options: dict[str, object], message: str) -> None:
@@ -331,7 +331,7 @@ def test_memory_is_shown_in_mebibytes() -> None:
     mebi = tuple(replace(term, table=term.table * 2**20) for term in terms)
     space = replace(chain_space(), costs={"memory": CostModel("bytes", 2.0**20, mebi)})
     assert solve(space, {"memory": 9.0 * 2**20})[0] == Selection({"a": 1, "b": 2}, ())
-    with pytest.raises(BudgetError, match=r"memory budget of 1 MiB \(6\.7% .* smallest is 3 MiB \(20\.0% of dense\)"):
+    with pytest.raises(BudgetError, match=r"memory budget of 1 MiB \(6\.6% .* smallest is 3 MiB \(20\.0% of dense\)"):
         solve(space, {"memory": 1.0 * 2**20})
 
 

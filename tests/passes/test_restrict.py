@@ -135,11 +135,10 @@ def test_a_kept_block_keeps_the_blocks_around_it() -> None:
     ("restrictions", "message"),
     [
         ({"fixed": {"bb": 1}}, "unknown dimension 'bb' is to be held at 1; did you mean 'b'?"),
-        ({"fixed": {"zzz": 1}}, "unknown dimension 'zzz' is to be held at 1$"),
+        ({"fixed": {"zzz": 1}}, "unknown dimension 'zzz' is to be held at 1; the search space has a, b$"),
         ({"fixed": {"a": 3}}, "dimension 'a' cannot be held at 3; its sizes are 1, 2$"),
+        ({"keep_blocks": ["zzz"]}, "unknown block 'zzz' is to stay; the search space has block$"),
         ({"keep_blocks": ["blok"]}, "unknown block 'blok' is to stay; did you mean 'block'?"),
-        ({"min_keep": 1.5}, "the share to keep at least is 1.5; it must lie between 0 and 1"),
-        ({"min_keep": float("nan")}, "the share to keep at least is nan"),
     ],
 )
 def test_what_cannot_be_asked_is_one_clear_line(restrictions: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdp_fx.errors import InputError, OutputError
+from mdp_fx.passes import space_json
+from mdp_fx.passes.minlp import solve
 from mdp_fx.passes.search_space import Block, SearchSpace, Selection, evaluate, importance
 from mdp_fx.passes.space_json import from_json, from_minlp
 from tests.passes.spaces import (
@@ -45,6 +48,26 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert SearchSpace.load(tmp_path / "space.json") == chain_space()
     other = replace(chain_space(), costs={})
     assert SearchSpace.load(tmp_path / "space.json") != other
+
+
+def test_a_file_may_be_named_by_a_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    chain_space().save("space.json")
+    assert SearchSpace.load("space.json") == chain_space()
+    with pytest.raises(InputError, match="the name of the search space is empty; name a JSON file"):
+        SearchSpace.load("")
+
+
+def test_a_mark_of_the_byte_order_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / "marked.json").write_text(json.dumps(chain_space().to_json()), encoding="utf-8-sig")
+    assert SearchSpace.load(tmp_path / "marked.json") == chain_space()
+
+
+def test_the_documented_example_is_a_space() -> None:
+    """What the module says of the form, without its remarks, is read as it stands."""
+    form = (space_json.__doc__ or "").split("\n\n")[1]
+    space = SearchSpace.from_json(json.loads(re.sub(r"  +[^\s{\[\"].*", "", form)))
+    assert solve(space, space.budgets)[0] == Selection({"d0": 8}, ())
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -125,7 +148,7 @@ TERM = ("costs", "latency", "terms", 1)
         ),
         (edit(*TERM, "table", value=[[1.0, 2.0], [-3.0, 4.0]]), "'two': the table has -3 at out 2, in 1; entries must"),
         (edit(*TERM, "table", value=[[1.0, 2.0], [3.0, float("inf")]]), "'two': the table has inf at out 2, in 2"),
-        (edit(*TERM, "table", value=[[1.0, 2.0], [3.0, 10**400]]), "cost table of region 'two' is not a rectangular"),
+        (edit(*TERM, "table", value=[[1.0, 2.0], [3.0, 10**400]]), "region 'two' has a number that is beyond every"),
         (
             edit(*TERM, "table", value=[[1.0, 2.0], [3.0, None]]),
             r"terms\[1\]: field 'table' should be numbers",
@@ -147,6 +170,18 @@ TERM = ("costs", "latency", "terms", 1)
         (edit("budgets", value={"x": 1.0}), "'budgets' names an unknown cost 'x'"),
         (edit("budgets", value={"latency": float("nan")}), "the latency budget is nan; it must be finite"),
         (edit("budgets", value={"latency": "30%"}), "search space.budgets: field 'latency' should be a number"),
+        (edit("importence", value=[]), "search space: unknown field 'importence'; did you mean 'importance'?"),
+        (edit("budget", value={"latency": 1.0}), "search space: unknown field 'budget'; did you mean 'budgets'?"),
+        (edit("dimensions", 0, "size", value=[]), r"dimensions\[0\]: unknown field 'size'; did you mean 'sizes'?"),
+        (edit("blocks", 0, "empty", value=[]), r"blocks\[0\]: unknown field 'empty'"),
+        (
+            edit("importance", 0, "x", value=1),
+            r"importance\[0\]: unknown field 'x'; known are layer, dim, block, values",
+        ),
+        (edit("costs", "latency", "units", value="us"), "costs.latency: unknown field 'units'; did you mean 'unit'?"),
+        (edit(*TERM, "tables", value=[]), r"terms\[1\]: unknown field 'tables'; did you mean 'table'?"),
+        (edit(*TERM, "axes", 0, "point", value=[]), r"axes\[0\]: unknown field 'point'; did you mean 'points'?"),
+        (edit(*TERM, "axes", 0, "terms", 0, "dim", value="a"), r"terms\[0\]: unknown field 'dim'; did you mean 'dims'"),
         (edit("fixed", value={"x": 1}), "'fixed' names an unknown dimension 'x'"),
         (edit("fixed", value={"a": 3}), "dimension 'a' is fixed at 3, which is not one of its sizes"),
         (edit("fixed", value={"a": True}), "search space.fixed: field 'a' should be an integer"),
@@ -171,6 +206,10 @@ def test_bad_json_is_one_clear_line(change: Callable[[dict[str, Any]], None], me
         (b'{"dims": {}, "dims": {"a": 1}}', r"file.json: the field 'dims' is there twice in one object"),
         (b'{"dims": {"a": 1}, "layers": []}', r"file.json: MINLP.dims.a: expected a JSON object, found int"),
         (b"[" * 100_000, r"search space .*file.json is nested too deeply"),
+        (
+            b'{"format": "mdp-fx-search-space", "version": ' + b"9" * 5000 + b"}",
+            r"'version' should be an integer .*, found inf",
+        ),
         (b'{"format": "mdp-fx-search-space", "version": 1e400}', r"'version' should be an integer .*, found inf"),
     ],
 )

@@ -108,10 +108,27 @@ def test_a_proof_that_is_missing_is_said() -> None:
     assert has_row(found, "bound", "2,300,200, proven by the lagrangian solver")
 
 
+def test_a_budget_that_is_truly_exceeded_is_said() -> None:
+    over = {**CERTIFICATE.costs, "latency": 9000.0}
+    modelled = {**CERTIFICATE.costs, "latency": 6000.0}
+    halp = dataclasses.replace(CERTIFICATE, method="halp", costs=over, modelled_costs=modelled)
+    assert (halp.misjudged, halp.exceeded) == (("latency",), ("latency",))
+    found = shown(halp)
+    assert any("in halp" in line for line in found)
+    assert has_row(found, "latency", "20 ms", "6 ms", "6 ms", "9 ms", "150.0 %", "45.0 %")
+    said = "the latency kept is 150.0 % of its budget: halp was held to it by its 1-D tables; mdp knows the true cost"
+    assert has_row(found, "warning", said)
+    right = dataclasses.replace(CERTIFICATE, method="halp", modelled_costs=CERTIFICATE.costs)
+    assert (right.misjudged, right.exceeded) == ((), ())
+    assert not any("in halp" in line or "warning" in line for line in shown(right))
+
+
 def test_spaces_in_which_little_can_be_said() -> None:
     bare = replace(SPACE, blocks=(), importance=(), costs={"latency": CostModel("us", 0.0, ())})
     dense = bare.dense()
-    certificate = dataclasses.replace(CERTIFICATE, objective=0.0, bound=0.0, gap=0.0, costs={"latency": 0.0})
+    certificate = dataclasses.replace(
+        CERTIFICATE, objective=0.0, bound=0.0, gap=0.0, costs={"latency": 0.0}, budgets={"latency": 6000.0}
+    )
     found = lines(decision_tables("bare", bare, dense, certificate, verbose=False))
     assert found[0] == "bare: nothing is important"
     assert has_row(found, "latency", "0 ms", "6 ms", "0 ms", "0.0 %", "-")

@@ -64,13 +64,27 @@ def test_every_fact_is_there(width: int, terminal: bool) -> None:
     assert rows[dense + 1 : dense + 3] == ["0.007 ms 46.7 % 88.9 % 0 1 knee", "0.003 ms 20.0 % 33.3 % 1 1"]
     assert has_row(found, "knee", "the curve")
     assert "this gives the one at 0.007 ms:" in " ".join(rows)
+    assert "others may lie below the lines between them" in " ".join(rows)
     assert "mdp-fx solve chain.json" in rows
     assert has_row(found, "warning", "accuracy is unknown")
     assert has_row(found, "wrote", "c.html")
 
 
 def test_costs_of_one_dimensional_methods_are_named_so() -> None:
-    assert shown(replace(CURVE, method="mgp"))[1].startswith("mgp method, latency by its 1-D tables; ")
+    found = shown(replace(CURVE, method="mgp"))
+    assert found[1].startswith("mgp method, latency by its 1-D tables; ")
+    assert not any("takes some latency" in line for line in found)
+
+
+@pytest.mark.parametrize(("method", "warned"), [("halp", True), ("mgp", True), ("mdlm", False)])
+def test_costs_that_a_method_misjudges_stand_beside_the_true_ones(method: str, warned: bool) -> None:
+    cheap = (replace(CURVE.points[0], cost=2.0), *CURVE.points[1:])
+    curve = replace(CURVE, method=method, points=cheap)
+    rows = [" ".join(re.sub("[━╸]", "", line).split()) for line in shown(curve)]
+    assert ("0.002 ms 0.003 ms 13.3 % 33.3 % 1 1" in rows) is warned
+    assert any(f"{method} takes some latency for less than it is: see true" in row for row in rows) is warned
+    assert [point["cost"] for point in curve.to_json()["points"]] == [2.0, 7.0, 15.0]
+    assert [point["true_cost"] for point in curve.to_json()["points"]] == [3.0 if warned else 2.0, 7.0, 15.0]
 
 
 def test_counts_have_their_unit() -> None:
@@ -111,6 +125,9 @@ def test_the_suggestion_is_the_knee_that_keeps_most_or_lies_in_the_middle() -> N
     assert CURVE.suggestion is CURVE.points[1]
     straight = tuple(replace(point, knee=False) for point in CURVE.points)
     assert replace(CURVE, points=straight).suggestion == straight[1]
+    nothing = tuple(replace(point, importance=0.0) for point in straight[:2])
+    assert replace(CURVE, points=(*nothing, straight[2])).suggestion == straight[2]
+    assert replace(CURVE, points=nothing).suggestion == nothing[1]
     every = tuple(replace(point, knee=True) for point in CURVE.points)
     assert replace(CURVE, points=every).suggestion == every[2]
 
@@ -120,6 +137,7 @@ def test_json_has_every_point() -> None:
     assert (found["cost"], found["unit"], found["dense"], found["dense_importance"]) == ("latency", "us", 15.0, 9.0)
     assert found["points"][1] == {
         "cost": 7.0,
+        "true_cost": 7.0,
         "share": pytest.approx(7 / 15),
         "importance": 8.0,
         "importance_share": pytest.approx(8 / 9),

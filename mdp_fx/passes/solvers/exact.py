@@ -271,7 +271,7 @@ def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Out
     if start is not None:
         # HiGHS's presolve has cut optima off (its issues 3073 and 3094): what is known to be there stays.
         objective, ones = exact.problem.worth(start), exact.ones(start)
-    droppable = np.array([id(v) not in exact.fractional and v.lb == 0 for v in compiled.columns])
+    droppable = np.array([id(v) not in exact.fractional and v.lb == 0 for v in compiled.columns], dtype=bool)
     relaxed = compiled.relax()
     if relaxed is None:
         top, penalties, reach = math.inf, np.zeros(len(droppable)), math.inf

@@ -72,6 +72,9 @@ class HighsModel:
             dropped: Mask over `columns`.
             start: Indices of the columns that are one in a first solution; integer columns that are not in it are zero.
         """
+        if not self.columns:
+            # HiGHS calls a model without columns neither optimal nor infeasible. Rows of nothing hold.
+            return Answer(self._lp.offset_, self._lp.offset_, False)
         self._lp.integrality_ = self._integrality
         self._lp.col_upper_ = np.where(dropped, 0.0, self._upper)
         highs = self._run(start)

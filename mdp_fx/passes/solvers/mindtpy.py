@@ -218,7 +218,8 @@ def solve_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits
             certain = solve_exact(problem, budgets, replace(limits, gap=1.0))
             if certain.selection is None:
                 return certain
-        raise SolverError(f"mindtpy found no selection within the budgets ({ended}); there is one: use another solver")
+        advice = "there is one: allow more time or use another solver"
+        raise SolverError(f"mindtpy found no selection within the budgets ({ended}); {advice}")
     bound = lagrangian_bound(problem, budgets, limits)
     return Outcome(selection, problem.worth(selection), bound, bound_from="lagrangian")
 
@@ -247,6 +248,8 @@ def run_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits) 
             ended = str(answer.solver.termination_condition or "gave no reason")
         except FAILURES as failure:
             ended = first_line(failure)
+            if isinstance(failure, subprocess.TimeoutExpired) or time.monotonic() >= deadline:
+                ended = f"the time limit of {limits.time_limit:g} s came first"
             if getattr(algorithm, "best_solution_found", None) is None:
                 return None, ended
             algorithm.load_solution()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
 
-from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, importance
+from mdp_fx.passes.search_space import CostModel, SearchSpace, Selection, evaluate, importance, violations
 from mdp_fx.passes.solvers import Limits, exact
 from mdp_fx.passes.solvers import problem as problems
 from mdp_fx.passes.solvers.exact import ExactModel, smallest_cost, solve_exact
@@ -52,6 +53,14 @@ def test_a_start_that_is_already_best_is_kept() -> None:
     outcome = solve_exact(compile_problem(chain_space(), ["latency"]), {"latency": 9.0}, LIMITS, best)
     assert outcome.selection == best
     assert outcome.bound == pytest.approx(8.0)
+
+
+def test_smallest_cost_of_what_costs_nothing() -> None:
+    free = replace(chain_space(), costs={"params": CostModel("params", 0.0, ())})
+    outcome = smallest_cost(compile_problem(free, ["params"]), "params", LIMITS)
+    assert outcome.selection is not None
+    assert violations(free, outcome.selection) == []
+    assert outcome.bound == outcome.objective == 0.0
 
 
 @pytest.mark.parametrize("seed", range(25))

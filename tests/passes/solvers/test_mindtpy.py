@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -173,7 +174,7 @@ def test_blocks_removed_are_counted() -> None:
 @needs_nlp_solver
 def test_an_answer_above_the_budget_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BilinearModel, "within", lambda _: False)
-    with pytest.raises(SolverError, match=r"mindtpy found no selection within the budgets \(.+\); there is one: use"):
+    with pytest.raises(SolverError, match=r"mindtpy found no selection within the budgets \(.+\); there is one: allow"):
         solve(chain_space(), {"latency": 9.0}, solver="mindtpy")
 
 
@@ -195,6 +196,18 @@ def test_a_failure_within_mindtpy_is_one_line(failure: Exception) -> None:
         solve_mindtpy(compile_problem(chain_space(), ["latency"]), {"latency": 9.0}, LIMITS)
     assert "(status of)" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_stopped_solver_is_told_by_the_time_limit() -> None:
+    """Not by the command line that was stopped."""
+    with (
+        patch.object(mindtpy, "_pounce", lambda: sys.executable),
+        patch.object(
+            MindtPy_OA_Solver, "solve", side_effect=subprocess.TimeoutExpired(["/a/folder/solver", "x.nl"], 2)
+        ),
+        pytest.raises(SolverError, match=r"\(the time limit of 60 s came first\); there is one: allow more time"),
+    ):
+        solve_mindtpy(compile_problem(chain_space(), ["latency"]), {"latency": 9.0}, LIMITS)
 
 
 def test_not_installed() -> None:
