@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
 from mdp_fx.errors import BudgetError, InputError, SolverError
@@ -39,8 +40,11 @@ DEFAULT_TIME_LIMIT = 60.0
 # What a budget may be exceeded by, relative: sums of the same numbers in another order differ by this little.
 BUDGET_SLACK = 1e-9
 
-# How far a solver's claimed objective may be from the re-evaluated one, relative (HiGHS's integrality tolerance).
+# How far a solver's claimed objective may be from the re-evaluated one, of all importance (HiGHS's integrality tolerance).
 CLAIM_TOLERANCE = 1e-5
+
+# What a gap is relative to at least, of all importance.
+LEAST_KEPT = 1e-12
 
 # A gap below this is a rounding error of the solver (HiGHS's tolerance).
 PROVEN = 1e-6
@@ -131,7 +135,7 @@ def solve(
     dense = model.dense()
     if run.allows(dense) and not violations(model, dense):
         # Importance never falls with size and is never negative: nothing beats keeping everything.
-        return _certify(run, dense, importance(model, dense))
+        return _certify(run, dense, run.whole)
     problem = compile_problem(model, budgets)
     if max_removed is not None:
         problem = count_removed(problem)
@@ -151,6 +155,11 @@ class _Run:
     time_limit: float
     begin: float
     max_removed: int | None
+
+    @cached_property
+    def whole(self) -> float:
+        """All importance there is to keep."""
+        return importance(self.model, self.model.dense())
 
     @property
     def removals(self) -> dict[str, float]:
@@ -212,10 +221,10 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
         costs = run.costs(selection)
         if run.allows(selection):
             claimed, kept = outcome.objective, importance(run.model, selection)
-            if math.isfinite(claimed) and abs(claimed - kept) > CLAIM_TOLERANCE * max(abs(kept), 1.0):
+            if math.isfinite(claimed) and abs(claimed - kept) > CLAIM_TOLERANCE * run.whole:
                 raise SolverError(f"{run.solver} claims an importance of {claimed:.9g}; re-evaluation gives {kept:.9g}")
             # A solver that ran out of time may know less than that nothing beats keeping everything.
-            return selection, min(bound, importance(run.model, run.model.dense())), outcome
+            return selection, min(bound, run.whole), outcome
         over = {name: costs[name] / budget - 1 for name, budget in budgets.items() if budget > 0}
         if max(over.values(), default=math.inf) > CLAIM_TOLERANCE:
             break
@@ -268,7 +277,8 @@ def _certify(
     gap = None
     if bound is not None:
         bound = max(bound, objective)
-        gap = (bound - objective) / max(abs(objective), 1e-12) if bound > objective else 0.0
+        # Of nothing kept any gap would be infinite.
+        gap = (bound - objective) / max(objective, LEAST_KEPT * run.whole) if bound > objective else 0.0
         late: Status = "time limit" if bound_from is None or seconds >= run.time_limit else "gap open"
         status = "optimal" if gap <= PROVEN else "gap reached" if gap <= 1.001 * run.gap else late
     certificate = Certificate(

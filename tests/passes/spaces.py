@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mdp_fx.passes.search_space import (
     Block,
@@ -26,6 +27,8 @@ from mdp_fx.passes.search_space import (
 from mdp_fx.passes.space_blocks import ancestors
 
 MINLP_DATA = Path(__file__).parents[2].parent / "shared" / "data" / "minlp"
+
+needs_minlp_data = pytest.mark.skipif(not MINLP_DATA.is_dir(), reason="../shared/data/minlp is not there")
 
 
 def axis(role: str, *dims: str, points: tuple[int, ...]) -> CostAxis:

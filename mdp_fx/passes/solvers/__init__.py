@@ -66,7 +66,7 @@ SOLVERS: dict[str, tuple[str, str]] = {
 
 
 def get_solver(name: str) -> Solver:
-    """The solver of that name.
+    """The solver of that name, which may be asked in any units.
 
     Raises:
         SolverError: No solver has that name, or a package that it needs is not installed.
@@ -78,7 +78,8 @@ def get_solver(name: str) -> Solver:
     module, function = SOLVERS[name]
     try:
         loaded: Any = importlib.import_module(module)
+        units: Any = importlib.import_module("mdp_fx.passes.solvers.units")
     except ModuleNotFoundError as e:
         missing = (e.name or "").partition(".")[0]
         raise SolverError(f"the solver {name!r} needs {missing}, which is not installed: pip install {missing}") from e
-    return cast(Solver, getattr(loaded, function))
+    return cast(Solver, units.in_units(getattr(loaded, function)))

@@ -34,9 +34,6 @@ from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAx
 # Pyomo's variables; object arrays let tables and variables share their shape.
 Vars = npt.NDArray[np.object_]
 
-# Budget rows are scaled to this right-hand side: HiGHS's tolerance of 1e-6 is then 1e-9 of the budget.
-BUDGET_SCALE = 1e3
-
 # First guess of how far below the relaxation's bound the optimum lies, relative.
 FIRST_REACH = 3e-4
 
@@ -93,11 +90,8 @@ class ExactModel:
     def hold_to(self, budgets: Mapping[str, float]) -> None:
         """Add one row for each budget."""
         for cost, budget in budgets.items():
-            # A budget of nearly nothing must not blow up the row.
-            largest = max((abs(c) for c, _ in self.costs[cost]), default=0.0)
-            scale = BUDGET_SCALE / (max(budget, 1e-3 * largest) or 1.0)
-            row = linear((scale * c, v) for c, v in self.costs[cost])
-            self.model.add_component(f"budget[{cost}]", pyo.Constraint(expr=(None, row, scale * budget)))
+            row = (None, linear(self.costs[cost]), budget)
+            self.model.add_component(f"budget[{cost}]", pyo.Constraint(expr=row))
 
     def _new(self, name: str, count: int, *, binary: bool = False, lower: float = 0.0, whole: bool = True) -> Vars:
         """New variables within [lower, 1]; `whole` says that no integer solution gives them a fraction."""

@@ -142,11 +142,10 @@ def _undominated(labels: _Labels) -> _Labels:
     """Labels in order; with one cost only those that no other one of the state beats (one of equals stays)."""
     if len(labels.costs) == 1 and len(labels.state):
         order = np.lexsort((-labels.worth, labels.costs[0], labels.state))
-        worth, state = labels.worth[order], labels.state[order]
-        # A running maximum per state: every state is lifted above the one before.
-        low, high = float(worth.min()), float(worth.max())
-        group = np.cumsum(np.r_[0, state[1:] != state[:-1]])
-        height = (worth - low) + group * (2 * (high - low) + 1)
+        state = labels.state[order]
+        # A running maximum per state: every state is lifted above the one before. Ranks, as sums would be rounded.
+        values, rank = np.unique(labels.worth[order], return_inverse=True)
+        height = rank + state * len(values)
         best = np.maximum.accumulate(height)
         first = np.r_[True, state[1:] != state[:-1]]
         labels = labels.take(order[first | np.r_[True, height[1:] > best[:-1]]])

@@ -40,14 +40,11 @@ from mdp_fx.passes.solvers.dual import lagrangian_bound
 from mdp_fx.passes.solvers.exact import solve_exact
 from mdp_fx.passes.solvers.local import local_search
 from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis
+from mdp_fx.passes.solvers.units import SCALE
 
 logger = logging.getLogger(__name__)
 
 Vars = npt.NDArray[np.object_]
-
-# The budgets and the importance are scaled to this: MindtPy's tolerances are absolute. With microseconds and importance
-# as they come, it took from twice to fifteen times as long.
-SCALE = 1e3
 
 # What MindtPy and its solvers raise where they cannot go on.
 FAILURES = (PyomoException, ApplicationError, ValueError, RuntimeError, subprocess.TimeoutExpired)
@@ -77,13 +74,9 @@ class BilinearModel:
             removed = sum(self._gate(problem.parents[b]) - self._alive[b] for b in blocks)
             self._rows.add(self._options[name][0] == removed)
         for cost, budget in budgets.items():
-            # A budget of nearly nothing must not blow up the row.
-            tables = (factor.tables[cost] for factor in problem.factors if cost in factor.tables)
-            largest = max((float(np.abs(table).max()) for table in tables), default=0.0)
-            scale = SCALE / (max(budget, 1e-3 * largest) or 1.0)
             # The last term: where nothing costs anything, an unmet budget must stay a row.
-            body = pyo.quicksum([*self._cost(cost, scale), 0.0 * self._new("nothing", 1)[0]])
-            self._budgets.add(body <= scale * (budget - problem.constants[cost]))
+            body = pyo.quicksum([*self._cost(cost), 0.0 * self._new("nothing", 1)[0]])
+            self._budgets.add(body <= budget - problem.constants[cost])
         self.model.objective = pyo.Objective(expr=self._importance(), sense=pyo.maximize)
 
     def select(self) -> Selection:
@@ -116,17 +109,14 @@ class BilinearModel:
         worth: dict[str | None, list[Any]] = {block: [value] for block, value in self.problem.importance_held.items()}
         for (dim, block), values in self.problem.importance.items():
             worth.setdefault(block, []).append(weighted(values, self._options[dim]))
-        top = math.fsum(self.problem.importance_held.values())
-        top += math.fsum(float(values.max()) for values in self.problem.importance.values())
-        scale = SCALE / (top or 1.0)
-        return pyo.quicksum(self._gate(block) * scale * pyo.quicksum(parts) for block, parts in worth.items())
+        return pyo.quicksum(self._gate(block) * pyo.quicksum(parts) for block, parts in worth.items())
 
-    def _cost(self, cost: str, scale: float) -> list[Any]:
+    def _cost(self, cost: str) -> list[Any]:
         parts = []
         for factor in self.problem.factors:
             if cost in factor.tables:
                 table, weights = self._unfolded(factor, cost)
-                parts.append(self._gate(factor.block) * contracted(scale * table, weights))
+                parts.append(self._gate(factor.block) * contracted(table, weights))
         return parts
 
     def _unfolded(self, factor: Factor, cost: str) -> tuple[FloatArray, list[Vars]]:

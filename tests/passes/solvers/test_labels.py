@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 from mdp_fx.passes.search_space import evaluate
 from mdp_fx.passes.solvers import labels
 from mdp_fx.passes.solvers.dual import minimise
 from mdp_fx.passes.solvers.elimination import DecisionGraph
-from mdp_fx.passes.solvers.labels import TooManyLabelsError, best_above
+from mdp_fx.passes.solvers.labels import TooManyLabelsError, _Labels, _undominated, best_above
 from mdp_fx.passes.solvers.problem import compile_problem
 from tests.passes.spaces import best_importance, emptying_space, random_space
 
@@ -31,6 +32,18 @@ def test_the_best_above_a_threshold(seed: int, costs: tuple[str, ...]) -> None:
         assert (None if found is None else found.worth) == (None if best is None else pytest.approx(best))
     above = 1.0 if best is None else best + 1e-6 * max(best, 1.0)
     assert best_above(graph, dual.valuation, beliefs, dual.budgets, above) is None
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-17])
+def test_the_better_of_two_labels_stays(unit: float) -> None:
+    """In each of many states: one label, one that costs more and is worth more, one that costs more and is not."""
+    states = 100_000
+    state = np.repeat(np.arange(states), 3)
+    worth = np.tile([7.0, 7.0 + 1e-9, 7.0], states) * unit
+    costs = np.tile([1.0, 2.0, 3.0], states)[None]
+    kept = _undominated(_Labels(state, np.zeros(len(state)), worth, costs, state, []))
+    assert kept.state.tolist() == np.repeat(np.arange(states), 2).tolist()
+    assert sorted(set(kept.costs[0].tolist())) == [1.0, 2.0]
 
 
 def test_too_many_are_not_listed() -> None:
