@@ -80,7 +80,9 @@ def frontier(
     for found in _sweep(graph, most):
         selection = normalise(model, graph.selection(found.options))
         point = FrontierPoint(evaluate(model, selection)[cost], importance(model, selection), selection)
-        if violations(model, selection) or abs(point.importance - found.worth) > 1e-6 * max(found.worth, point.importance):
+        if violations(model, selection) or abs(point.importance - found.worth) > 1e-6 * max(
+            found.worth, point.importance
+        ):
             raise SolverError(f"the sweep made an unusable selection at {cost} {point.cost:g}")
         points.append(point)
     knees = _knees(points)

@@ -236,18 +236,19 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
 
 
 def _infeasible(run: _Run, problem: Problem, limits: Limits) -> BudgetError:
-    from mdp_fx.passes.solvers.exact import smallest_cost
+    from mdp_fx.passes.solvers.smallest import smallest_cost
 
-    smallest = {}
+    smallest, proven = {}, True
     for name in run.budgets:
         outcome = smallest_cost(problem, name, limits, run.removals)
-        if outcome.selection is None:
-            return BudgetError("the search space allows no selection at all; look at its exclusive blocks")
-        smallest[name] = evaluate(run.model, outcome.selection)[name]
-    return _unreachable(run, smallest)
+        # The dense selection is one of every space: no budget of removed blocks keeps it out.
+        best = outcome.selection or run.model.dense()
+        proven &= best is outcome.selection and outcome.bound <= outcome.objective + PROVEN * abs(outcome.objective)
+        smallest[name] = evaluate(run.model, best)[name]
+    return _unreachable(run, smallest, proven=proven)
 
 
-def _unreachable(run: _Run, smallest: Mapping[str, float]) -> BudgetError:
+def _unreachable(run: _Run, smallest: Mapping[str, float], *, proven: bool = True) -> BudgetError:
     whole = evaluate(run.space, run.space.unpruned())
 
     def shown(name: str, value: float) -> str:
@@ -255,14 +256,13 @@ def _unreachable(run: _Run, smallest: Mapping[str, float]) -> BudgetError:
         return f"{text} ({value / whole[name]:.1%} of dense)" if whole[name] else text
 
     removals = "" if run.max_removed is None else f" with at most {run.max_removed} blocks removed"
+    known = "the smallest" if proven else f"the smallest found in {run.time_limit:g} s"
     for name, budget in run.budgets.items():
         if not _within(smallest[name], budget):
-            reach = shown(name, smallest[name])
-            message = f"the {name} budget of {shown(name, budget)} cannot be met{removals}: the smallest is {reach}"
-            return BudgetError(message, smallest)
+            reach = f"{known} is {shown(name, smallest[name])}"
+            return BudgetError(f"the {name} budget of {shown(name, budget)} cannot be met{removals}: {reach}", smallest)
     each = ", ".join(f"{name} {shown(name, smallest[name])}" for name in run.budgets)
-    message = f"the budgets cannot be met together{removals}; the smallest of each alone: {each}"
-    return BudgetError(message, smallest)
+    return BudgetError(f"the budgets cannot be met together{removals}; {known} of each alone: {each}", smallest)
 
 
 def _certify(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mdp_fx.errors import BudgetError, InputError, SolverError
 from mdp_fx.passes import minlp
 from mdp_fx.passes.minlp import solve
+from mdp_fx.passes.restrict import restrict
 from mdp_fx.passes.search_space import (
     CostModel,
     CostTerm,
@@ -27,7 +28,7 @@ from mdp_fx.passes.search_space import (
     normalise,
     violations,
 )
-from mdp_fx.passes.solvers import Limits, Outcome, cliques, exact, problem
+from mdp_fx.passes.solvers import Limits, Outcome, cliques, elimination, exact, problem
 from tests.passes.spaces import (
     MINLP_DATA,
     axis,
@@ -263,6 +264,23 @@ def test_halp_holds_blocks_and_inputs() -> None:
         solve(chain_space(), {"latency": 3.5}, method="halp")
 
 
+def test_halp_holds_inputs_at_the_size_they_are_fixed_at() -> None:
+    # With a=1 the second layer costs 1 or 4, and the budget of 7 is what b=2 costs.
+    space = restrict(chain_space(), fixed={"a": 1})
+    selection, certificate = solve(space, {"latency": 7.0}, method="halp")
+    assert selection == Selection({"a": 1, "b": 2}, ())
+    assert certificate.modelled_costs == certificate.costs == {"latency": 7.0}
+
+
+def test_halp_counts_parameters_as_they_are() -> None:
+    chain = chain_space()
+    costs = chain.costs | {"params": replace(chain.costs["latency"], unit="params")}
+    # By outputs alone a=1, b=2 would have 1 + 2 + 8.
+    selection, certificate = solve(replace(chain, costs=costs), {"params": 7.0}, method="halp")
+    assert selection == Selection({"a": 1, "b": 2}, ())
+    assert certificate.modelled_costs == {"latency": 11.0, "params": 7.0}
+
+
 def test_dense_network_within_budget_is_kept() -> None:
     for method in minlp.METHODS:
         selection, certificate = solve(chain_space(), {"latency": 15.0}, method=method)
@@ -293,6 +311,23 @@ def test_infeasible_budget_states_the_smallest(method: str) -> None:
     smallest = {"mdp": "0.003 ms", "mgp": "0.003 ms", "mdlm": "0.004 ms", "halp": "0.005 ms", "uniform": "0.004 ms"}
     assert smallest[method] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_budget_out_of_reach_is_told_whatever_the_time() -> None:
+    def out_of_time(*_: object) -> Outcome:
+        return Outcome(None, -math.inf, -math.inf)
+
+    with patch.object(minlp, "get_solver", lambda _: out_of_time):
+        with pytest.raises(BudgetError, match=r"cannot be met: the smallest is 0\.003 ms \(20\.0% of dense\)"):
+            solve(chain_space(), {"latency": 2.9}, time_limit=1e-6)
+        # Where only the exact model could say, the dense network is what is known.
+        with (
+            patch.object(elimination, "MOST_CELLS", 5),
+            pytest.raises(BudgetError, match=r"the smallest found in 1e-06 s is 0\.015 ms \(100\.0% of dense\)"),
+        ):
+            solve(chain_space(), {"latency": 2.9}, time_limit=1e-6)
+        with patch.object(elimination, "MOST_CELLS", 5), pytest.raises(BudgetError, match=r"the smallest is 0\.003 ms"):
+            solve(chain_space(), {"latency": 2.9})
 
 
 def test_budgets_that_exclude_each_other() -> None:

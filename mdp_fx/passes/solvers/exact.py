@@ -251,10 +251,10 @@ def solve_exact(
     return _optimise(exact, limits, start)
 
 
-def smallest_cost(problem: Problem, cost: str, limits: Limits, budgets: Mapping[str, float] | None = None) -> Outcome:
+def cheapest(cost: str, problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Outcome:
     """Find the selection of the smallest cost within budgets; objective and bound are that cost, negated."""
     exact = ExactModel(form_cliques(problem))
-    exact.hold_to(budgets or {})
+    exact.hold_to(budgets)
     exact.model.objective = pyo.Objective(expr=linear((-c, v) for c, v in exact.costs[cost]), sense=pyo.maximize)
     return _optimise(exact, limits, None)
 

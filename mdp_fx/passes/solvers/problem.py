@@ -179,14 +179,16 @@ class Problem:
 def modelled_space(space: SearchSpace, method: Method) -> SearchSpace:
     """The search space whose true costs are what `method` models.
 
-    halp and mdlm hold all blocks, so that no dimension goes to 0 with one. halp and mgp know a region's cost as a
-    function of its output alone: every axis that is not an output is held at its dense size, so a region with input
-    axes only costs its dense time.
+    halp and mdlm hold all blocks, so that no dimension goes to 0 with one. halp and mgp know a region's latency as a
+    function of its output alone: every axis that is not an output is held at its current size (dense, or what its
+    dimensions are fixed at), so a region with input axes only costs its current time. What is counted and not measured
+    (parameters, MACs, memory) they know as it is.
     """
-    held = method in BLOCKS_HELD
+    held, current = method in BLOCKS_HELD, space.dense().sizes
     costs = {}
     for name, model in space.costs.items():
-        terms = tuple(_output_only(t) if method in OUT_ONLY else t for t in model.terms)
+        simple = method in OUT_ONLY and model.unit == "us"
+        terms = tuple(_output_only(t, current) if simple else t for t in model.terms)
         costs[name] = replace(model, terms=tuple(replace(t, block=None) for t in terms) if held else terms)
     if not held:
         return replace(space, costs=costs)
@@ -198,9 +200,13 @@ def modelled_space(space: SearchSpace, method: Method) -> SearchSpace:
     return replace(space, dimensions=dimensions, costs=costs, blocks=(), exclusive=(), importance=importance)
 
 
-def _output_only(term: CostTerm) -> CostTerm:
-    index = tuple(slice(None) if axis.role == "out" else -1 for axis in term.axes)
-    return replace(term, axes=tuple(a for a in term.axes if a.role == "out"), table=term.table[index])
+def _output_only(term: CostTerm, current: Mapping[str, int]) -> CostTerm:
+    table = term.table
+    for i, axis in reversed(list(enumerate(term.axes))):
+        if axis.role != "out":
+            weights = interpolation_weights(axis.points, [axis.size(current)])[0]
+            table = np.tensordot(weights, table, axes=(0, i))
+    return replace(term, axes=tuple(a for a in term.axes if a.role == "out"), table=table)
 
 
 def compile_problem(space: SearchSpace, costs: Iterable[str]) -> Problem:

@@ -10,7 +10,7 @@ import pytest
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, importance
 from mdp_fx.passes.solvers import Limits, exact
 from mdp_fx.passes.solvers import problem as problems
-from mdp_fx.passes.solvers.exact import ExactModel, smallest_cost, solve_exact
+from mdp_fx.passes.solvers.exact import ExactModel, solve_exact
 from mdp_fx.passes.solvers.problem import compile_problem
 from tests.passes.spaces import (
     MINLP_DATA,
@@ -52,16 +52,6 @@ def test_a_start_that_is_already_best_is_kept() -> None:
     outcome = solve_exact(compile_problem(chain_space(), ["latency"]), {"latency": 9.0}, LIMITS, best)
     assert outcome.selection == best
     assert outcome.bound == pytest.approx(8.0)
-
-
-@pytest.mark.parametrize("seed", range(25))
-def test_smallest_cost(seed: int) -> None:
-    space = random_space(seed)
-    outcome = smallest_cost(compile_problem(space, ["latency"]), "latency", LIMITS)
-    assert outcome.selection is not None
-    smallest = min(evaluate(space, s)["latency"] for s in every_selection(space))
-    assert evaluate(space, outcome.selection)["latency"] == pytest.approx(smallest)
-    assert outcome.objective == pytest.approx(-smallest)
 
 
 @pytest.mark.parametrize("reach", [1e-6, 1e-3, 0.3])
