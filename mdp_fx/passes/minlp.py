@@ -40,7 +40,7 @@ DEFAULT_TIME_LIMIT = 60.0
 # What a budget may be exceeded by, relative: sums of the same numbers in another order differ by this little.
 BUDGET_SLACK = 1e-9
 
-# How far a solver's claimed objective may be from the re-evaluated one, of all importance (HiGHS's integrality tolerance).
+# How far a solver's claimed objective may be from the re-evaluated one, in all importance (HiGHS's tolerance).
 CLAIM_TOLERANCE = 1e-5
 
 # What a gap is relative to at least, of all importance.
@@ -139,7 +139,7 @@ def solve(
     problem = compile_problem(model, budgets)
     if max_removed is not None:
         problem = count_removed(problem)
-    limits = Limits(gap, time_limit, threads, seed)
+    limits = Limits(gap, begin + time_limit, threads, seed)
     selection, bound, outcome = _solve_within(run, problem, back_end, limits)
     return _certify(replace(run, solver=outcome.solver or solver), selection, bound, outcome.bound_from)
 
@@ -212,7 +212,7 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
         if outcome.selection is None:
             if math.isinf(bound) and outcome.bound == -math.inf:
                 raise _infeasible(run, problem, limits)
-            raise SolverError(f"no selection found in {limits.time_limit:g} s; allow more time or coarser sizes")
+            raise SolverError(f"no selection found in {run.time_limit:g} s; allow more time or coarser sizes")
         # A tighter budget cannot raise the bound, so the first one stays valid.
         bound = min(bound, outcome.bound) if math.isinf(bound) else bound
         if wrong := violations(run.model, outcome.selection):
@@ -279,7 +279,7 @@ def _certify(
         bound = max(bound, objective)
         # Of nothing kept any gap would be infinite.
         gap = (bound - objective) / max(objective, LEAST_KEPT * run.whole) if bound > objective else 0.0
-        late: Status = "time limit" if bound_from is None or seconds >= run.time_limit else "gap open"
+        late: Status = "time limit" if seconds >= run.time_limit else "gap open"
         status = "optimal" if gap <= PROVEN else "gap reached" if gap <= 1.001 * run.gap else late
     certificate = Certificate(
         solver=run.solver,

@@ -402,10 +402,11 @@ def test_a_wrong_answer_is_not_passed_on(answer: Outcome, message: str) -> None:
 
 
 def test_answer_over_budget_by_rounding_is_asked_again() -> None:
-    asked = []
+    asked, deadlines = [], []
 
-    def sloppy(_: object, budgets: dict[str, float], __: Limits) -> Outcome:
+    def sloppy(_: object, budgets: dict[str, float], limits: Limits) -> Outcome:
         asked.append(budgets["latency"])
+        deadlines.append(limits.deadline)
         first = len(asked) == 1
         return Outcome(Selection({"a": 1, "b": 2} if first else {"a": 1, "b": 1}), 8.0 if first else 4.0, 8.5)
 
@@ -414,7 +415,10 @@ def test_answer_over_budget_by_rounding_is_asked_again() -> None:
         selection, certificate = solve(chain_space(), {"latency": budget})
     assert selection.sizes == {"a": 1, "b": 1}
     assert asked[0] == budget > asked[1]
+    assert deadlines[0] == deadlines[1]
     assert certificate.bound == 8.5
+    # The bound is that of the first answer: the gap is open though there was time.
+    assert certificate.status == "gap open"
 
 
 @needs_minlp_data

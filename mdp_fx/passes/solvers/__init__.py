@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -24,15 +25,19 @@ class Limits:
 
     Attributes:
         gap: Relative gap between bound and objective that is enough.
-        time_limit: Seconds.
+        deadline: When on the clock of `time.monotonic`, in seconds. All parts of a solve share it.
         threads: Threads; None leaves it to the solver.
         seed: Random seed. Same seed and threads: same answer, unless the time limit strikes.
     """
 
     gap: float
-    time_limit: float
+    deadline: float
     threads: int | None
     seed: int
+
+    def seconds_left(self) -> float:
+        """Time until the deadline, never negative."""
+        return max(self.deadline - time.monotonic(), 0.0)
 
 
 @dataclass(frozen=True)

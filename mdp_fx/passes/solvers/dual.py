@@ -8,9 +8,8 @@ p, and the next prices are where the highest of these lines is lowest (Kelley 19
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import highspy
 import numpy as np
@@ -75,10 +74,10 @@ def lagrangian_bound(problem: Problem, budgets: Mapping[str, float], limits: Lim
         graph = DecisionGraph(problem, tuple(budgets))
     except TooWideError:
         return math.inf
-    return minimise(graph, budgets, 0.0, time.monotonic() + limits.time_limit).bound
+    return minimise(graph, budgets, replace(limits, gap=0.0)).bound
 
 
-def minimise(graph: DecisionGraph, budgets: Mapping[str, float], gap: float, deadline: float) -> Dual:
+def minimise(graph: DecisionGraph, budgets: Mapping[str, float], limits: Limits) -> Dual:
     """Brings the dual's bound down until it is lowest, the gap is closed, or time is over."""
     # What costs exactly as much as allowed must not be lost by the order in which costs are added up.
     dual = Dual(graph, np.array(list(budgets.values())) * (1 + SLACK))
@@ -91,7 +90,9 @@ def minimise(graph: DecisionGraph, budgets: Mapping[str, float], gap: float, dea
         if dual.bound - low <= CONVERGED * max(abs(dual.bound), 1e-12):
             break
         # An assignment that is a line already proves that the lines are as low as they get.
-        if not lines.add(dual.visit(prices)) or dual.closed(gap) or dual.bound < 0 or time.monotonic() > deadline:
+        if not lines.add(dual.visit(prices)) or dual.closed(limits.gap) or dual.bound < 0:
+            break
+        if not limits.seconds_left():
             break
     return dual
 

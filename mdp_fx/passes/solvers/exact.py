@@ -27,6 +27,9 @@ from pyomo.core.expr.numeric_expr import LinearExpression
 from mdp_fx.passes.search_space import Selection
 from mdp_fx.passes.solvers import Limits, Outcome
 from mdp_fx.passes.solvers.cliques import form_cliques
+from mdp_fx.passes.solvers.decisions import TooWideError
+from mdp_fx.passes.solvers.dual import minimise
+from mdp_fx.passes.solvers.elimination import DecisionGraph
 from mdp_fx.passes.solvers.highs import HighsModel
 from mdp_fx.passes.solvers.local import local_search
 from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis
@@ -78,14 +81,15 @@ class ExactModel:
         removed = (b for b in self.problem.parents if pyo.value(self._alive[b]) < 0.5)
         return Selection(sizes, tuple(removed))
 
-    def ones(self, selection: Selection) -> set[int]:
-        """The ids of the decision variables that are one in a selection."""
+    def values(self, selection: Selection) -> dict[int, float]:
+        """The values of the decision variables in a selection, by their ids: all others follow from them."""
         gone = set(selection.removed_blocks)
-        alive = {id(self._alive[block]) for block in self.problem.parents if block not in gone}
-        for name, options in self.problem.options.items():
-            if self.problem.homes[name] not in gone:
-                alive.add(id(self._options[name][options.index(selection.sizes[name])]))
-        return alive
+        values = {id(self._alive[block]): float(block not in gone) for block in self.problem.parents}
+        for name, sizes in self.problem.options.items():
+            for variable, size in zip(self._options[name], sizes, strict=True):
+                kept = self.problem.homes[name] not in gone and size == selection.sizes[name]
+                values[id(variable)] = float(kept)
+        return values
 
     def hold_to(self, budgets: Mapping[str, float]) -> None:
         """Add one row for each budget."""
@@ -229,9 +233,21 @@ def linear(terms: Iterable[tuple[float, Any]]) -> LinearExpression:
     return LinearExpression(constant=0.0, linear_coefs=list(coefficients), linear_vars=list(variables))
 
 
-def solve_exact(
-    problem: Problem, budgets: Mapping[str, float], limits: Limits, start: Selection | None = None
-) -> Outcome:
+def solve_exact(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Outcome:
+    """Find the selection of most importance within the budgets, from the best that prices find or a quick search."""
+    return improve(problem, budgets, limits, _first(problem, budgets, limits))
+
+
+def _first(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Selection | None:
+    try:
+        graph = DecisionGraph(problem, tuple(budgets))
+    except TooWideError:
+        return local_search(problem, budgets, limits.deadline)
+    best = minimise(graph, budgets, limits).best
+    return None if best is None else graph.selection(best.options)
+
+
+def improve(problem: Problem, budgets: Mapping[str, float], limits: Limits, start: Selection | None) -> Outcome:
     """Find the selection of most importance within the budgets.
 
     The linear relaxation gives a bound and, for every variable, a penalty: what the bound loses when that variable is
@@ -242,9 +258,10 @@ def solve_exact(
         problem: What is to be decided.
         budgets: Per cost.
         limits: When to stop.
-        start: A selection within the budgets to improve on; by default a quick one is looked for.
+        start: A selection within the budgets to improve on, if one is known.
     """
-    start = local_search(problem, budgets) if start is None else start
+    if not limits.seconds_left():
+        return Outcome(start, -math.inf if start is None else problem.worth(start), math.inf)
     exact = ExactModel(form_cliques(problem))
     exact.hold_to(budgets)
     exact.model.objective = pyo.Objective(expr=exact.importance, sense=pyo.maximize)
@@ -261,10 +278,10 @@ def cheapest(cost: str, problem: Problem, budgets: Mapping[str, float], limits: 
 
 def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Outcome:
     compiled = HighsModel(exact.model, limits)
-    best, objective, ones = start, -math.inf, None
+    best, objective, values = start, -math.inf, None
     if start is not None:
         # HiGHS's presolve has cut optima off (its issues 3073 and 3094): what is known to be there stays.
-        objective, ones = exact.problem.worth(start), exact.ones(start)
+        objective, values = exact.problem.worth(start), exact.values(start)
     droppable = np.array([id(v) not in exact.fractional and v.lb == 0 for v in compiled.columns])
     relaxed = compiled.relax()
     if relaxed is None:
@@ -276,11 +293,11 @@ def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Out
     bound = top
     while True:
         dropped = droppable & (penalties > reach)
-        indices = None if ones is None else {i for i, v in enumerate(compiled.columns) if id(v) in ones}
-        answer = compiled.solve(dropped, indices)
+        known = values and {i: values[id(v)] for i, v in enumerate(compiled.columns) if id(v) in values}
+        answer = compiled.solve(dropped, known)
         if answer.objective is not None and answer.objective > objective:
             best, objective = exact.select(), answer.objective
-            ones = exact.ones(best)
+            values = exact.values(best)
         if not dropped.any():
             if answer.proven_infeasible and best is None:
                 return Outcome(None, -math.inf, -math.inf)
@@ -289,6 +306,6 @@ def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Out
         bound = min(bound, max(inside, top - reach, objective))
         found = math.isfinite(objective)
         closed = found and bound - objective <= 1.000001 * limits.gap * abs(objective)
-        if closed or compiled.seconds_left() == 0:
+        if closed or not limits.seconds_left():
             return Outcome(best, objective, bound)
         reach = max(2 * reach, 1.000001 * (top - objective)) if found else 8 * reach

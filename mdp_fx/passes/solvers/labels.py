@@ -8,6 +8,8 @@ those that another label of the same state beats in importance and in cost.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +26,10 @@ MOST_LABELS = 4_000_000
 
 class TooManyLabelsError(Exception):
     """The threshold is so low that the lists would not fit into memory."""
+
+
+class OutOfTimeError(Exception):
+    """The deadline came before the lists were complete."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,12 @@ class _Labels:
 
 
 def best_above(
-    graph: DecisionGraph, valuation: Valuation, beliefs: Sequence[FloatArray], budgets: FloatArray, threshold: float
+    graph: DecisionGraph,
+    valuation: Valuation,
+    beliefs: Sequence[FloatArray],
+    budgets: FloatArray,
+    threshold: float,
+    deadline: float = math.inf,
 ) -> Assignment | None:
     """The assignment of most importance within the budgets, if that is the threshold or more.
 
@@ -63,16 +74,20 @@ def best_above(
         beliefs: of the valuation.
         budgets: per cost.
         threshold: an importance.
+        deadline: on the clock of `time.monotonic`.
 
     Returns:
         The best assignment, or None: then nothing within the budgets keeps as much as the threshold.
 
     Raises:
         TooManyLabelsError: there are too many to list.
+        OutOfTimeError: the deadline has come.
     """
     floor = graph.floor(valuation.prices, budgets, threshold)
     lists: list[_Labels] = []
     for i in range(len(graph.cliques)):
+        if time.monotonic() > deadline:
+            raise OutOfTimeError
         lists.append(_join(graph, valuation, beliefs[i], lists, i, floor))
         if not len(lists[-1].state):
             return None

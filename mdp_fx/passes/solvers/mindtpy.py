@@ -16,7 +16,6 @@ import shutil
 import string
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -45,6 +44,9 @@ from mdp_fx.passes.solvers.units import SCALE
 logger = logging.getLogger(__name__)
 
 Vars = npt.NDArray[np.object_]
+
+# Seconds: GLPK counts its time in milliseconds, of 32 bits.
+LONGEST = 1e6
 
 # What MindtPy and its solvers raise where they cannot go on.
 FAILURES = (PyomoException, ApplicationError, ValueError, RuntimeError, subprocess.TimeoutExpired)
@@ -201,15 +203,16 @@ def solve_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits
     Raises:
         SolverError: No IPOPT-compatible solver is installed, or MindtPy ends without a selection where there is one.
     """
+    # The bound first: it takes little, and MindtPy the time that there is.
+    bound = lagrangian_bound(problem, budgets, limits)
     selection, ended = run_mindtpy(problem, budgets, limits)
     if selection is None:
         # MindtPy's word that there is nothing is no proof: its cuts may have removed it.
-        if local_search(problem, budgets) is None:
+        if local_search(problem, budgets, limits.deadline) is None:
             certain = solve_exact(problem, budgets, replace(limits, gap=1.0))
             if certain.selection is None:
                 return certain
         raise SolverError(f"mindtpy found no selection within the budgets ({ended}); there is one: use another solver")
-    bound = lagrangian_bound(problem, budgets, limits)
     return Outcome(selection, problem.worth(selection), bound, bound_from="lagrangian")
 
 
@@ -217,19 +220,18 @@ def run_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits) 
     """What MindtPy finds within the budgets, if anything, and how it ended."""
     from pyomo.contrib.mindtpy.outer_approximation import MindtPy_OA_Solver
 
-    deadline = time.monotonic() + limits.time_limit
     mip = "glpk" if Executable("glpsol").path() else "appsi_highs"
     with _quiet(mip), _nlp_solver():
         built = BilinearModel(problem, budgets)
         algorithm = MindtPy_OA_Solver()
-        _hold_to(algorithm, deadline)
+        _hold_to(algorithm, limits)
         try:
             answer = algorithm.solve(
                 built.model,
                 init_strategy="FP",
                 mip_solver=mip,
                 nlp_solver="ipopt",
-                time_limit=max(math.ceil(deadline - time.monotonic()), 1),
+                time_limit=max(math.ceil(min(limits.seconds_left(), LONGEST)), 1),
                 relative_bound_tolerance=max(limits.gap, 1e-9),
                 mip_solver_mipgap=min(max(limits.gap, 1e-9), 1e-4),
                 threads=(limits.threads or 0) if mip == "appsi_highs" else 0,
@@ -244,20 +246,23 @@ def run_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits) 
     return (built.select() if ended != "noSolution" and built.within() else None), ended
 
 
-def _hold_to(algorithm: Any, deadline: float) -> None:
+def _hold_to(algorithm: Any, limits: Limits) -> None:
     """Make the solvers of non-linear programs end with the time limit: of themselves they may take twice as long."""
     initialise = algorithm.initialize_subsolvers
 
     def initialise_and_hold() -> None:
         initialise()
         for solver in (algorithm.nlp_opt, algorithm.feasibility_nlp_opt):
-            solver.solve = _timed(solver.solve, deadline)
+            solver.solve = _timed(solver.solve, limits)
 
     algorithm.initialize_subsolvers = initialise_and_hold
 
 
-def _timed(solve: Any, deadline: float) -> Any:
-    return lambda *args, **kwargs: solve(*args, timelimit=max(deadline - time.monotonic(), 0.1), **kwargs)
+def _timed(solve: Any, limits: Limits) -> Any:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        return solve(*args, timelimit=max(min(limits.seconds_left(), LONGEST), 0.1), **kwargs)
+
+    return timed
 
 
 @contextmanager

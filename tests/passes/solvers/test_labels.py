@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
+import math
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 from mdp_fx.passes.search_space import evaluate
-from mdp_fx.passes.solvers import labels
+from mdp_fx.passes.solvers import Limits, labels
 from mdp_fx.passes.solvers.dual import minimise
 from mdp_fx.passes.solvers.elimination import DecisionGraph
-from mdp_fx.passes.solvers.labels import TooManyLabelsError, _Labels, _undominated, best_above
+from mdp_fx.passes.solvers.labels import OutOfTimeError, TooManyLabelsError, _Labels, _undominated, best_above
 from mdp_fx.passes.solvers.problem import compile_problem
 from tests.passes.spaces import best_importance, emptying_space, random_space
+
+LIMITS = Limits(gap=0.0, deadline=math.inf, threads=1, seed=0)
 
 
 @pytest.mark.parametrize("costs", [("latency",), ("latency", "params")])
@@ -25,7 +27,7 @@ def test_the_best_above_a_threshold(seed: int, costs: tuple[str, ...]) -> None:
     budgets = {name: 0.6 * dense[name] for name in costs}
     best = best_importance(space, budgets)
     graph = DecisionGraph(compile_problem(space, budgets), costs)
-    dual = minimise(graph, budgets, 0.0, time.monotonic() + 60)
+    dual = minimise(graph, budgets, LIMITS)
     beliefs = graph.beliefs(dual.valuation)
     for threshold in (0.0, *(() if best is None else (0.5 * best, best))):
         found = best_above(graph, dual.valuation, beliefs, dual.budgets, threshold)
@@ -46,10 +48,19 @@ def test_the_better_of_two_labels_stays(unit: float) -> None:
     assert sorted(set(kept.costs[0].tolist())) == [1.0, 2.0]
 
 
+def test_the_deadline_ends_the_listing() -> None:
+    space = random_space(18)
+    budgets = {"latency": 0.6 * evaluate(space, space.dense())["latency"]}
+    graph = DecisionGraph(compile_problem(space, budgets), ["latency"])
+    dual = minimise(graph, budgets, LIMITS)
+    with pytest.raises(OutOfTimeError):
+        best_above(graph, dual.valuation, graph.beliefs(dual.valuation), dual.budgets, 0.0, deadline=0.0)
+
+
 def test_too_many_are_not_listed() -> None:
     space = random_space(18)
     budgets = {"latency": 0.6 * evaluate(space, space.dense())["latency"]}
     graph = DecisionGraph(compile_problem(space, budgets), ["latency"])
-    dual = minimise(graph, budgets, 0.0, time.monotonic() + 60)
+    dual = minimise(graph, budgets, LIMITS)
     with patch.object(labels, "MOST_LABELS", 1), pytest.raises(TooManyLabelsError):
         best_above(graph, dual.valuation, graph.beliefs(dual.valuation), dual.budgets, 0.0)

@@ -14,7 +14,7 @@ from mdp_fx.passes.solvers.lagrangian import solve_auto, solve_lagrangian
 from mdp_fx.passes.solvers.problem import compile_problem
 from tests.passes.spaces import MINLP_DATA, best_importance, chain_space, emptying_space, random_space
 
-LIMITS = Limits(gap=0.0, time_limit=60.0, threads=1, seed=0)
+LIMITS = Limits(gap=0.0, deadline=math.inf, threads=1, seed=0)
 
 
 @pytest.mark.parametrize("most", [labels.MOST_LABELS, 4])
@@ -70,7 +70,7 @@ def test_real_instances(network: str, share: float, optimum: int) -> None:
 def test_the_gap_that_is_enough() -> None:
     space = random_space(11)
     budgets = {"latency": 0.6 * evaluate(space, space.dense())["latency"]}
-    loose = Limits(gap=0.2, time_limit=60.0, threads=1, seed=0)
+    loose = Limits(gap=0.2, deadline=math.inf, threads=1, seed=0)
     outcome = solve_lagrangian(compile_problem(space, budgets), budgets, loose)
     best = best_importance(space, budgets)
     assert best is not None

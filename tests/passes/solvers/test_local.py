@@ -53,6 +53,10 @@ def test_chain_by_hand() -> None:
     assert (selection.sizes, selection.removed_blocks) == ({"a": 1, "b": 2}, ())
 
 
+def test_the_deadline_ends_the_search() -> None:
+    assert local_search(compile_problem(chain_space(), ["latency"]), {"latency": 9.0}, deadline=0.0) is None
+
+
 def test_out_of_reach() -> None:
     assert local_search(compile_problem(chain_space(), ["latency"]), {"latency": 1.0}) is None
 

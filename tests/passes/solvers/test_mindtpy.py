@@ -41,7 +41,7 @@ needs_nlp_solver = pytest.mark.skipif(
     reason='neither ipopt nor pounce is installed: pip install "mdp-fx[mindtpy]"',
 )
 
-LIMITS = Limits(gap=1e-3, time_limit=60.0, threads=1, seed=0)
+LIMITS = Limits(gap=1e-3, deadline=math.inf, threads=1, seed=0)
 
 # Further budgets than any selection needs: the rows are there, and hold nobody.
 LOOSE = {"latency": 1e4, "params": 1e4}
@@ -263,5 +263,5 @@ def test_time_limit() -> None:
     model = problem.modelled_space(space, "mgp")
     budgets = {"latency": 0.3 * evaluate(space, space.dense())["latency"]}
     begin = time.monotonic()
-    run_mindtpy(compile_problem(model, budgets), budgets, replace(LIMITS, time_limit=2.0))
+    run_mindtpy(compile_problem(model, budgets), budgets, replace(LIMITS, deadline=begin + 2.0))
     assert time.monotonic() - begin < 20.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from unittest.mock import patch
 
 import pytest
@@ -11,7 +12,7 @@ from mdp_fx.passes.solvers.problem import REMOVED, compile_problem, count_remove
 from mdp_fx.passes.solvers.smallest import smallest_cost
 from tests.passes.spaces import emptying_space, every_selection, random_space, true_costs
 
-LIMITS = Limits(gap=0.1, time_limit=60.0, threads=1, seed=0)
+LIMITS = Limits(gap=0.1, deadline=math.inf, threads=1, seed=0)
 
 
 @pytest.mark.parametrize("cells", [elimination.MOST_CELLS, 5])
