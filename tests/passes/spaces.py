@@ -233,25 +233,27 @@ def _sizes_without(
     return [0] if empty else [size for size in dim.sizes if size > 0]
 
 
-def true_costs(space: SearchSpace, selection: Selection) -> dict[str, float]:
-    """Every cost of a selection: the tables read one axis after the other."""
+def true_costs(space: SearchSpace, selection: Selection, method: str = "mdp") -> dict[str, float]:
+    """Every cost of a selection as a method models it: the tables read one axis after the other."""
+    current = {d.name: space.fixed.get(d.name, d.sizes[-1]) for d in space.dimensions}
     found = {}
     for name, model in space.costs.items():
+        inputs = current if method in ("halp", "mgp") and model.unit == "us" else selection.sizes
         found[name] = model.constant
         for term in model.terms:
             if term.block not in selection.removed_blocks:
-                found[name] += _read(term.table, term.axes, selection.sizes)
+                found[name] += _read(term.table, term.axes, {"in": inputs, "out": selection.sizes})
     return found
 
 
-def _read(table: np.ndarray, axes: Sequence[CostAxis], sizes: Mapping[str, int]) -> float:
+def _read(table: np.ndarray, axes: Sequence[CostAxis], sizes: Mapping[str, Mapping[str, int]]) -> float:
     if not axes:
         return float(table)
     size = axes[0].constant
     for term in axes[0].terms:
         part = term.coefficient
         for dim in term.dims:
-            part *= sizes[dim]
+            part *= sizes[axes[0].role][dim]
         size += part
     entries = [_read(part, axes[1:], sizes) for part in table]
     return float(np.interp(size, axes[0].points, entries))
@@ -267,13 +269,20 @@ def true_worth(space: SearchSpace, selection: Selection) -> float:
     return kept
 
 
-def best_importance(space: SearchSpace, budgets: Mapping[str, float], most: int | None = None) -> float | None:
-    """The optimum by exhaustion, at most so many blocks removed; None when the budgets cannot be met."""
+def members_of(space: SearchSpace, method: str, most: int | None = None) -> list[Selection]:
+    """What a method may choose, with at most so many blocks removed."""
+    most = 0 if method in ("halp", "mdlm") else most
+    return [s for s in every_selection(space) if most is None or len(s.removed_blocks) <= most]
+
+
+def best_importance(
+    space: SearchSpace, budgets: Mapping[str, float], method: str = "mdp", most: int | None = None
+) -> float | None:
+    """The optimum of a method by exhaustion; None when the budgets cannot be met."""
     worth = []
-    for selection in every_selection(space):
-        costs = true_costs(space, selection)
-        few = most is None or len(selection.removed_blocks) <= most
-        if few and all(costs[name] <= budget * (1 + 1e-9) for name, budget in budgets.items()):
+    for selection in members_of(space, method, most):
+        costs = true_costs(space, selection, method)
+        if all(costs[name] <= budget * (1 + 1e-9) for name, budget in budgets.items()):
             worth.append(true_worth(space, selection))
     return max(worth, default=None)
 

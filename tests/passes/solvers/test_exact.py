@@ -10,6 +10,7 @@ import numpy as np
 import pyomo.environ as pyo
 import pytest
 
+from mdp_fx.passes.minlp import solve
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, importance
 from mdp_fx.passes.solvers import Limits, exact
 from mdp_fx.passes.solvers import problem as problems
@@ -23,6 +24,7 @@ from tests.passes.spaces import (
     chain_space,
     emptying_space,
     every_selection,
+    needs_minlp_data,
     random_space,
     sum_space,
 )
@@ -114,7 +116,16 @@ def test_a_first_solution_is_one(combinations: int, monkeypatch: pytest.MonkeyPa
     assert HighsModel(exact.model, LIMITS).solve(nothing).objective == pytest.approx(problem.worth(start))
 
 
-@pytest.mark.skipif(not MINLP_DATA.is_dir(), reason="../shared/data/minlp is not there")
+@needs_minlp_data
+@pytest.mark.parametrize(("share", "mindtpy"), [(0.7, 6258543), (None, 6864471)])
+def test_as_good_as_mindtpy_within_the_gap(share: float | None, mindtpy: int) -> None:
+    space = SearchSpace.load(MINLP_DATA / "resnet50_titan_v.json")
+    budgets = space.budgets if share is None else {"latency": share * evaluate(space, space.dense())["latency"]}
+    _, certificate = solve(space, budgets, solver="exact", gap=1e-4, threads=1)
+    assert certificate.objective >= mindtpy
+
+
+@needs_minlp_data
 def test_a_gap_is_enough() -> None:
     space = SearchSpace.load(MINLP_DATA / "resnet101_titan_v.json")
     budgets = {"latency": 0.3 * evaluate(space, space.dense())["latency"]}
