@@ -215,8 +215,8 @@ def _budget(curve: Curve, saved: bool) -> list[str]:
 
 
 def _rounded_up(value: float) -> str:
-    """Four digits where there is a fraction."""
+    """Four digits where there is a fraction; of nothing, a budget that is more."""
     if value <= 0:
-        return "0"
+        return "0.001"
     digits = max(0, 3 - math.floor(math.log10(value)))
     return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"

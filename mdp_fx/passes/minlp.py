@@ -203,7 +203,9 @@ def _within(cost: float, budget: float) -> bool:
     return cost <= budget * (1 + BUDGET_SLACK)
 
 
-def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits) -> tuple[Selection, float, Outcome]:
+def _solve_within(
+    run: _Run, problem: Problem, back_end: Solver, limits: Limits
+) -> tuple[Selection, float | None, Outcome]:
     """The back end's selection, bound and own words; asked again with less where its tolerance overstepped."""
     budgets = run.budgets | run.removals
     asked, bound = dict(budgets), math.inf
@@ -223,6 +225,8 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
             claimed, kept = outcome.objective, importance(run.model, selection)
             if math.isfinite(claimed) and abs(claimed - kept) > CLAIM_TOLERANCE * run.whole:
                 raise SolverError(f"{run.solver} claims an importance of {claimed:.9g}; re-evaluation gives {kept:.9g}")
+            if outcome.bound_from is not None and math.isinf(bound):
+                return selection, None, replace(outcome, bound_from=None)
             # A solver that ran out of time may know less than that nothing beats keeping everything.
             return selection, min(bound, run.whole), outcome
         over = {name: costs[name] / budget - 1 for name, budget in budgets.items() if budget > 0}

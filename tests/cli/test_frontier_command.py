@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from plotly import graph_objects
 
+from mdp_fx.budgets import parse_budget
+from mdp_fx.cli.frontier_command import _rounded_up
 from mdp_fx.errors import MdpFxError
 from mdp_fx.passes.search_space import CostModel, SearchSpace
 from tests.cli.networks import SHAPE, TINY, TORCH
@@ -283,3 +285,8 @@ def test_published_minlp(run: Run) -> None:
     knee = [point for point in found["points"] if point["knee"]][-1]
     assert decided["objective"] >= knee["importance"] * (1 - 1e-4)
     assert decided["latency_us"] == pytest.approx(knee["cost"], rel=1e-3)
+
+
+def test_a_cost_of_nothing_has_a_budget() -> None:
+    assert parse_budget(_rounded_up(0.0), "params").amount == 0.001
+    assert [_rounded_up(value) for value in (12.34567, 98765.4)] == ["12.35", "98766"]

@@ -293,6 +293,16 @@ def test_a_wrong_answer_is_not_passed_on(answer: Outcome, message: str) -> None:
         solve(chain_space(), {"latency": 9.0})
 
 
+def test_no_bound_is_nobodys() -> None:
+    def honest(*_: object) -> Outcome:
+        return Outcome(Selection({"a": 1, "b": 2}), 8.0, math.inf, bound_from="lagrangian")
+
+    with patch.object(minlp, "get_solver", lambda _: honest):
+        _, certificate = solve(chain_space(), {"latency": 9.0})
+    assert (certificate.status, certificate.bound, certificate.gap) == ("no bound", None, None)
+    assert certificate.bound_from is None
+
+
 def test_answer_over_budget_by_rounding_is_asked_again() -> None:
     asked, deadlines = [], []
 

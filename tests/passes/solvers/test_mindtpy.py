@@ -142,6 +142,12 @@ def test_chain_by_hand() -> None:
 
 
 @needs_nlp_solver
+def test_no_time_limit() -> None:
+    selection, _ = solve(chain_space(), {"latency": 9.0}, solver="mindtpy", time_limit=math.inf)
+    assert selection == Selection({"a": 1, "b": 2}, ())
+
+
+@needs_nlp_solver
 def test_without_glpk_highs_solves_the_linear_programs(capfd: pytest.CaptureFixture[str]) -> None:
     glpk = Executable("glpsol")
     glpk.disable()
