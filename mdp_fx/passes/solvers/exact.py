@@ -32,7 +32,7 @@ from mdp_fx.passes.solvers.dual import minimise
 from mdp_fx.passes.solvers.elimination import DecisionGraph
 from mdp_fx.passes.solvers.highs import HighsModel
 from mdp_fx.passes.solvers.local import local_search
-from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis
+from mdp_fx.passes.solvers.problem import DimAxis, Problem, SizeAxis, TableAxis, TableFactor
 
 # Pyomo's variables; object arrays let tables and variables share their shape.
 Vars = npt.NDArray[np.object_]
@@ -51,7 +51,7 @@ class ExactModel:
         self._count = 0
         self._rows = pyo.ConstraintList()
         self.model.rows = self._rows
-        self._weights: dict[tuple[tuple[Axis, ...], str | None], Vars] = {}
+        self._weights: dict[tuple[tuple[TableAxis, ...], str | None], Vars] = {}
         self._one = self._new("one", 1, lower=1.0)[0]
         self._alive: dict[str | None, Any] = {None: self._one}
         for block, parent in problem.parents.items():
@@ -121,7 +121,7 @@ class ExactModel:
         self._equal(variables, (-1, self._alive[block]))
         return variables
 
-    def weights(self, axes: tuple[Axis, ...], block: str | None, factor: Factor | None = None) -> Vars:
+    def weights(self, axes: tuple[TableAxis, ...], block: str | None, factor: TableFactor | None = None) -> Vars:
         """Variables [positions of each axis] that sum to the block's y: 1 where the axes stand, 0 elsewhere."""
         key = (axes, block)
         if key not in self._weights:
@@ -133,9 +133,9 @@ class ExactModel:
 
     def _transport(
         self,
-        axes: tuple[Axis, ...],
+        axes: tuple[TableAxis, ...],
         block: str | None,
-        ties: tuple[tuple[Axis, ...], ...],
+        ties: tuple[tuple[TableAxis, ...], ...],
         support: npt.NDArray[np.bool_] | None,
     ) -> Vars:
         if not axes:
@@ -153,7 +153,7 @@ class ExactModel:
                 self._equal((cell for cell in row if cell is not None), (-1, position))
         return cells
 
-    def _single(self, axis: Axis, block: str | None) -> Vars:
+    def _single(self, axis: TableAxis, block: str | None) -> Vars:
         if isinstance(axis, DimAxis):
             return self._gated(axis, block)
         if axis.kind == "joint":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -29,6 +30,9 @@ FIRST_REACH = 1e-4
 """First guess of how far below the bound the best selection lies, relative."""
 
 REACH_GROWTH = 3.0
+
+OVERTIME = 5.0
+"""Seconds past the time limit at most that the quick search may take: it needs some tenths of one."""
 
 
 def solve_auto(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Outcome:
@@ -85,7 +89,12 @@ def _solve(graph: DecisionGraph, budgets: Mapping[str, float], limits: Limits) -
         reach *= REACH_GROWTH
     if dual.best is None:
         return Outcome(None, -math.inf, dual.bound if dual.bound >= 0 else -math.inf)
-    return Outcome(graph.selection(dual.best.options), dual.best.worth, dual.bound)
+    selection, worth = graph.selection(dual.best.options), graph.problem.worth
+    if not dual.closed(limits.gap):
+        # Prices that are far from the best ones, as the first are, leave most of the budgets.
+        quick = local_search(graph.problem, budgets, time.monotonic() + OVERTIME)
+        selection = selection if quick is None else max(selection, quick, key=worth)
+    return Outcome(selection, worth(selection), dual.bound)
 
 
 def _exact_on_the_rest(dual: Dual, beliefs: list[FloatArray], budgets: Mapping[str, float], limits: Limits) -> Outcome:

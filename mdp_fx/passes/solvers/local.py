@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdp_fx.passes.search_space import FloatArray, Selection
-from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis
+from mdp_fx.passes.solvers.problem import DimAxis, Problem, SizeAxis, TableAxis, TableFactor
 
 FIRST_PRICE = 0.02
 PRICE_STEP = 1.4
@@ -167,7 +167,7 @@ class _Search:
                 found.add(name)
         return found
 
-    def _table(self, factor: Factor, name: str) -> FloatArray:
+    def _table(self, factor: TableFactor, name: str) -> FloatArray:
         return factor.tables.get(name, np.zeros([self.problem.positions(a) for a in factor.axes]))
 
     def _worth(self) -> float:
@@ -232,7 +232,9 @@ class _Search:
             values = values * (1 - share) + table[every + tuple(np.broadcast_arrays(*high))] * share
         return values
 
-    def _position(self, axis: Axis, dim: str | None) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
+    def _position(
+        self, axis: TableAxis, dim: str | None
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
         """Where an axis stands, between which positions and how far, at every option of one dimension."""
         if isinstance(axis, DimAxis):
             count = len(self.problem.options[axis.dim])
@@ -258,5 +260,5 @@ class _Search:
         return sizes
 
 
-def _dims(axis: Axis) -> tuple[str, ...]:
+def _dims(axis: TableAxis) -> tuple[str, ...]:
     return (axis.dim,) if isinstance(axis, DimAxis) else axis.dims

@@ -38,7 +38,7 @@ from mdp_fx.passes.solvers import Limits, Outcome
 from mdp_fx.passes.solvers.dual import lagrangian_bound
 from mdp_fx.passes.solvers.exact import solve_exact
 from mdp_fx.passes.solvers.local import local_search
-from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis
+from mdp_fx.passes.solvers.problem import DimAxis, Problem, SizeAxis, TableAxis, TableFactor
 from mdp_fx.passes.solvers.units import SCALE
 
 logger = logging.getLogger(__name__)
@@ -121,13 +121,13 @@ class BilinearModel:
                 parts.append(self._gate(factor.block) * contracted(table, weights))
         return parts
 
-    def _unfolded(self, factor: Factor, cost: str) -> tuple[FloatArray, list[Vars]]:
+    def _unfolded(self, factor: TableFactor, cost: str) -> tuple[FloatArray, list[Vars]]:
         """A table over one-hots only: the positions of a joint size become the options of its dimensions."""
-        table, weights, labels = factor.tables[cost], dict[Axis, Vars](), list[Axis]()
+        table, weights, labels = factor.tables[cost], dict[TableAxis, Vars](), list[TableAxis]()
         for axis in factor.axes:
             if isinstance(axis, SizeAxis) and axis.kind == "joint":
                 table = np.take(table, self._joint(axis), axis=len(labels))
-                own: dict[Axis, Vars] = {DimAxis(dim): self._options[dim] for dim in axis.dims}
+                own: dict[TableAxis, Vars] = {DimAxis(dim): self._options[dim] for dim in axis.dims}
             else:
                 own = {axis: self._options[axis.dim] if isinstance(axis, DimAxis) else self._size(axis)}
             labels += own

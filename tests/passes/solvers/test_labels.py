@@ -48,6 +48,20 @@ def test_the_better_of_two_labels_stays(unit: float) -> None:
     assert sorted(set(kept.costs[0].tolist())) == [1.0, 2.0]
 
 
+def test_with_two_costs_the_best_few_beat_others() -> None:
+    rng = np.random.default_rng(0)
+    state, worth = np.repeat([0, 1, 5], 200), rng.integers(0, 9, 600).astype(float)
+    costs = rng.integers(0, 9, (2, 600)).astype(float)
+    kept = _undominated(_Labels(state, 20 + costs.sum(axis=0) - worth, worth, costs, np.arange(600), []))
+    for one in (0, 1, 5):
+        every = {(w, *-c) for w, c in zip(worth[state == one], costs.T[state == one], strict=True)}
+        best = {a for a in every if not any(a != b and all(x <= y for x, y in zip(a, b, strict=True)) for b in every)}
+        found = [(w, *-c) for s, w, c in zip(kept.state, kept.worth, kept.costs.T, strict=True) if s == one]
+        assert best <= set(found)
+        assert len(found) < 100
+    assert (np.diff(kept.state) >= 0).all()
+
+
 def test_the_deadline_ends_the_listing() -> None:
     space = random_space(18)
     budgets = {"latency": 0.6 * evaluate(space, space.dense())["latency"]}

@@ -8,11 +8,11 @@ from unittest.mock import patch
 
 import pytest
 
-from mdp_fx.passes.search_space import SearchSpace, evaluate
+from mdp_fx.passes.search_space import SearchSpace, evaluate, importance
 from mdp_fx.passes.solvers import Limits, elimination, labels
 from mdp_fx.passes.solvers.lagrangian import solve_auto, solve_lagrangian
 from mdp_fx.passes.solvers.problem import compile_problem
-from tests.passes.spaces import MINLP_DATA, best_importance, chain_space, emptying_space, random_space
+from tests.passes.spaces import MINLP_DATA, best_importance, chain_space, emptying_space, needs_minlp_data, random_space
 
 LIMITS = Limits(gap=0.0, deadline=math.inf, threads=1, seed=0)
 
@@ -39,6 +39,17 @@ def test_too_wide_falls_back_with_a_word(caplog: pytest.LogCaptureFixture) -> No
     assert "exact decided" in caplog.text
 
 
+@needs_minlp_data
+def test_the_answer_at_the_time_limit_is_a_good_one() -> None:
+    space = SearchSpace.load(MINLP_DATA / "resnet50_titan_v.json")
+    budgets = {"latency": 0.3 * evaluate(space, space.dense())["latency"]}
+    late = Limits(gap=0.0, deadline=0.0, threads=1, seed=0)
+    outcome = solve_lagrangian(compile_problem(space, budgets), budgets, late)
+    assert outcome.selection is not None
+    assert outcome.objective == importance(space, outcome.selection) > 0.95 * 4648466
+    assert outcome.bound >= 4648466
+
+
 def test_auto_says_who_decided() -> None:
     problem = compile_problem(chain_space(), ["latency"])
     assert solve_auto(problem, {"latency": 9.0}, LIMITS).solver == "lagrangian"
@@ -46,7 +57,7 @@ def test_auto_says_who_decided() -> None:
         assert solve_auto(problem, {"latency": 9.0}, LIMITS).solver == "exact"
 
 
-@pytest.mark.skipif(not MINLP_DATA.exists(), reason="needs the MINLPs recorded with MDP")
+@needs_minlp_data
 @pytest.mark.parametrize(
     ("network", "share", "optimum"),
     [("resnet50", 0.7, 6258543), ("resnet50", 0.15, 3427480), ("resnet101", 0.3, 5246287), ("resnet101", 0.1, 3350920)],
