@@ -122,14 +122,20 @@ class ExactModel:
         return variables
 
     def weights(self, axes: tuple[TableAxis, ...], block: str | None, factor: TableFactor | None = None) -> Vars:
-        """Variables [positions of each axis] that sum to the block's y: 1 where the axes stand, 0 elsewhere."""
+        """Variables [positions of each axis] that sum to the block's y: 1 where the axes stand, 0 elsewhere.
+
+        None stands for a cell that the factor which asked first does not need.
+        """
         key = (axes, block)
+        ties, support = (factor.ties, factor.support) if factor else ((), None)
         if key not in self._weights:
-            ties, support = (factor.ties, factor.support) if factor else ((), None)
             self._weights[key] = (
                 self._transport(axes, block, ties, support) if len(axes) != 1 else self._single(axes[0], block)
             )
-        return self._weights[key]
+        # Whoever asks later has the cells it needs. Other ties would only be tighter: the axes say which cell is 1.
+        found = self._weights[key]
+        assert all(cell is not None for cell in (found if support is None else found[support]).flat), key
+        return found
 
     def _transport(
         self,

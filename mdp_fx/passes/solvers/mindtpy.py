@@ -216,11 +216,21 @@ def solve_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits
     return Outcome(selection, problem.worth(selection), bound, bound_from="lagrangian")
 
 
+def mip_solver() -> str:
+    """Pyomo's name of the solver of linear programs: GLPK where it is installed, else HiGHS."""
+    return "glpk" if Executable("glpsol").path() else "appsi_highs"
+
+
+def nlp_solver() -> str | None:
+    """The executable of IPOPT where it is installed, else of an IPOPT-compatible solver, else None."""
+    return Executable("ipopt").path() or _pounce()
+
+
 def run_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> tuple[Selection | None, str]:
     """What MindtPy finds within the budgets, if anything, and how it ended."""
     from pyomo.contrib.mindtpy.outer_approximation import MindtPy_OA_Solver
 
-    mip = "glpk" if Executable("glpsol").path() else "appsi_highs"
+    mip = mip_solver()
     with _quiet(mip), _nlp_solver():
         built = BilinearModel(problem, budgets)
         algorithm = MindtPy_OA_Solver()
@@ -268,14 +278,13 @@ def _timed(solve: Any, limits: Limits) -> Any:
 @contextmanager
 def _nlp_solver() -> Iterator[None]:
     """IPOPT where it is installed, else an IPOPT-compatible solver under its name."""
-    ipopt = Executable("ipopt")
+    ipopt, found = Executable("ipopt"), nlp_solver()
+    if found is None:
+        raise SolverError('the mindtpy solver needs IPOPT or its like: install it by pip install "mdp-fx[mindtpy]"')
     if ipopt.path():
         yield
         return
-    other = _pounce()
-    if other is None:
-        raise SolverError('the mindtpy solver needs IPOPT or its like: install it by pip install "mdp-fx[mindtpy]"')
-    ipopt.set_path(other)
+    ipopt.set_path(found)
     try:
         yield
     finally:
