@@ -26,6 +26,7 @@ from mdp_fx.passes.search_space import (
 )
 from mdp_fx.passes.solvers import Limits, Outcome, Solver, get_solver
 from mdp_fx.passes.solvers.problem import REMOVED, Method, Problem, compile_problem, count_removed, modelled_space
+from mdp_fx.passes.solvers.tolerances import BUDGET_SLACK, CLAIM, PROVEN, closed
 from mdp_fx.passes.solvers.uniform import solve_uniform
 
 logger = logging.getLogger(__name__)
@@ -37,17 +38,8 @@ METHODS: tuple[str, ...] = (*get_args(Method), "uniform")
 DEFAULT_GAP = 1e-3
 DEFAULT_TIME_LIMIT = 60.0
 
-# What a budget may be exceeded by, relative: sums of the same numbers in another order differ by this little.
-BUDGET_SLACK = 1e-9
-
-# How far a solver's claimed objective may be from the re-evaluated one, in all importance (HiGHS's tolerance).
-CLAIM_TOLERANCE = 1e-5
-
 # What a gap is relative to at least, of all importance.
 LEAST_KEPT = 1e-12
-
-# A gap below this is a rounding error of the solver (HiGHS's tolerance).
-PROVEN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -223,14 +215,14 @@ def _solve_within(
         costs = run.costs(selection)
         if run.allows(selection):
             claimed, kept = outcome.objective, importance(run.model, selection)
-            if math.isfinite(claimed) and abs(claimed - kept) > CLAIM_TOLERANCE * run.whole:
+            if math.isfinite(claimed) and abs(claimed - kept) > CLAIM * run.whole:
                 raise SolverError(f"{run.solver} claims an importance of {claimed:.9g}; re-evaluation gives {kept:.9g}")
             if outcome.bound_from is not None and math.isinf(bound):
                 return selection, None, replace(outcome, bound_from=None)
             # A solver that ran out of time may know less than that nothing beats keeping everything.
             return selection, min(bound, run.whole), outcome
         over = {name: costs[name] / budget - 1 for name, budget in budgets.items() if budget > 0}
-        if max(over.values(), default=math.inf) > CLAIM_TOLERANCE:
+        if max(over.values(), default=math.inf) > CLAIM:
             break
         logger.debug("budgets overstepped by rounding: %s", over)
         # A step smaller than the solver's own tolerance would change nothing.
@@ -284,7 +276,7 @@ def _certify(
         # Of nothing kept any gap would be infinite.
         gap = (bound - objective) / max(objective, LEAST_KEPT * run.whole) if bound > objective else 0.0
         late: Status = "time limit" if seconds >= run.time_limit else "gap open"
-        status = "optimal" if gap <= PROVEN else "gap reached" if gap <= 1.001 * run.gap else late
+        status = "optimal" if gap <= PROVEN else "gap reached" if closed(objective, bound, run.gap) else late
     certificate = Certificate(
         solver=run.solver,
         method=run.method,

@@ -19,15 +19,10 @@ from mdp_fx.passes.solvers import Limits
 from mdp_fx.passes.solvers.decisions import TooWideError
 from mdp_fx.passes.solvers.elimination import Assignment, DecisionGraph, Valuation
 from mdp_fx.passes.solvers.problem import Problem
-
-CONVERGED = 1e-8
-"""The dual's bound is found when the lines come this close to it, relative."""
+from mdp_fx.passes.solvers.tolerances import CONVERGED, DUAL_SLACK, closed
 
 MOST_CUTS = 300
 """Cutting planes at most; the bound is right wherever they end."""
-
-SLACK = 1e-10
-"""Relative: a budget may be exceeded by this."""
 
 DEAREST = 1e6
 """Highest price of a whole budget, in units of all importance: what is not within the budget then never is."""
@@ -64,8 +59,7 @@ class Dual:
 
     def closed(self, gap: float) -> bool:
         """Whether the best assignment met is as near to the bound as asked."""
-        # A bound of just worth * (1 + gap) is rounded.
-        return self.best is not None and self.bound - self.best.worth <= 1.000001 * gap * abs(self.best.worth)
+        return self.best is not None and closed(self.best.worth, self.bound, gap)
 
 
 def lagrangian_bound(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> float:
@@ -79,8 +73,7 @@ def lagrangian_bound(problem: Problem, budgets: Mapping[str, float], limits: Lim
 
 def minimise(graph: DecisionGraph, budgets: Mapping[str, float], limits: Limits) -> Dual:
     """Brings the dual's bound down until it is lowest, the gap is closed, or time is over."""
-    # What costs exactly as much as allowed must not be lost by the order in which costs are added up.
-    dual = Dual(graph, np.array(list(budgets.values())) * (1 + SLACK))
+    dual = Dual(graph, np.array(list(budgets.values())) * (1 + DUAL_SLACK))
     first = dual.visit(np.zeros(len(budgets)))
     if dual.best is not None:
         return dual

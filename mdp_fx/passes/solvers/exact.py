@@ -33,6 +33,7 @@ from mdp_fx.passes.solvers.elimination import DecisionGraph
 from mdp_fx.passes.solvers.highs import HighsModel
 from mdp_fx.passes.solvers.local import local_search
 from mdp_fx.passes.solvers.problem import DimAxis, Problem, SizeAxis, TableAxis, TableFactor
+from mdp_fx.passes.solvers.tolerances import PROVEN, closed
 
 # Pyomo's variables; object arrays let tables and variables share their shape.
 Vars = npt.NDArray[np.object_]
@@ -311,7 +312,6 @@ def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Out
         inside = -math.inf if answer.proven_infeasible else answer.bound
         bound = min(bound, max(inside, top - reach, objective))
         found = math.isfinite(objective)
-        closed = found and bound - objective <= 1.000001 * limits.gap * abs(objective)
-        if closed or not limits.seconds_left():
+        if (found and closed(objective, bound, limits.gap)) or not limits.seconds_left():
             return Outcome(best, objective, bound)
-        reach = max(2 * reach, 1.000001 * (top - objective)) if found else 8 * reach
+        reach = max(2 * reach, (1 + PROVEN) * (top - objective)) if found else 8 * reach

@@ -183,7 +183,8 @@ def _pareto(labels: _Labels) -> IntArray:
     values, rank = np.unique(labels.worth[order], return_inverse=True)
     height = rank + state * len(values)
     best = np.maximum.accumulate(height)
-    return order[np.r_[True, height[1:] > best[:-1]][: len(order)]]
+    kept: IntArray = order[np.r_[True, height[1:] > best[:-1]][: len(order)]]
+    return kept
 
 
 def _unbeaten(labels: _Labels) -> IntArray:

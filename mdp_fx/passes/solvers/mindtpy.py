@@ -36,7 +36,7 @@ from mdp_fx.errors import SolverError, first_line
 from mdp_fx.passes.search_space import FloatArray, Selection
 from mdp_fx.passes.solvers import Limits, Outcome
 from mdp_fx.passes.solvers.dual import lagrangian_bound
-from mdp_fx.passes.solvers.exact import solve_exact
+from mdp_fx.passes.solvers.exact import linear, solve_exact
 from mdp_fx.passes.solvers.local import local_search
 from mdp_fx.passes.solvers.problem import DimAxis, Problem, SizeAxis, TableAxis, TableFactor
 from mdp_fx.passes.solvers.units import SCALE
@@ -183,7 +183,7 @@ class BilinearModel:
 
 def weighted(values: Iterable[float], variables: Vars) -> LinearExpression:
     """sum of value * variable."""
-    return LinearExpression(constant=0.0, linear_coefs=[float(v) for v in values], linear_vars=list(variables))
+    return linear((float(value), variable) for value, variable in zip(values, variables, strict=True))
 
 
 def contracted(table: FloatArray, weights: Sequence[Vars]) -> Any:
