@@ -22,17 +22,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench import solver_granularity, solver_methods
 from bench.common import SHARED, load, save, write
-from bench.solver_runs import GAP, SOLVERS, run
+from bench.solver_runs import GAP, REPEATS, SOLVERS, mindtpy_back_ends, run, warm_up
 from mdp_fx.passes.search_space import SearchSpace, evaluate
-from tests.passes.spaces import chain_space
 
 NETWORKS = ("resnet50", "resnet101")
 
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.15, 0.1)
 
 PARTS = ("instances", "granularity", "methods")
-
-REPEATS = 3
 
 
 def path_of(network: str) -> Path:
@@ -48,7 +45,7 @@ def instances(
 ) -> list[dict[str, Any]]:
     """One row for each network, budget and solver."""
     for solver in solvers:
-        run(solver, chain_space(), {"latency": 9.0}, limit)
+        warm_up(solver)
     rows = []
     for network in networks:
         data = json.loads(path_of(network).read_text(encoding="utf-8"))
@@ -57,7 +54,7 @@ def instances(
         budgets = {f"{share:.0%}": share * dense for share in shares} | {"recorded": float(data["budget_us"])}
         for name, budget in budgets.items():
             for solver in solvers:
-                found = run(solver, space, {"latency": budget}, limit, REPEATS)
+                found = run(solver, space, {"latency": budget}, limit)
                 row = {"network": network, "budget": name, "budget_us": budget} | found.to_json()
                 rows.append(row)
                 print(row, flush=True)
@@ -147,7 +144,8 @@ def main() -> None:
         results["methods"] = [
             row for name in networks for row in solver_methods.compare(SearchSpace.load(path_of(name)), name, best)
         ]
-    save("solver", {"gap": GAP, "time_limit_s": asked.time_limit, "threads": 1, **results})
+    about = {"gap": GAP, "time_limit_s": asked.time_limit, "threads": 1}
+    save("solver", about | {"repeats": REPEATS, "mindtpy": mindtpy_back_ends()} | results)
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def _budget(curve: Curve, saved: bool) -> list[str]:
     """The cost of the suggested point, rounded up to what reads well."""
     from mdp_fx.passes.search_space import digits
 
-    value = curve.suggestion.cost
+    value = max(curve.suggestion.cost, 0.001)  # a budget of nothing is none
     if curve.unit == "us" and not saved:
         text = f"{digits(value / 1000, math.ceil)}ms"
     else:

@@ -74,8 +74,8 @@ def check_limits(gap: object, time_limit: object, threads: object, seed: object,
     """
     if not _is_number(gap) or gap < 0:
         raise InputError(f"gap is {gap!r}; it must be a number of at least 0, such as 0.001 for 0.1 %")
-    if not _is_number(time_limit) or time_limit <= 0:
-        raise InputError(f"the time limit is {time_limit!r}; it must be a finite number of seconds above 0")
+    if time_limit != math.inf and (not _is_number(time_limit) or time_limit <= 0):
+        raise InputError(f"the time limit is {time_limit!r}; it must be a number of seconds above 0")
     if threads is not None:
         check_whole("threads", threads, 1)
     check_whole("seed", seed, 0, 2**32 - 1)

@@ -81,7 +81,9 @@ def frontier(
     for found in _sweep(graph, most):
         selection = normalise(model, graph.selection(found.options))
         point = FrontierPoint(evaluate(model, selection)[cost], importance(model, selection), selection)
-        if violations(model, selection) or abs(point.importance - found.worth) > 1e-6 * max(found.worth, 1.0):
+        if violations(model, selection) or abs(point.importance - found.worth) > 1e-6 * max(
+            found.worth, point.importance
+        ):
             raise SolverError(f"the sweep made an unusable selection at {cost} {point.cost:g}")
         points.append(point)
     knees = _knees(points)
@@ -91,7 +93,7 @@ def frontier(
 def _sweep(graph: DecisionGraph, most: int) -> list[Assignment]:
     """Corners of the upper hull of (cost, importance), by ascending cost."""
     top = graph.best(graph.value(np.zeros(1)))
-    unit = max(abs(top.worth), 1e-12) / max(abs(float(top.costs[0])), 1e-12)
+    unit = (top.worth or 1.0) / (float(top.costs[0]) or 1.0)
     dense = graph.best(graph.value(np.array([CHEAPEST * unit])))
     least = graph.best(graph.value(np.array([DEAREST * unit])))
     found = {float(a.costs[0]): a for a in (least, dense)}
@@ -101,7 +103,7 @@ def _sweep(graph: DecisionGraph, most: int) -> list[Assignment]:
 
     def push(low: Assignment, high: Assignment) -> None:
         width, height = float(high.costs[0] - low.costs[0]), high.worth - low.worth
-        if width > 0 and height > STRAIGHT * max(abs(top.worth), 1e-12):
+        if width > 0 and height > STRAIGHT * top.worth:
             heapq.heappush(edges, (-width * height, next(order), low, high))
 
     push(least, dense)
@@ -110,7 +112,7 @@ def _sweep(graph: DecisionGraph, most: int) -> list[Assignment]:
         price = (high.worth - low.worth) / float(high.costs[0] - low.costs[0])
         middle = graph.best(graph.value(np.array([price])))
         above = middle.worth - price * float(middle.costs[0]) - (low.worth - price * float(low.costs[0]))
-        if above > STRAIGHT * max(abs(top.worth), 1e-12):
+        if above > STRAIGHT * top.worth:
             found[float(middle.costs[0])] = middle
             push(low, middle)
             push(middle, high)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
 from mdp_fx.errors import BudgetError, InputError, SolverError, one_of
@@ -35,6 +36,7 @@ from mdp_fx.passes.solvers.problem import (
     count_removed,
     modelled_space,
 )
+from mdp_fx.passes.solvers.tolerances import BUDGET_SLACK, CLAIM, PROVEN, closed
 from mdp_fx.passes.solvers.uniform import solve_uniform
 
 logger = logging.getLogger(__name__)
@@ -46,14 +48,8 @@ METHODS: tuple[str, ...] = (*get_args(Method), "uniform")
 DEFAULT_GAP = 1e-3
 DEFAULT_TIME_LIMIT = 60.0
 
-# What a budget may be exceeded by, relative: sums of the same numbers in another order differ by this little.
-BUDGET_SLACK = 1e-9
-
-# How far a solver's claimed objective may be from the re-evaluated one, relative (HiGHS's integrality tolerance).
-CLAIM_TOLERANCE = 1e-5
-
-# A gap below this is a rounding error of the solver (HiGHS's tolerance).
-PROVEN = 1e-6
+# What a gap is relative to at least, of all importance.
+LEAST_KEPT = 1e-12
 
 
 @dataclass(frozen=True)
@@ -156,11 +152,11 @@ def solve(
     dense = model.dense()
     if run.allows(dense) and not violations(model, dense):
         # Importance never falls with size and is never negative: nothing beats keeping everything.
-        return _certify(run, dense, importance(model, dense))
+        return _certify(run, dense, run.whole)
     problem = compile_problem(model, budgets)
     if max_removed is not None:
         problem = count_removed(problem)
-    limits = Limits(gap, time_limit, threads, seed)
+    limits = Limits(gap, begin + time_limit, threads, seed)
     selection, bound, outcome = _solve_within(run, problem, back_end, limits)
     return _certify(replace(run, solver=outcome.solver or solver), selection, bound, outcome.bound_from)
 
@@ -176,6 +172,11 @@ class _Run:
     time_limit: float
     begin: float
     max_removed: int | None
+
+    @cached_property
+    def whole(self) -> float:
+        """All importance there is to keep."""
+        return importance(self.model, self.model.dense())
 
     @property
     def removals(self) -> dict[str, float]:
@@ -208,7 +209,9 @@ def _within(cost: float, budget: float) -> bool:
     return cost <= budget * (1 + BUDGET_SLACK)
 
 
-def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits) -> tuple[Selection, float, Outcome]:
+def _solve_within(
+    run: _Run, problem: Problem, back_end: Solver, limits: Limits
+) -> tuple[Selection, float | None, Outcome]:
     """The back end's selection, bound and own words; asked again with less where its tolerance overstepped."""
     budgets = run.budgets | run.removals
     asked, bound = dict(budgets), math.inf
@@ -218,7 +221,7 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
             if math.isinf(bound) and outcome.bound == -math.inf:
                 raise _infeasible(run, problem, limits)
             raise SolverError(
-                f"no selection found in {limits.time_limit:g} s; allow more with --time-limit, or coarser sizes"
+                f"no selection found in {run.time_limit:g} s; allow more with --time-limit, or coarser sizes"
             )
         # A tighter budget cannot raise the bound, so the first one stays valid.
         bound = min(bound, outcome.bound) if math.isinf(bound) else bound
@@ -228,12 +231,14 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
         costs = run.costs(selection)
         if run.allows(selection):
             claimed, kept = outcome.objective, importance(run.model, selection)
-            if math.isfinite(claimed) and abs(claimed - kept) > CLAIM_TOLERANCE * max(abs(kept), 1.0):
+            if math.isfinite(claimed) and abs(claimed - kept) > CLAIM * run.whole:
                 raise SolverError(f"{run.solver} claims an importance of {claimed:.9g}; re-evaluation gives {kept:.9g}")
+            if outcome.bound_from is not None and math.isinf(bound):
+                return selection, None, replace(outcome, bound_from=None)
             # A solver that ran out of time may know less than that nothing beats keeping everything.
-            return selection, min(bound, importance(run.model, run.model.dense())), outcome
+            return selection, min(bound, run.whole), outcome
         over = {name: costs[name] / budget - 1 for name, budget in budgets.items() if budget > 0}
-        if max(over.values(), default=math.inf) > CLAIM_TOLERANCE:
+        if max(over.values(), default=math.inf) > CLAIM:
             break
         logger.debug("budgets overstepped by rounding: %s", over)
         # A step smaller than the solver's own tolerance would change nothing.
@@ -243,32 +248,35 @@ def _solve_within(run: _Run, problem: Problem, back_end: Solver, limits: Limits)
 
 
 def _infeasible(run: _Run, problem: Problem, limits: Limits) -> BudgetError:
-    from mdp_fx.passes.solvers.exact import smallest_cost
+    from mdp_fx.passes.solvers.smallest import smallest_cost
 
-    smallest = {}
+    smallest, proven = {}, True
     for name in run.budgets:
         outcome = smallest_cost(problem, name, limits, run.removals)
-        if outcome.selection is None:
-            return BudgetError("the search space allows no selection at all; look at its exclusive blocks")
-        smallest[name] = evaluate(run.model, outcome.selection)[name]
-    return _unreachable(run, smallest)
+        # The dense selection is one of every space: no budget of removed blocks keeps it out.
+        best = outcome.selection or run.model.dense()
+        proven &= best is outcome.selection and outcome.bound <= outcome.objective + PROVEN * abs(outcome.objective)
+        smallest[name] = evaluate(run.model, best)[name]
+    return _unreachable(run, smallest, proven=proven)
 
 
-def _unreachable(run: _Run, smallest: Mapping[str, float]) -> BudgetError:
+def _unreachable(run: _Run, smallest: Mapping[str, float], *, proven: bool = True) -> BudgetError:
     whole = evaluate(run.space, run.space.unpruned())
 
     def shown(name: str, value: float, rounding: Rounding) -> str:
         return share_of(value, run.space.costs[name].unit, whole[name], rounding)
 
     removals = "" if run.max_removed is None else f" with at most {run.max_removed} blocks removed"
-    tables = f", by the 1-D tables of {run.method}" if run.method in OUT_ONLY else ""
+    simple = run.method in OUT_ONLY and any(run.space.costs[name].unit == "us" for name in run.budgets)
+    tables = f", by the 1-D tables of {run.method}" if simple else ""
+    known = "the smallest" if proven else f"the smallest found in {run.time_limit:g} s"
     for name, budget in run.budgets.items():
         if not _within(smallest[name], budget):
             asked, reach = shown(name, budget, math.floor), shown(name, smallest[name], math.ceil)
-            message = f"the {name} budget of {asked} cannot be met{removals}: the smallest is {reach}{tables}"
+            message = f"the {name} budget of {asked} cannot be met{removals}: {known} is {reach}{tables}"
             return BudgetError(message, smallest)
     each = ", ".join(f"{name} {shown(name, smallest[name], math.ceil)}" for name in run.budgets)
-    message = f"the budgets cannot be met together{removals}; the smallest of each alone: {each}{tables}"
+    message = f"the budgets cannot be met together{removals}; {known} of each alone: {each}{tables}"
     return BudgetError(message, smallest)
 
 
@@ -284,9 +292,10 @@ def _certify(
     gap = None
     if bound is not None:
         bound = max(bound, objective)
-        gap = (bound - objective) / max(abs(objective), 1e-12) if bound > objective else 0.0
-        late: Status = "time limit" if bound_from is None or seconds >= run.time_limit else "gap open"
-        status = "optimal" if gap <= PROVEN else "gap reached" if gap <= 1.001 * run.gap else late
+        # Of nothing kept any gap would be infinite.
+        gap = (bound - objective) / max(objective, LEAST_KEPT * run.whole) if bound > objective else 0.0
+        late: Status = "time limit" if seconds >= run.time_limit else "gap open"
+        status = "optimal" if gap <= PROVEN else "gap reached" if closed(objective, bound, run.gap) else late
     certificate = Certificate(
         solver=run.solver,
         method=run.method,

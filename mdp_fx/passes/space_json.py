@@ -39,6 +39,8 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from mdp_fx.errors import InputError
 from mdp_fx.files import atomic_write
 from mdp_fx.passes.json_reader import JsonReader
@@ -56,6 +58,7 @@ from mdp_fx.passes.search_space import (
     Unit,
     evaluate,
 )
+from mdp_fx.passes.space_checks import INFINITE
 
 FORMAT = "mdp-fx-search-space"
 VERSION = 1
@@ -206,6 +209,7 @@ def from_minlp(data: object) -> SearchSpace:
     counts = {name: dims.reader(name).integer("options") for name in dims.data}
     sizes: dict[str, tuple[int, ...]] = {}
     names, importance, terms, fixed = set[str](), [], [], {}
+    whole: list[tuple[str, FloatArray]] = []
     for layer in top.readers("layers"):
         name, out, inp, block = layer.string("name"), layer.string("out"), layer.data.get("inp"), layer.get("block")
         if name in names:
@@ -225,12 +229,15 @@ def from_minlp(data: object) -> SearchSpace:
         if inp is None:
             fixed[out] = counts[out]
         else:
-            importance.append(ImportanceTerm(name, out, inside, layer.numbers("importance")[1:]))
+            values = layer.numbers("importance")
+            importance.append(ImportanceTerm(name, out, inside, values[1:]))
+            whole.append((f"importance of layer {name!r}", np.array(values)))
         roles: tuple[Role, Role] = ("out", "in")
         axes = tuple(
             CostAxis(role, 0, (SizeTerm(1, (dim,)),), sizes[dim]) for role, dim in zip(roles, mentioned, strict=False)
         )
         terms.append(CostTerm(name, inside, axes, table[(slice(1, None),) * table.ndim]))
+        whole.append((f"latency table of layer {name!r}", table))
     if unused := counts.keys() - sizes.keys():
         raise InputError(f"MINLP: no layer has the dimension {min(unused)!r}")
     space = SearchSpace(
@@ -242,6 +249,9 @@ def from_minlp(data: object) -> SearchSpace:
         fixed=fixed,
         budgets={"latency": top.number("budget_us")} if "budget_us" in top.data else {},
     )
+    for what, entries in whole:
+        if not ((entries >= 0) & (entries < INFINITE)).all():
+            raise InputError(f"{what}: an entry for option 0 is negative or not finite")
     total = evaluate(space, space.unpruned())["latency"]
     if "dense_latency_us" in top.data and not abs(top.number("dense_latency_us") - total) <= SAME * total:
         found = top.shown("dense_latency_us")

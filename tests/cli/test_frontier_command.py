@@ -6,11 +6,14 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from plotly import graph_objects
 
+from mdp_fx.budgets import parse_budget
+from mdp_fx.cli.frontier_command import _budget
 from mdp_fx.errors import MdpFxError
 from mdp_fx.passes.search_space import CostModel, SearchSpace
 from tests.cli.networks import SHAPE, TINY, TORCH
@@ -300,3 +303,13 @@ def test_published_minlp(run: Run) -> None:
     knee = [point for point in found["points"] if point["knee"]][-1]
     assert decided["objective"] >= knee["importance"] * (1 - 1e-4)
     assert decided["latency_us"] == pytest.approx(knee["cost"], rel=1e-3)
+
+
+def test_a_cost_of_nothing_has_a_budget() -> None:
+    def written(cost: float) -> list[str]:
+        return _budget(
+            cast(Any, SimpleNamespace(cost="params", unit="params", suggestion=SimpleNamespace(cost=cost))), True
+        )
+
+    assert parse_budget(written(0.0)[1], "params").amount == 0.001
+    assert [written(cost) for cost in (12.34567, 98765.4)] == [["--params", "12.35"], ["--params", "98766"]]

@@ -1,13 +1,17 @@
-"""Small random search spaces and their exhaustive solution, for tests of solvers."""
+"""Small random search spaces and their exhaustive solution, for tests of solvers.
+
+The solution shares no code with the package: what solvers claim, and what the package re-evaluates, is held against it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mdp_fx.passes.search_space import (
     Block,
@@ -19,13 +23,12 @@ from mdp_fx.passes.search_space import (
     SearchSpace,
     Selection,
     SizeTerm,
-    evaluate,
-    importance,
-    violations,
 )
 from mdp_fx.passes.space_blocks import ancestors
 
 MINLP_DATA = Path(__file__).parents[2].parent / "shared" / "data" / "minlp"
+
+needs_minlp_data = pytest.mark.skipif(not MINLP_DATA.is_dir(), reason="../shared/data/minlp is not there")
 
 
 def axis(role: str, *dims: str, points: tuple[int, ...]) -> CostAxis:
@@ -187,24 +190,107 @@ def emptying_space(seed: int) -> SearchSpace:
 
 
 def every_selection(space: SearchSpace) -> Iterator[Selection]:
-    """All members of a small space."""
-    options = {d.name: space.options(d.name) for d in space.dimensions}
-    names = [b.name for b in space.blocks]
-    for gone in itertools.chain.from_iterable(itertools.combinations(names, k) for k in range(len(names) + 1)):
-        for sizes in itertools.product(*options.values()):
-            selection = Selection(dict(zip(options, sizes, strict=True)), gone)
-            if not violations(space, selection):
-                yield selection
+    """All members of a small space, by the rules that `search_space.py` states and none of its code."""
+    parents = {b.name: b.parent for b in space.blocks}
+    for count in range(len(parents) + 1):
+        for gone in itertools.combinations(parents, count):
+            if _may_go(space, parents, gone):
+                options = [_sizes_without(d, space, parents, gone) for d in space.dimensions]
+                for sizes in itertools.product(*options):
+                    yield Selection(dict(zip((d.name for d in space.dimensions), sizes, strict=True)), gone)
 
 
-def best_importance(space: SearchSpace, budgets: Mapping[str, float]) -> float | None:
-    """The optimum by exhaustion; None when the budgets cannot be met."""
-    worth = [
-        importance(space, s)
-        for s in every_selection(space)
-        if all(evaluate(space, s)[name] <= budget * (1 + 1e-9) for name, budget in budgets.items())
-    ]
+def _may_go(space: SearchSpace, parents: Mapping[str, str | None], gone: Collection[str]) -> bool:
+    """Whether these blocks may be removed together."""
+    if any(parent in gone and name not in gone for name, parent in parents.items()):
+        return False
+    for names in space.exclusive:
+        shared = set.intersection(*(set(_around(parents, name)) for name in names))
+        # Blocks are removed with all that is inside: one of them is alive unless some block around all of them goes.
+        if set(names) <= set(gone) and shared.isdisjoint(gone):
+            return False
+    return True
+
+
+def _around(parents: Mapping[str, str | None], name: str) -> Iterator[str]:
+    """The blocks strictly around a block."""
+    outer = parents[name]
+    while outer is not None:
+        yield outer
+        outer = parents[outer]
+
+
+def _sizes_without(
+    dim: Dimension, space: SearchSpace, parents: Mapping[str, str | None], gone: Collection[str]
+) -> Sequence[int]:
+    """The sizes a dimension may have when some blocks are removed."""
+    if dim.name in space.fixed:
+        return [space.fixed[dim.name]]
+    emptying = [b.name for b in space.blocks if dim.name in b.empties]
+    if not emptying:
+        return dim.sizes
+    empty = any(name in gone and parents[name] not in gone for name in emptying)
+    return [0] if empty else [size for size in dim.sizes if size > 0]
+
+
+def true_costs(space: SearchSpace, selection: Selection, method: str = "mdp") -> dict[str, float]:
+    """Every cost of a selection as a method models it: the tables read one axis after the other."""
+    current = {d.name: space.fixed.get(d.name, d.sizes[-1]) for d in space.dimensions}
+    found = {}
+    for name, model in space.costs.items():
+        inputs = current if method in ("halp", "mgp") and model.unit == "us" else selection.sizes
+        found[name] = model.constant
+        for term in model.terms:
+            if term.block not in selection.removed_blocks:
+                found[name] += _read(term.table, term.axes, {"in": inputs, "out": selection.sizes})
+    return found
+
+
+def _read(table: np.ndarray, axes: Sequence[CostAxis], sizes: Mapping[str, Mapping[str, int]]) -> float:
+    if not axes:
+        return float(table)
+    size = axes[0].constant
+    for term in axes[0].terms:
+        part = term.coefficient
+        for dim in term.dims:
+            part *= sizes[axes[0].role][dim]
+        size += part
+    entries = [_read(part, axes[1:], sizes) for part in table]
+    return float(np.interp(size, axes[0].points, entries))
+
+
+def true_worth(space: SearchSpace, selection: Selection) -> float:
+    """The importance that a selection keeps."""
+    kept = 0.0
+    for term in space.importance:
+        if term.block not in selection.removed_blocks:
+            sizes = next(d.sizes for d in space.dimensions if d.name == term.dim)
+            kept += dict(zip(sizes, term.values, strict=True))[selection.sizes[term.dim]]
+    return kept
+
+
+def members_of(space: SearchSpace, method: str, most: int | None = None) -> list[Selection]:
+    """What a method may choose, with at most so many blocks removed."""
+    most = 0 if method in ("halp", "mdlm") else most
+    return [s for s in every_selection(space) if most is None or len(s.removed_blocks) <= most]
+
+
+def best_importance(
+    space: SearchSpace, budgets: Mapping[str, float], method: str = "mdp", most: int | None = None
+) -> float | None:
+    """The optimum of a method by exhaustion; None when the budgets cannot be met."""
+    worth = []
+    for selection in members_of(space, method, most):
+        costs = true_costs(space, selection, method)
+        if all(costs[name] <= budget * (1 + 1e-9) for name, budget in budgets.items()):
+            worth.append(true_worth(space, selection))
     return max(worth, default=None)
+
+
+def scaled(space: SearchSpace, factor: float) -> SearchSpace:
+    """The same space with its importance in another unit."""
+    terms = (dataclasses.replace(t, values=tuple(factor * v for v in t.values)) for t in space.importance)
+    return dataclasses.replace(space, importance=tuple(terms))
 
 
 def sum_space(layers: int, options: int) -> SearchSpace:

@@ -29,9 +29,8 @@ RESTRICTIONS = [
 LIMITS = [
     ({"gap": "0.01%"}, "gap is '0.01%'; it must be a number of at least 0, such as 0.001 for 0.1 %"),
     ({"gap": -1.0}, "gap is -1.0"),
-    ({"time_limit": None}, "the time limit is None; it must be a finite number of seconds above 0"),
+    ({"time_limit": None}, "the time limit is None; it must be a number of seconds above 0"),
     ({"time_limit": math.nan}, "the time limit is nan"),
-    ({"time_limit": math.inf}, "the time limit is inf"),
     ({"time_limit": 10**400}, "the time limit is 1000"),
     ({"time_limit": 0}, "the time limit is 0"),
     ({"threads": -1}, "threads is -1; it must be an int of at least 1"),

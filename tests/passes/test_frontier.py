@@ -12,7 +12,7 @@ from mdp_fx.errors import InputError, SolverError
 from mdp_fx.passes.frontier import FrontierPoint, _knees, frontier
 from mdp_fx.passes.search_space import Selection, evaluate, importance, violations
 from mdp_fx.passes.solvers import elimination
-from tests.passes.spaces import best_importance, chain_space, emptying_space, every_selection, random_space
+from tests.passes.spaces import best_importance, chain_space, emptying_space, every_selection, random_space, scaled
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -46,6 +46,13 @@ def test_fewer_points_keep_the_ends() -> None:
     every, few = frontier(space), frontier(space, most=2)
     assert len(every) > 2
     assert [p.cost for p in few] == [every[0].cost, every[-1].cost]
+
+
+@pytest.mark.parametrize("factor", [2.0**-60, 2.0**30])
+def test_the_curve_does_not_depend_on_what_importance_is_counted_in(factor: float) -> None:
+    space = random_space(18)
+    curves = [[(p.cost, p.selection, p.knee) for p in frontier(one)] for one in (space, scaled(space, factor))]
+    assert curves[0] == curves[1]
 
 
 def test_methods_have_their_own_costs() -> None:

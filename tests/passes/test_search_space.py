@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,8 @@ from tests.passes.spaces import (
     every_selection,
     nested_space,
     random_space,
+    true_costs,
+    true_worth,
 )
 
 
@@ -44,6 +47,25 @@ def test_evaluation_by_hand() -> None:
     gone = Selection({"a": 1, "b": 2}, ("block",))
     assert evaluate(space, gone) == {"latency": 1 + 2}
     assert importance(space, gone) == 3.0
+
+
+@pytest.mark.parametrize("make", [random_space, emptying_space])
+@pytest.mark.parametrize("seed", range(40))
+def test_evaluation_and_membership_are_those_of_the_oracle(make: Callable[[int], SearchSpace], seed: int) -> None:
+    space = make(seed)
+    members = list(every_selection(space))
+    for member in members[:: 1 + len(members) // 50]:
+        assert evaluate(space, member) == pytest.approx(true_costs(space, member))
+        assert importance(space, member) == pytest.approx(true_worth(space, member))
+    known = {(tuple(m.sizes.values()), m.removed_blocks) for m in members}
+    sizes = list(itertools.product(*(d.sizes for d in space.dimensions)))
+    names = [b.name for b in space.blocks]
+    removed = [gone for count in range(len(names) + 1) for gone in itertools.combinations(names, count)]
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        some, gone = sizes[rng.integers(len(sizes))], removed[rng.integers(len(removed))]
+        found = violations(space, Selection(dict(zip((d.name for d in space.dimensions), some, strict=True)), gone))
+        assert (found == []) == ((some, gone) in known)
 
 
 def test_table_is_multilinear_between_its_points() -> None:

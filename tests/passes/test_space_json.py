@@ -285,6 +285,8 @@ def test_minlp_form(tmp_path: Path) -> None:
             edit("layers", 1, "latency_us", value=[[0] * 3, [0, -6, 7]]),
             "region 'conv': the table has -6 at out 1, ",
         ),
+        (edit("layers", 1, "latency_us", value=[[0, float("nan"), 0], [0, 6, 7]]), "'conv': an entry for option 0"),
+        (edit("layers", 1, "importance", value=[-1, 2]), "importance of layer 'conv': an entry for option 0"),
         (edit("layers", 1, "block", value=[1]), "layer 'conv' names a block by a list"),
         (edit("layers", 1, "block", value=KeyError), r"MINLP.layers\[1\]: field 'block' is missing"),
         (edit("blocks", value=[1, "1"]), "block '1' is listed twice"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -24,15 +25,19 @@ class Limits:
 
     Attributes:
         gap: Relative gap between bound and objective that is enough.
-        time_limit: Seconds.
+        deadline: When on the clock of `time.monotonic`, in seconds. All parts of a solve share it.
         threads: Threads; None leaves it to the solver.
         seed: Random seed. Same seed and threads: same answer, unless the time limit strikes.
     """
 
     gap: float
-    time_limit: float
+    deadline: float
     threads: int | None
     seed: int
+
+    def seconds_left(self) -> float:
+        """Time until the deadline, never negative."""
+        return max(self.deadline - time.monotonic(), 0.0)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ SOLVERS: dict[str, tuple[str, str]] = {
 
 
 def get_solver(name: str) -> Solver:
-    """The solver of that name.
+    """The solver of that name, which may be asked in any units.
 
     Raises:
         SolverError: No solver has that name, or a package that it needs is not installed.
@@ -78,7 +83,8 @@ def get_solver(name: str) -> Solver:
     module, function = SOLVERS[name]
     try:
         loaded: Any = importlib.import_module(module)
+        units: Any = importlib.import_module("mdp_fx.passes.solvers.units")
     except ModuleNotFoundError as e:
         missing = (e.name or "").partition(".")[0]
         raise SolverError(f"the solver {name!r} needs {missing}, which is not installed: pip install {missing}") from e
-    return cast(Solver, getattr(loaded, function))
+    return cast(Solver, units.in_units(getattr(loaded, function)))

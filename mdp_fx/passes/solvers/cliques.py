@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdp_fx.passes.search_space import FloatArray
-from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis, axis_key
+from mdp_fx.passes.solvers.problem import DimAxis, Problem, SizeAxis, TableAxis, TableFactor, axis_key
 
 # Cells of a clique's table before dominated ones are dropped; dimensions that need larger cliques stay as they are.
 MAX_CELLS = 16384
@@ -33,8 +33,8 @@ def form_cliques(problem: Problem) -> Problem:
 
 @dataclass(frozen=True)
 class _Clique:
-    axes: frozenset[Axis]
-    separator: frozenset[Axis]
+    axes: frozenset[TableAxis]
+    separator: frozenset[TableAxis]
 
 
 class _Context:
@@ -46,7 +46,7 @@ class _Context:
         self.pool = [f for f in problem.factors if f.block == block]
         self.private = {axis for f in self.pool for axis in f.axes if self._is_private(axis)}
 
-    def _is_private(self, axis: Axis) -> bool:
+    def _is_private(self, axis: TableAxis) -> bool:
         """Whether the axis is a dimension that occurs under this block alone and in no composed size."""
         # What is 0 or not is for the blocks to say, whatever a table says of it.
         if not isinstance(axis, DimAxis) or axis.dim in self.problem.emptied_by:
@@ -59,7 +59,7 @@ class _Context:
             or any(dim == axis.dim and block != self.block for dim, block in self.problem.importance)
         )
 
-    def factors(self) -> list[Factor]:
+    def factors(self) -> list[TableFactor]:
         cliques = self._eliminate()
         left = [f for f in self.pool if not any(c.axes.issuperset(f.axes) for c in cliques)]
         merged = []
@@ -76,7 +76,7 @@ class _Context:
 
     def _eliminate(self) -> list[_Clique]:
         """Cliques of an elimination order that takes the smallest clique first."""
-        neighbours: dict[Axis, set[Axis]] = {}
+        neighbours: dict[TableAxis, set[TableAxis]] = {}
         for factor in self.pool:
             for axis in factor.axes:
                 neighbours.setdefault(axis, set()).update(a for a in factor.axes if a != axis)
@@ -96,10 +96,10 @@ class _Context:
                 neighbours[one].discard(axis)
         return cliques
 
-    def _cells(self, axes: Iterable[Axis]) -> int:
+    def _cells(self, axes: Iterable[TableAxis]) -> int:
         return math.prod(self.problem.positions(a) for a in axes)
 
-    def _merge(self, clique: _Clique, cliques: list[_Clique], parts: list[Factor]) -> Factor:
+    def _merge(self, clique: _Clique, cliques: list[_Clique], parts: list[TableFactor]) -> TableFactor:
         axes = tuple(sorted(clique.axes, key=axis_key))
         shape = tuple(self.problem.positions(a) for a in axes)
         tables: dict[str, FloatArray] = {}
@@ -113,9 +113,11 @@ class _Context:
             if one.separator <= other.axes and clique in (one, other)
         }
         ordered = (tuple(sorted(tie, key=axis_key)) for tie in ties)
-        return Factor(axes, self.block, tables, ties=tuple(sorted(ordered, key=lambda t: [axis_key(a) for a in t])))
+        return TableFactor(
+            axes, self.block, tables, ties=tuple(sorted(ordered, key=lambda t: [axis_key(a) for a in t]))
+        )
 
-    def _without_dominated(self, factor: Factor, factors: list[Factor]) -> Factor:
+    def _without_dominated(self, factor: TableFactor, factors: list[TableFactor]) -> TableFactor:
         elsewhere = {a for f in factors if f is not factor for a in f.axes} | {a for t in factor.ties for a in t}
         inner = [i for i, a in enumerate(factor.axes) if a in self.private and a not in elsewhere]
         outer = [i for i in range(len(factor.axes)) if i not in inner]

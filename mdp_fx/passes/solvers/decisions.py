@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdp_fx.passes.search_space import FloatArray, interpolation_weights
-from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis
+from mdp_fx.passes.solvers.problem import DimAxis, Problem, SizeAxis, TableAxis, TableFactor
 
 IntArray = npt.NDArray[np.intp]
 
@@ -202,7 +202,7 @@ class Decisions:
         self._rule(columns, rows, result)
         return result, reachable
 
-    def _factor(self, factor: Factor) -> None:
+    def _factor(self, factor: TableFactor) -> None:
         variables: list[int] = []
         # Every axis as indices into the table, or as weights between its positions, over the decisions behind it.
         spreads: list[tuple[tuple[int, ...], FloatArray]] = []
@@ -216,7 +216,7 @@ class Decisions:
         costs = np.stack([self._spread(factor, name, spreads, variables) for name in self._names])
         self._gated(tuple(variables), factor.block, costs=costs)
 
-    def _axis(self, axis: Axis) -> tuple[tuple[int, ...], FloatArray]:
+    def _axis(self, axis: TableAxis) -> tuple[tuple[int, ...], FloatArray]:
         """The decisions behind an axis, and weights [counts of the decisions, positions]."""
         if isinstance(axis, DimAxis):
             variable = self.dims[axis.dim]
@@ -233,7 +233,7 @@ class Decisions:
         return tuple(self.dims[d] for d in axis.dims), weights.reshape(*shape, -1)
 
     def _spread(
-        self, factor: Factor, name: str, spreads: list[tuple[tuple[int, ...], FloatArray]], variables: list[int]
+        self, factor: TableFactor, name: str, spreads: list[tuple[tuple[int, ...], FloatArray]], variables: list[int]
     ) -> FloatArray:
         """A factor's table over its decisions."""
         table = factor.tables.get(name)

@@ -8,9 +8,8 @@ p, and the next prices are where the highest of these lines is lowest (Kelley 19
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import highspy
 import numpy as np
@@ -20,15 +19,10 @@ from mdp_fx.passes.solvers import Limits
 from mdp_fx.passes.solvers.decisions import TooWideError
 from mdp_fx.passes.solvers.elimination import Assignment, DecisionGraph, Valuation
 from mdp_fx.passes.solvers.problem import Problem
-
-CONVERGED = 1e-8
-"""The dual's bound is found when the lines come this close to it, relative."""
+from mdp_fx.passes.solvers.tolerances import CONVERGED, DUAL_SLACK, closed
 
 MOST_CUTS = 300
 """Cutting planes at most; the bound is right wherever they end."""
-
-SLACK = 1e-10
-"""Relative: a budget may be exceeded by this."""
 
 DEAREST = 1e6
 """Highest price of a whole budget, in units of all importance: what is not within the budget then never is."""
@@ -65,8 +59,7 @@ class Dual:
 
     def closed(self, gap: float) -> bool:
         """Whether the best assignment met is as near to the bound as asked."""
-        # A bound of just worth * (1 + gap) is rounded.
-        return self.best is not None and self.bound - self.best.worth <= 1.000001 * gap * abs(self.best.worth)
+        return self.best is not None and closed(self.best.worth, self.bound, gap)
 
 
 def lagrangian_bound(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> float:
@@ -75,13 +68,12 @@ def lagrangian_bound(problem: Problem, budgets: Mapping[str, float], limits: Lim
         graph = DecisionGraph(problem, tuple(budgets))
     except TooWideError:
         return math.inf
-    return minimise(graph, budgets, 0.0, time.monotonic() + limits.time_limit).bound
+    return minimise(graph, budgets, replace(limits, gap=0.0)).bound
 
 
-def minimise(graph: DecisionGraph, budgets: Mapping[str, float], gap: float, deadline: float) -> Dual:
+def minimise(graph: DecisionGraph, budgets: Mapping[str, float], limits: Limits) -> Dual:
     """Brings the dual's bound down until it is lowest, the gap is closed, or time is over."""
-    # What costs exactly as much as allowed must not be lost by the order in which costs are added up.
-    dual = Dual(graph, np.array(list(budgets.values())) * (1 + SLACK))
+    dual = Dual(graph, np.array(list(budgets.values())) * (1 + DUAL_SLACK))
     first = dual.visit(np.zeros(len(budgets)))
     if dual.best is not None:
         return dual
@@ -91,7 +83,9 @@ def minimise(graph: DecisionGraph, budgets: Mapping[str, float], gap: float, dea
         if dual.bound - low <= CONVERGED * max(abs(dual.bound), 1e-12):
             break
         # An assignment that is a line already proves that the lines are as low as they get.
-        if not lines.add(dual.visit(prices)) or dual.closed(gap) or dual.bound < 0 or time.monotonic() > deadline:
+        if not lines.add(dual.visit(prices)) or dual.closed(limits.gap) or dual.bound < 0:
+            break
+        if not limits.seconds_left():
             break
     return dual
 

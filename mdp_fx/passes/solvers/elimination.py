@@ -19,12 +19,10 @@ import numpy.typing as npt
 from mdp_fx.passes.search_space import FloatArray, Selection
 from mdp_fx.passes.solvers.decisions import Decisions, IntArray, Potential, Rule, TooWideError
 from mdp_fx.passes.solvers.problem import Problem
+from mdp_fx.passes.solvers.tolerances import ROUNDING
 
 MOST_CELLS = 1 << 24
 """Cells of all tables together (less than a gigabyte with messages); more are not for elimination."""
-
-ROUNDING = 1e-11
-"""Relative: sums of the same numbers in another order differ by less."""
 
 
 @dataclass

@@ -27,15 +27,16 @@ from pyomo.core.expr.numeric_expr import LinearExpression
 from mdp_fx.passes.search_space import Selection
 from mdp_fx.passes.solvers import Limits, Outcome
 from mdp_fx.passes.solvers.cliques import form_cliques
+from mdp_fx.passes.solvers.decisions import TooWideError
+from mdp_fx.passes.solvers.dual import minimise
+from mdp_fx.passes.solvers.elimination import DecisionGraph
 from mdp_fx.passes.solvers.highs import HighsModel
 from mdp_fx.passes.solvers.local import local_search
-from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis
+from mdp_fx.passes.solvers.problem import DimAxis, Problem, SizeAxis, TableAxis, TableFactor
+from mdp_fx.passes.solvers.tolerances import PROVEN, closed
 
 # Pyomo's variables; object arrays let tables and variables share their shape.
 Vars = npt.NDArray[np.object_]
-
-# Budget rows are scaled to this right-hand side: HiGHS's tolerance of 1e-6 is then 1e-9 of the budget.
-BUDGET_SCALE = 1e3
 
 # First guess of how far below the relaxation's bound the optimum lies, relative.
 FIRST_REACH = 3e-4
@@ -51,7 +52,7 @@ class ExactModel:
         self._count = 0
         self._rows = pyo.ConstraintList()
         self.model.rows = self._rows
-        self._weights: dict[tuple[tuple[Axis, ...], str | None], Vars] = {}
+        self._weights: dict[tuple[tuple[TableAxis, ...], str | None], Vars] = {}
         self._one = self._new("one", 1, lower=1.0)[0]
         self._alive: dict[str | None, Any] = {None: self._one}
         for block, parent in problem.parents.items():
@@ -81,23 +82,21 @@ class ExactModel:
         removed = (b for b in self.problem.parents if pyo.value(self._alive[b]) < 0.5)
         return Selection(sizes, tuple(removed))
 
-    def ones(self, selection: Selection) -> set[int]:
-        """The ids of the decision variables that are one in a selection."""
+    def values(self, selection: Selection) -> dict[int, float]:
+        """The values of the decision variables in a selection, by their ids: all others follow from them."""
         gone = set(selection.removed_blocks)
-        alive = {id(self._alive[block]) for block in self.problem.parents if block not in gone}
-        for name, options in self.problem.options.items():
-            if self.problem.homes[name] not in gone:
-                alive.add(id(self._options[name][options.index(selection.sizes[name])]))
-        return alive
+        values = {id(self._alive[block]): float(block not in gone) for block in self.problem.parents}
+        for name, sizes in self.problem.options.items():
+            for variable, size in zip(self._options[name], sizes, strict=True):
+                kept = self.problem.homes[name] not in gone and size == selection.sizes[name]
+                values[id(variable)] = float(kept)
+        return values
 
     def hold_to(self, budgets: Mapping[str, float]) -> None:
         """Add one row for each budget."""
         for cost, budget in budgets.items():
-            # A budget of nearly nothing must not blow up the row.
-            largest = max((abs(c) for c, _ in self.costs[cost]), default=0.0)
-            scale = BUDGET_SCALE / (max(budget, 1e-3 * largest) or 1.0)
-            row = linear((scale * c, v) for c, v in self.costs[cost])
-            self.model.add_component(f"budget[{cost}]", pyo.Constraint(expr=(None, row, scale * budget)))
+            row = (None, linear(self.costs[cost]), budget)
+            self.model.add_component(f"budget[{cost}]", pyo.Constraint(expr=row))
 
     def _new(self, name: str, count: int, *, binary: bool = False, lower: float = 0.0, whole: bool = True) -> Vars:
         """New variables within [lower, 1]; `whole` says that no integer solution gives them a fraction."""
@@ -123,21 +122,27 @@ class ExactModel:
         self._equal(variables, (-1, self._alive[block]))
         return variables
 
-    def weights(self, axes: tuple[Axis, ...], block: str | None, factor: Factor | None = None) -> Vars:
-        """Variables [positions of each axis] that sum to the block's y: 1 where the axes stand, 0 elsewhere."""
+    def weights(self, axes: tuple[TableAxis, ...], block: str | None, factor: TableFactor | None = None) -> Vars:
+        """Variables [positions of each axis] that sum to the block's y: 1 where the axes stand, 0 elsewhere.
+
+        None stands for a cell that the factor which asked first does not need.
+        """
         key = (axes, block)
+        ties, support = (factor.ties, factor.support) if factor else ((), None)
         if key not in self._weights:
-            ties, support = (factor.ties, factor.support) if factor else ((), None)
             self._weights[key] = (
                 self._transport(axes, block, ties, support) if len(axes) != 1 else self._single(axes[0], block)
             )
-        return self._weights[key]
+        # Whoever asks later has the cells it needs. Other ties would only be tighter: the axes say which cell is 1.
+        found = self._weights[key]
+        assert all(cell is not None for cell in (found if support is None else found[support]).flat), key
+        return found
 
     def _transport(
         self,
-        axes: tuple[Axis, ...],
+        axes: tuple[TableAxis, ...],
         block: str | None,
-        ties: tuple[tuple[Axis, ...], ...],
+        ties: tuple[tuple[TableAxis, ...], ...],
         support: npt.NDArray[np.bool_] | None,
     ) -> Vars:
         if not axes:
@@ -155,7 +160,7 @@ class ExactModel:
                 self._equal((cell for cell in row if cell is not None), (-1, position))
         return cells
 
-    def _single(self, axis: Axis, block: str | None) -> Vars:
+    def _single(self, axis: TableAxis, block: str | None) -> Vars:
         if isinstance(axis, DimAxis):
             return self._gated(axis, block)
         if axis.kind == "joint":
@@ -235,9 +240,21 @@ def linear(terms: Iterable[tuple[float, Any]]) -> LinearExpression:
     return LinearExpression(constant=0.0, linear_coefs=list(coefficients), linear_vars=list(variables))
 
 
-def solve_exact(
-    problem: Problem, budgets: Mapping[str, float], limits: Limits, start: Selection | None = None
-) -> Outcome:
+def solve_exact(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Outcome:
+    """Find the selection of most importance within the budgets, from the best that prices find or a quick search."""
+    return improve(problem, budgets, limits, _first(problem, budgets, limits))
+
+
+def _first(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Selection | None:
+    try:
+        graph = DecisionGraph(problem, tuple(budgets))
+    except TooWideError:
+        return local_search(problem, budgets, limits.deadline)
+    best = minimise(graph, budgets, limits).best
+    return None if best is None else graph.selection(best.options)
+
+
+def improve(problem: Problem, budgets: Mapping[str, float], limits: Limits, start: Selection | None) -> Outcome:
     """Find the selection of most importance within the budgets.
 
     The linear relaxation gives a bound and, for every variable, a penalty: what the bound loses when that variable is
@@ -248,29 +265,30 @@ def solve_exact(
         problem: What is to be decided.
         budgets: Per cost.
         limits: When to stop.
-        start: A selection within the budgets to improve on; by default a quick one is looked for.
+        start: A selection within the budgets to improve on, if one is known.
     """
-    start = local_search(problem, budgets) if start is None else start
+    if not limits.seconds_left():
+        return Outcome(start, -math.inf if start is None else problem.worth(start), math.inf)
     exact = ExactModel(form_cliques(problem))
     exact.hold_to(budgets)
     exact.model.objective = pyo.Objective(expr=exact.importance, sense=pyo.maximize)
     return _optimise(exact, limits, start)
 
 
-def smallest_cost(problem: Problem, cost: str, limits: Limits, budgets: Mapping[str, float] | None = None) -> Outcome:
+def cheapest(cost: str, problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Outcome:
     """Find the selection of the smallest cost within budgets; objective and bound are that cost, negated."""
     exact = ExactModel(form_cliques(problem))
-    exact.hold_to(budgets or {})
+    exact.hold_to(budgets)
     exact.model.objective = pyo.Objective(expr=linear((-c, v) for c, v in exact.costs[cost]), sense=pyo.maximize)
     return _optimise(exact, limits, None)
 
 
 def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Outcome:
     compiled = HighsModel(exact.model, limits)
-    best, objective, ones = start, -math.inf, None
+    best, objective, values = start, -math.inf, None
     if start is not None:
         # HiGHS's presolve has cut optima off (its issues 3073 and 3094): what is known to be there stays.
-        objective, ones = exact.problem.worth(start), exact.ones(start)
+        objective, values = exact.problem.worth(start), exact.values(start)
     droppable = np.array([id(v) not in exact.fractional and v.lb == 0 for v in compiled.columns], dtype=bool)
     relaxed = compiled.relax()
     if relaxed is None:
@@ -282,11 +300,11 @@ def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Out
     bound = top
     while True:
         dropped = droppable & (penalties > reach)
-        indices = None if ones is None else {i for i, v in enumerate(compiled.columns) if id(v) in ones}
-        answer = compiled.solve(dropped, indices)
+        known = values and {i: values[id(v)] for i, v in enumerate(compiled.columns) if id(v) in values}
+        answer = compiled.solve(dropped, known)
         if answer.objective is not None and answer.objective > objective:
             best, objective = exact.select(), answer.objective
-            ones = exact.ones(best)
+            values = exact.values(best)
         if not dropped.any():
             if answer.proven_infeasible and best is None:
                 return Outcome(None, -math.inf, -math.inf)
@@ -294,7 +312,6 @@ def _optimise(exact: ExactModel, limits: Limits, start: Selection | None) -> Out
         inside = -math.inf if answer.proven_infeasible else answer.bound
         bound = min(bound, max(inside, top - reach, objective))
         found = math.isfinite(objective)
-        closed = found and bound - objective <= 1.000001 * limits.gap * abs(objective)
-        if closed or compiled.seconds_left() == 0:
+        if (found and closed(objective, bound, limits.gap)) or not limits.seconds_left():
             return Outcome(best, objective, bound)
-        reach = max(2 * reach, 1.000001 * (top - objective)) if found else 8 * reach
+        reach = max(2 * reach, (1 + PROVEN) * (top - objective)) if found else 8 * reach

@@ -7,8 +7,7 @@ is compiled once by Pyomo and passed to highspy here.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Container
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,9 @@ from pyomo.repn.plugins.standard_form import LinearStandardFormCompiler
 
 from mdp_fx.errors import SolverError
 from mdp_fx.passes.solvers import Limits
+
+# HiGHS has this many seeds.
+MOST_SEEDS = 2**31
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ class HighsModel:
         ]
         self._upper = np.array([v.ub for v in form.columns], dtype=np.float64)
         self._limits = limits
-        self._deadline = time.monotonic() + limits.time_limit
 
     def relax(self) -> Relaxation | None:
         """Solve the linear relaxation; None when that does not end with an optimum (infeasible, out of time)."""
@@ -65,12 +66,12 @@ class HighsModel:
         worse = -duals if self.maximise else duals
         return Relaxation(highs.getInfo().objective_function_value, np.maximum(worse, 0.0))
 
-    def solve(self, dropped: npt.NDArray[np.bool_], start: Container[int] | None = None) -> Answer:
+    def solve(self, dropped: npt.NDArray[np.bool_], start: Mapping[int, float] | None = None) -> Answer:
         """Solve with the dropped columns held at zero; the variables get the solution's values.
 
         Args:
             dropped: Mask over `columns`.
-            start: Indices of the columns that are one in a first solution; integer columns that are not in it are zero.
+            start: Column index -> value in a first solution. HiGHS finds the values of the other columns itself.
         """
         if not self.columns:
             # HiGHS calls a model without columns neither optimal nor infeasible. Rows of nothing hold.
@@ -87,30 +88,26 @@ class HighsModel:
                 variable.set_value(value, skip_validation=True)
         return Answer(info.objective_function_value if found else None, info.mip_dual_bound, status == ends.kInfeasible)
 
-    def seconds_left(self) -> float:
-        """Time until the limit, never negative."""
-        return max(self._deadline - time.monotonic(), 0.0)
-
-    def _run(self, start: Container[int] | None) -> Any:
+    def _run(self, start: Mapping[int, float] | None) -> Any:
         highs = highspy.Highs()
         options = {
             "output_flag": False,
-            "mip_rel_gap": self._limits.gap,
+            # Of all that is within the gap HiGHS takes what it meets first; a finer one makes that nearly the best.
+            "mip_rel_gap": self._limits.gap / 10,
             "mip_abs_gap": 0.0,
-            "time_limit": self.seconds_left(),
-            "random_seed": self._limits.seed,
+            "time_limit": self._limits.seconds_left(),
+            "random_seed": self._limits.seed % MOST_SEEDS,
             **({} if self._limits.threads is None else {"threads": self._limits.threads}),
         }
         if self._limits.threads is not None:
             # The scheduler of HiGHS is global: a thread count other than its first one is refused without a reset.
             highspy.Highs.resetGlobalScheduler(True)
         for name, value in options.items():
-            highs.setOptionValue(name, value)
+            if highs.setOptionValue(name, value) != highspy.HighsStatus.kOk:
+                raise SolverError(f"HiGHS does not take {value!r} for its option {name}")
         highs.passModel(self._lp)
         if start is not None:
-            whole = [i for i, kind in enumerate(self._integrality) if kind == highspy.HighsVarType.kInteger]
-            values = np.array([float(i in start) for i in whole])
-            highs.setSolution(len(whole), np.array(whole, dtype=np.int32), values)
+            highs.setSolution(len(start), np.array([*start], dtype=np.int32), np.array([*start.values()]))
         highs.HandleKeyboardInterrupt = True
         highs.run()
         return highs

@@ -8,6 +8,8 @@ those that another label of the same state beats in importance and in cost.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,11 +21,18 @@ from mdp_fx.passes.solvers.decisions import IntArray
 from mdp_fx.passes.solvers.elimination import Assignment, DecisionGraph, Valuation
 
 MOST_LABELS = 4_000_000
-"""More labels than this in one clique are left to the exact model."""
+"""More labels than this, of all cliques together, are left to the exact model."""
+
+PIVOTS = 4
+"""Labels of a state at most that all others of it are held against, where there are several costs."""
 
 
 class TooManyLabelsError(Exception):
     """The threshold is so low that the lists would not fit into memory."""
+
+
+class OutOfTimeError(Exception):
+    """The deadline came before the lists were complete."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,12 @@ class _Labels:
 
 
 def best_above(
-    graph: DecisionGraph, valuation: Valuation, beliefs: Sequence[FloatArray], budgets: FloatArray, threshold: float
+    graph: DecisionGraph,
+    valuation: Valuation,
+    beliefs: Sequence[FloatArray],
+    budgets: FloatArray,
+    threshold: float,
+    deadline: float = math.inf,
 ) -> Assignment | None:
     """The assignment of most importance within the budgets, if that is the threshold or more.
 
@@ -63,17 +77,22 @@ def best_above(
         beliefs: of the valuation.
         budgets: per cost.
         threshold: an importance.
+        deadline: on the clock of `time.monotonic`.
 
     Returns:
         The best assignment, or None: then nothing within the budgets keeps as much as the threshold.
 
     Raises:
         TooManyLabelsError: there are too many to list.
+        OutOfTimeError: the deadline has come.
     """
     floor = graph.floor(valuation.prices, budgets, threshold)
     lists: list[_Labels] = []
     for i in range(len(graph.cliques)):
-        lists.append(_join(graph, valuation, beliefs[i], lists, i, floor))
+        if time.monotonic() > deadline:
+            raise OutOfTimeError
+        most = MOST_LABELS - sum(len(labels.state) for labels in lists)
+        lists.append(_join(graph, valuation, beliefs[i], lists, i, floor, most))
         if not len(lists[-1].state):
             return None
     last = lists[-1]
@@ -86,9 +105,15 @@ def best_above(
 
 
 def _join(
-    graph: DecisionGraph, valuation: Valuation, belief: FloatArray, lists: Sequence[_Labels], i: int, floor: float
+    graph: DecisionGraph,
+    valuation: Valuation,
+    belief: FloatArray,
+    lists: Sequence[_Labels],
+    i: int,
+    floor: float,
+    most: int,
 ) -> _Labels:
-    """The labels of a clique, made of those of its children."""
+    """The labels of a clique, made of those of its children: `most` at most."""
     clique = graph.cliques[i]
     cell = np.flatnonzero(belief >= floor)
     if not len(cell):
@@ -97,13 +122,13 @@ def _join(
     # While the children are joined, a label's state is the row of its cell.
     labels = _Labels(np.arange(len(cell)), np.zeros(len(cell)), clique.worth[cell], clique.costs[:, cell], cell, [])
     for child, state in clique.children:
-        labels = _undominated(_times(labels, lists[child], state[cell], slack))
+        labels = _undominated(_times(labels, lists[child], state[cell], slack, most))
     state = clique.state_at(labels.cell)
     loss = labels.loss + valuation.messages[i][state] - valuation.tables[i][labels.cell]
     return _undominated(_Labels(state, loss, labels.worth, labels.costs, labels.cell, labels.parts))
 
 
-def _times(labels: _Labels, below: _Labels, state: IntArray, slack: FloatArray) -> _Labels:
+def _times(labels: _Labels, below: _Labels, state: IntArray, slack: FloatArray, most: int) -> _Labels:
     """Every label with every label of a child that fits to its cell, where both lose no more than the slack.
 
     Args:
@@ -111,6 +136,7 @@ def _times(labels: _Labels, below: _Labels, state: IntArray, slack: FloatArray) 
         below: the child's.
         state: of the child, per row.
         slack: per row.
+        most: labels at most.
     """
     wanted = state[labels.state]
     first, last = np.searchsorted(below.state, wanted), np.searchsorted(below.state, wanted, side="right")
@@ -121,7 +147,7 @@ def _times(labels: _Labels, below: _Labels, state: IntArray, slack: FloatArray) 
     # Rounding may let one in that is not: all are looked at again.
     count = np.minimum(np.searchsorted(keys, wanted + room / widest + 1e-6), last) - first
     total = int(count.sum())
-    if total > MOST_LABELS:
+    if total > most:
         raise TooManyLabelsError
     row = np.repeat(np.arange(len(wanted)), count)
     part = np.arange(total) - np.repeat(np.cumsum(count) - count, count) + first[row]
@@ -139,18 +165,44 @@ def _times(labels: _Labels, below: _Labels, state: IntArray, slack: FloatArray) 
 
 
 def _undominated(labels: _Labels) -> _Labels:
-    """Labels in order; with one cost only those that no other one of the state beats (one of equals stays)."""
-    if len(labels.costs) == 1 and len(labels.state):
-        order = np.lexsort((-labels.worth, labels.costs[0], labels.state))
-        worth, state = labels.worth[order], labels.state[order]
-        # A running maximum per state: every state is lifted above the one before.
-        low, high = float(worth.min()), float(worth.max())
-        group = np.cumsum(np.r_[0, state[1:] != state[:-1]])
-        height = (worth - low) + group * (2 * (high - low) + 1)
-        best = np.maximum.accumulate(height)
-        first = np.r_[True, state[1:] != state[:-1]]
-        labels = labels.take(order[first | np.r_[True, height[1:] > best[:-1]]])
-    return labels.take(np.lexsort((labels.loss, labels.state)))
+    """Labels in order, without those that another one of the state equals or beats (one of equals stays).
+
+    With several costs some of these stay: a label is held against the best few at the prices.
+    """
+    if len(labels.costs) == 1:
+        labels = labels.take(_pareto(labels))
+    labels = labels.take(np.lexsort((labels.loss, labels.state)))
+    return labels if len(labels.costs) == 1 else labels.take(_unbeaten(labels))
+
+
+def _pareto(labels: _Labels) -> IntArray:
+    """Which labels no other one of the state equals or beats in importance and the one cost."""
+    order = np.lexsort((-labels.worth, labels.costs[0], labels.state))
+    state = labels.state[order]
+    # A running maximum per state: every state is lifted above the one before. Ranks, as sums would be rounded.
+    values, rank = np.unique(labels.worth[order], return_inverse=True)
+    height = rank + state * len(values)
+    best = np.maximum.accumulate(height)
+    kept: IntArray = order[np.r_[True, height[1:] > best[:-1]][: len(order)]]
+    return kept
+
+
+def _unbeaten(labels: _Labels) -> IntArray:
+    """Which labels are equalled or beaten by none of the first PIVOTS that stay of their state."""
+    left = np.arange(len(labels.state))
+    for pivot in range(PIVOTS):
+        state = labels.state[left]
+        first = np.flatnonzero(np.diff(state, prepend=-1))
+        count = np.diff(first, append=len(left))
+        if (count <= pivot + 1).all():
+            break
+        against = np.repeat(first + np.minimum(pivot, count - 1), count)
+        beaten = np.arange(len(left)) > against
+        for goods in (labels.worth, *-labels.costs):
+            mine = goods[left]
+            beaten &= mine <= mine[against]
+        left = left[~beaten]
+    return left
 
 
 def _trace(graph: DecisionGraph, lists: Sequence[_Labels], label: int) -> IntArray:

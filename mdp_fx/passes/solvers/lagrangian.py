@@ -20,7 +20,8 @@ from mdp_fx.passes.solvers import Limits, Outcome
 from mdp_fx.passes.solvers.decisions import TooWideError
 from mdp_fx.passes.solvers.dual import Dual, minimise
 from mdp_fx.passes.solvers.elimination import DecisionGraph
-from mdp_fx.passes.solvers.labels import TooManyLabelsError, best_above
+from mdp_fx.passes.solvers.labels import OutOfTimeError, TooManyLabelsError, best_above
+from mdp_fx.passes.solvers.local import local_search
 from mdp_fx.passes.solvers.problem import Problem
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ FIRST_REACH = 1e-4
 
 REACH_GROWTH = 3.0
 
+OVERTIME = 5.0
+"""Seconds past the time limit at most that the quick search may take: it needs some tenths of one."""
+
 
 def solve_auto(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Outcome:
     """The fastest solver that proves the gap: the Lagrangian one where the decisions can be eliminated, else exact."""
@@ -37,15 +41,16 @@ def solve_auto(problem: Problem, budgets: Mapping[str, float], limits: Limits) -
         graph = DecisionGraph(problem, tuple(budgets))
     except TooWideError as wide:
         logger.info("auto: %s; the exact model decides", wide)
-        return replace(_solve_exact(problem, budgets, limits, None), solver="exact")
+        start = local_search(problem, budgets, limits.deadline)
+        return replace(_improve(problem, budgets, limits, start), solver="exact")
     return replace(_solve(graph, budgets, limits), solver="lagrangian")
 
 
-def _solve_exact(problem: Problem, budgets: Mapping[str, float], limits: Limits, start: Selection | None) -> Outcome:
+def _improve(problem: Problem, budgets: Mapping[str, float], limits: Limits, start: Selection | None) -> Outcome:
     # Pyomo takes longer to import than most problems take to solve.
-    from mdp_fx.passes.solvers.exact import solve_exact
+    from mdp_fx.passes.solvers.exact import improve
 
-    return solve_exact(problem, budgets, limits, start)
+    return improve(problem, budgets, limits, start)
 
 
 def solve_lagrangian(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> Outcome:
@@ -60,20 +65,21 @@ def solve_lagrangian(problem: Problem, budgets: Mapping[str, float], limits: Lim
 
 
 def _solve(graph: DecisionGraph, budgets: Mapping[str, float], limits: Limits) -> Outcome:
-    deadline = time.monotonic() + limits.time_limit
-    dual = minimise(graph, budgets, limits.gap, deadline)
+    dual = minimise(graph, budgets, limits)
     beliefs: list[FloatArray] = []
     top = dual.bound
     reach = max(FIRST_REACH, limits.gap) * abs(top)
     # Importance is never negative: a bound below nothing says that nothing is within the budgets.
-    while not dual.closed(limits.gap) and dual.bound >= 0 and time.monotonic() < deadline:
+    while not dual.closed(limits.gap) and dual.bound >= 0 and limits.seconds_left():
         beliefs = beliefs or graph.beliefs(dual.valuation)
         known = 0.0 if dual.best is None else dual.best.worth * (1 + limits.gap)
         threshold = max(top - reach, known)
         try:
-            found = best_above(graph, dual.valuation, beliefs, dual.budgets, threshold)
+            found = best_above(graph, dual.valuation, beliefs, dual.budgets, threshold, limits.deadline)
+        except OutOfTimeError:
+            break
         except TooManyLabelsError:
-            return _exact_on_the_rest(dual, beliefs, budgets, replace(limits, time_limit=deadline - time.monotonic()))
+            return _exact_on_the_rest(dual, beliefs, budgets, limits)
         if found is not None:
             dual.best, dual.bound = found, found.worth
         elif threshold > 0:
@@ -83,7 +89,12 @@ def _solve(graph: DecisionGraph, budgets: Mapping[str, float], limits: Limits) -
         reach *= REACH_GROWTH
     if dual.best is None:
         return Outcome(None, -math.inf, dual.bound if dual.bound >= 0 else -math.inf)
-    return Outcome(graph.selection(dual.best.options), dual.best.worth, dual.bound)
+    selection, worth = graph.selection(dual.best.options), graph.problem.worth
+    if not dual.closed(limits.gap):
+        # Prices that are far from the best ones, as the first are, leave most of the budgets.
+        quick = local_search(graph.problem, budgets, time.monotonic() + OVERTIME)
+        selection = selection if quick is None else max(selection, quick, key=worth)
+    return Outcome(selection, worth(selection), dual.bound)
 
 
 def _exact_on_the_rest(dual: Dual, beliefs: list[FloatArray], budgets: Mapping[str, float], limits: Limits) -> Outcome:
@@ -97,7 +108,7 @@ def _exact_on_the_rest(dual: Dual, beliefs: list[FloatArray], budgets: Mapping[s
         objective = -math.inf if dual.best is None else known
         return Outcome(start, objective, objective)
     logger.info("lagrangian: too many selections to list; the exact model decides on what is left")
-    inside = _solve_exact(graph.problem.restricted(allowed), budgets, limits, start)
+    inside = _improve(graph.problem.restricted(allowed), budgets, limits, start)
     if inside.selection is None:
         return inside
     return Outcome(inside.selection, inside.objective, max(min(dual.bound, inside.bound), inside.objective))

@@ -6,13 +6,14 @@ It proves nothing and removes no doubt; it is what is left where a proof takes t
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from mdp_fx.passes.search_space import FloatArray, Selection
-from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis
+from mdp_fx.passes.solvers.problem import DimAxis, Problem, SizeAxis, TableAxis, TableFactor
 
 FIRST_PRICE = 0.02
 PRICE_STEP = 1.4
@@ -20,20 +21,22 @@ BISECTIONS = 8
 MOST_SWEEPS = 4
 
 
-def local_search(problem: Problem, budgets: Mapping[str, float]) -> Selection | None:
+def local_search(problem: Problem, budgets: Mapping[str, float], deadline: float = math.inf) -> Selection | None:
     """A selection within the budgets that no change of a single decision improves; None where the search ends outside.
 
     The prices of the overstepped budgets rise from nearly nothing until all are met, then the last step is bisected.
-    What the budgets still have room for is filled with the best single changes.
+    What the budgets still have room for is filled with the best single changes. At the deadline (on the clock of
+    `time.monotonic`) it is left as it is.
     """
-    return _Search(problem, budgets).run()
+    return _Search(problem, budgets, deadline).run()
 
 
 class _Search:
     """The present decisions as indices into the options, and what each factor costs there."""
 
-    def __init__(self, problem: Problem, budgets: Mapping[str, float]) -> None:
+    def __init__(self, problem: Problem, budgets: Mapping[str, float], deadline: float) -> None:
         self.problem = problem
+        self.deadline = deadline
         self.names = tuple(budgets)
         self.budgets = np.array([float(budgets[name]) for name in self.names])
         self.at = {dim: len(sizes) - 1 for dim, sizes in problem.options.items()}
@@ -65,6 +68,8 @@ class _Search:
             over = self.costs > self.budgets
             if not over.any():
                 break
+            if self._late():
+                return None
             below = self.prices
             self.prices = np.where(over, np.maximum(self.prices * PRICE_STEP, FIRST_PRICE * worth), self.prices)
             self._ascend()
@@ -72,6 +77,8 @@ class _Search:
             return None
         best, above = self._state(), self.prices
         for _ in range(BISECTIONS):
+            if self._late():
+                break
             self.prices = (below + above) / 2
             self._ascend()
             if (self.costs > self.budgets).any():
@@ -82,14 +89,17 @@ class _Search:
         self._refresh()
         self._fill()
         sizes = {dim: self.problem.options[dim][i] for dim, i in self.at.items()}
-        return Selection({**self.problem.held, **sizes}, tuple(self.gone))
+        return Selection({**self.problem.held, **sizes}, tuple(b for b in self.problem.parents if b in self.gone))
+
+    def _late(self) -> bool:
+        return time.monotonic() > self.deadline
 
     def _state(self) -> tuple[float, dict[str, int], set[str]]:
         return self._worth(), dict(self.at), set(self.gone)
 
     def _fill(self) -> None:
         """Spend what is left of the budgets, the most importance per cost first."""
-        while True:
+        while not self._late():
             room = self.budgets - self.costs
             best: tuple[float, str, int] | None = None
             for dim, now in self.at.items():
@@ -157,7 +167,7 @@ class _Search:
                 found.add(name)
         return found
 
-    def _table(self, factor: Factor, name: str) -> FloatArray:
+    def _table(self, factor: TableFactor, name: str) -> FloatArray:
         return factor.tables.get(name, np.zeros([self.problem.positions(a) for a in factor.axes]))
 
     def _worth(self) -> float:
@@ -222,7 +232,9 @@ class _Search:
             values = values * (1 - share) + table[every + tuple(np.broadcast_arrays(*high))] * share
         return values
 
-    def _position(self, axis: Axis, dim: str | None) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
+    def _position(
+        self, axis: TableAxis, dim: str | None
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
         """Where an axis stands, between which positions and how far, at every option of one dimension."""
         if isinstance(axis, DimAxis):
             count = len(self.problem.options[axis.dim])
@@ -248,5 +260,5 @@ class _Search:
         return sizes
 
 
-def _dims(axis: Axis) -> tuple[str, ...]:
+def _dims(axis: TableAxis) -> tuple[str, ...]:
     return (axis.dim,) if isinstance(axis, DimAxis) else axis.dims

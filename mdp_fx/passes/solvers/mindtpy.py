@@ -16,7 +16,6 @@ import shutil
 import string
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -37,17 +36,17 @@ from mdp_fx.errors import SolverError, first_line
 from mdp_fx.passes.search_space import FloatArray, Selection
 from mdp_fx.passes.solvers import Limits, Outcome
 from mdp_fx.passes.solvers.dual import lagrangian_bound
-from mdp_fx.passes.solvers.exact import solve_exact
+from mdp_fx.passes.solvers.exact import linear, solve_exact
 from mdp_fx.passes.solvers.local import local_search
-from mdp_fx.passes.solvers.problem import Axis, DimAxis, Factor, Problem, SizeAxis
+from mdp_fx.passes.solvers.problem import DimAxis, Problem, SizeAxis, TableAxis, TableFactor
+from mdp_fx.passes.solvers.units import SCALE
 
 logger = logging.getLogger(__name__)
 
 Vars = npt.NDArray[np.object_]
 
-# The budgets and the importance are scaled to this: MindtPy's tolerances are absolute. With microseconds and importance
-# as they come, it took from twice to fifteen times as long.
-SCALE = 1e3
+# Seconds: GLPK counts its time in milliseconds, of 32 bits.
+LONGEST = 1e6
 
 # What MindtPy and its solvers raise where they cannot go on.
 FAILURES = (PyomoException, ApplicationError, ValueError, RuntimeError, subprocess.TimeoutExpired)
@@ -77,13 +76,9 @@ class BilinearModel:
             removed = sum(self._gate(problem.parents[b]) - self._alive[b] for b in blocks)
             self._rows.add(self._options[name][0] == removed)
         for cost, budget in budgets.items():
-            # A budget of nearly nothing must not blow up the row.
-            tables = (factor.tables[cost] for factor in problem.factors if cost in factor.tables)
-            largest = max((float(np.abs(table).max()) for table in tables), default=0.0)
-            scale = SCALE / (max(budget, 1e-3 * largest) or 1.0)
             # The last term: where nothing costs anything, an unmet budget must stay a row.
-            body = pyo.quicksum([*self._cost(cost, scale), 0.0 * self._new("nothing", 1)[0]])
-            self._budgets.add(body <= scale * (budget - problem.constants[cost]))
+            body = pyo.quicksum([*self._cost(cost), 0.0 * self._new("nothing", 1)[0]])
+            self._budgets.add(body <= budget - problem.constants[cost])
         self.model.objective = pyo.Objective(expr=self._importance(), sense=pyo.maximize)
 
     def select(self) -> Selection:
@@ -116,26 +111,23 @@ class BilinearModel:
         worth: dict[str | None, list[Any]] = {block: [value] for block, value in self.problem.importance_held.items()}
         for (dim, block), values in self.problem.importance.items():
             worth.setdefault(block, []).append(weighted(values, self._options[dim]))
-        top = math.fsum(self.problem.importance_held.values())
-        top += math.fsum(float(values.max()) for values in self.problem.importance.values())
-        scale = SCALE / (top or 1.0)
-        return pyo.quicksum(self._gate(block) * scale * pyo.quicksum(parts) for block, parts in worth.items())
+        return pyo.quicksum(self._gate(block) * pyo.quicksum(parts) for block, parts in worth.items())
 
-    def _cost(self, cost: str, scale: float) -> list[Any]:
+    def _cost(self, cost: str) -> list[Any]:
         parts = []
         for factor in self.problem.factors:
             if cost in factor.tables:
                 table, weights = self._unfolded(factor, cost)
-                parts.append(self._gate(factor.block) * contracted(scale * table, weights))
+                parts.append(self._gate(factor.block) * contracted(table, weights))
         return parts
 
-    def _unfolded(self, factor: Factor, cost: str) -> tuple[FloatArray, list[Vars]]:
+    def _unfolded(self, factor: TableFactor, cost: str) -> tuple[FloatArray, list[Vars]]:
         """A table over one-hots only: the positions of a joint size become the options of its dimensions."""
-        table, weights, labels = factor.tables[cost], dict[Axis, Vars](), list[Axis]()
+        table, weights, labels = factor.tables[cost], dict[TableAxis, Vars](), list[TableAxis]()
         for axis in factor.axes:
             if isinstance(axis, SizeAxis) and axis.kind == "joint":
                 table = np.take(table, self._joint(axis), axis=len(labels))
-                own: dict[Axis, Vars] = {DimAxis(dim): self._options[dim] for dim in axis.dims}
+                own: dict[TableAxis, Vars] = {DimAxis(dim): self._options[dim] for dim in axis.dims}
             else:
                 own = {axis: self._options[axis.dim] if isinstance(axis, DimAxis) else self._size(axis)}
             labels += own
@@ -191,7 +183,7 @@ class BilinearModel:
 
 def weighted(values: Iterable[float], variables: Vars) -> LinearExpression:
     """sum of value * variable."""
-    return LinearExpression(constant=0.0, linear_coefs=[float(v) for v in values], linear_vars=list(variables))
+    return linear((float(value), variable) for value, variable in zip(values, variables, strict=True))
 
 
 def contracted(table: FloatArray, weights: Sequence[Vars]) -> Any:
@@ -211,36 +203,46 @@ def solve_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits
     Raises:
         SolverError: No IPOPT-compatible solver is installed, or MindtPy ends without a selection where there is one.
     """
+    # The bound first: it takes little, and MindtPy the time that there is.
+    bound = lagrangian_bound(problem, budgets, limits)
     selection, ended = run_mindtpy(problem, budgets, limits)
     if selection is None:
         # MindtPy's word that there is nothing is no proof: its cuts may have removed it.
-        if local_search(problem, budgets) is None:
+        if local_search(problem, budgets, limits.deadline) is None:
             certain = solve_exact(problem, budgets, replace(limits, gap=1.0))
             if certain.selection is None:
                 return certain
         advice = "there is one: allow more time or use another solver"
         raise SolverError(f"mindtpy found no selection within the budgets ({ended}); {advice}")
-    bound = lagrangian_bound(problem, budgets, limits)
     return Outcome(selection, problem.worth(selection), bound, bound_from="lagrangian")
+
+
+def mip_solver() -> str:
+    """Pyomo's name of the solver of linear programs: GLPK where it is installed, else HiGHS."""
+    return "glpk" if Executable("glpsol").path() else "appsi_highs"
+
+
+def nlp_solver() -> str | None:
+    """The executable of IPOPT where it is installed, else of an IPOPT-compatible solver, else None."""
+    return Executable("ipopt").path() or _pounce()
 
 
 def run_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits) -> tuple[Selection | None, str]:
     """What MindtPy finds within the budgets, if anything, and how it ended."""
     from pyomo.contrib.mindtpy.outer_approximation import MindtPy_OA_Solver
 
-    deadline = time.monotonic() + limits.time_limit
-    mip = "glpk" if Executable("glpsol").path() else "appsi_highs"
+    mip = mip_solver()
     with _quiet(mip), _nlp_solver():
         built = BilinearModel(problem, budgets)
         algorithm = MindtPy_OA_Solver()
-        _hold_to(algorithm, deadline)
+        _hold_to(algorithm, limits)
         try:
             answer = algorithm.solve(
                 built.model,
                 init_strategy="FP",
                 mip_solver=mip,
                 nlp_solver="ipopt",
-                time_limit=max(math.ceil(deadline - time.monotonic()), 1),
+                time_limit=max(math.ceil(min(limits.seconds_left(), LONGEST)), 1),
                 relative_bound_tolerance=max(limits.gap, 1e-9),
                 mip_solver_mipgap=min(max(limits.gap, 1e-9), 1e-4),
                 threads=(limits.threads or 0) if mip == "appsi_highs" else 0,
@@ -248,8 +250,8 @@ def run_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits) 
             ended = str(answer.solver.termination_condition or "gave no reason")
         except FAILURES as failure:
             ended = first_line(failure)
-            if isinstance(failure, subprocess.TimeoutExpired) or time.monotonic() >= deadline:
-                ended = f"the time limit of {limits.time_limit:g} s came first"
+            if isinstance(failure, subprocess.TimeoutExpired) or limits.seconds_left() == 0:
+                ended = "the time limit came first"
             if getattr(algorithm, "best_solution_found", None) is None:
                 return None, ended
             algorithm.load_solution()
@@ -257,33 +259,35 @@ def run_mindtpy(problem: Problem, budgets: Mapping[str, float], limits: Limits) 
     return (built.select() if ended != "noSolution" and built.within() else None), ended
 
 
-def _hold_to(algorithm: Any, deadline: float) -> None:
+def _hold_to(algorithm: Any, limits: Limits) -> None:
     """Make the solvers of non-linear programs end with the time limit: of themselves they may take twice as long."""
     initialise = algorithm.initialize_subsolvers
 
     def initialise_and_hold() -> None:
         initialise()
         for solver in (algorithm.nlp_opt, algorithm.feasibility_nlp_opt):
-            solver.solve = _timed(solver.solve, deadline)
+            solver.solve = _timed(solver.solve, limits)
 
     algorithm.initialize_subsolvers = initialise_and_hold
 
 
-def _timed(solve: Any, deadline: float) -> Any:
-    return lambda *args, **kwargs: solve(*args, timelimit=max(deadline - time.monotonic(), 0.1), **kwargs)
+def _timed(solve: Any, limits: Limits) -> Any:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        return solve(*args, timelimit=max(min(limits.seconds_left(), LONGEST), 0.1), **kwargs)
+
+    return timed
 
 
 @contextmanager
 def _nlp_solver() -> Iterator[None]:
     """IPOPT where it is installed, else an IPOPT-compatible solver under its name."""
-    ipopt = Executable("ipopt")
+    ipopt, found = Executable("ipopt"), nlp_solver()
+    if found is None:
+        raise SolverError('the mindtpy solver needs IPOPT or its like: install it by pip install "mdp-fx[mindtpy]"')
     if ipopt.path():
         yield
         return
-    other = _pounce()
-    if other is None:
-        raise SolverError('the mindtpy solver needs IPOPT or its like: install it by pip install "mdp-fx[mindtpy]"')
-    ipopt.set_path(other)
+    ipopt.set_path(found)
     try:
         yield
     finally:

@@ -72,16 +72,16 @@ class SizeAxis:
         return self.constant + sum(c * math.prod(sizes[d] for d in dims) for c, dims in self.terms)
 
 
-Axis = DimAxis | SizeAxis
+TableAxis = DimAxis | SizeAxis
 
 
-def axis_key(axis: Axis) -> tuple[str, ...]:
+def axis_key(axis: TableAxis) -> tuple[str, ...]:
     """A fixed order of axes, so that tables over the same axes are found to be the same."""
     return ("dim", axis.dim) if isinstance(axis, DimAxis) else ("size", repr(axis))
 
 
 @dataclass(frozen=True)
-class Factor:
+class TableFactor:
     """Tables over the same axes, gated by the same block.
 
     Attributes:
@@ -92,11 +92,11 @@ class Factor:
         ties: Sets of two or more axes whose joint weights this factor shares with others.
     """
 
-    axes: tuple[Axis, ...]
+    axes: tuple[TableAxis, ...]
     block: str | None
     tables: dict[str, FloatArray]
     support: npt.NDArray[np.bool_] | None = None
-    ties: tuple[tuple[Axis, ...], ...] = ()
+    ties: tuple[tuple[TableAxis, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ class Problem:
     emptied_by: dict[str, tuple[str, ...]]
     importance: dict[tuple[str, str | None], FloatArray]
     importance_held: dict[str | None, float]
-    factors: tuple[Factor, ...]
+    factors: tuple[TableFactor, ...]
     constants: dict[str, float]
 
-    def positions(self, axis: Axis) -> int:
+    def positions(self, axis: TableAxis) -> int:
         """Number of positions of an axis."""
         return len(self.options[axis.dim] if isinstance(axis, DimAxis) else axis.positions)
 
@@ -151,7 +151,7 @@ class Problem:
         for dim in self.emptied_by.keys() & masks.keys():
             masks[dim] = masks[dim] | (np.arange(len(masks[dim])) == 0)
 
-        def table(values: FloatArray, axes: tuple[Axis, ...]) -> FloatArray:
+        def table(values: FloatArray, axes: tuple[TableAxis, ...]) -> FloatArray:
             for i, axis in enumerate(axes):
                 if isinstance(axis, DimAxis):
                     values = values.compress(masks[axis.dim], axis=i)
@@ -179,14 +179,16 @@ class Problem:
 def modelled_space(space: SearchSpace, method: Method) -> SearchSpace:
     """The search space whose true costs are what `method` models.
 
-    halp and mdlm hold all blocks, so that no dimension goes to 0 with one. halp and mgp know a region's cost as a
-    function of its output alone: every axis that is not an output is held at its dense size, so a region with input
-    axes only costs its dense time.
+    halp and mdlm hold all blocks, so that no dimension goes to 0 with one. halp and mgp know a region's latency as a
+    function of its output alone: every axis that is not an output is held at its current size (dense, or what its
+    dimensions are fixed at), so a region with input axes only costs its current time. What is counted and not measured
+    (parameters, MACs, memory) they know as it is.
     """
-    held = method in BLOCKS_HELD
+    held, current = method in BLOCKS_HELD, space.dense().sizes
     costs = {}
     for name, model in space.costs.items():
-        terms = tuple(_output_only(t) if method in OUT_ONLY else t for t in model.terms)
+        simple = method in OUT_ONLY and model.unit == "us"
+        terms = tuple(_output_only(t, current) if simple else t for t in model.terms)
         costs[name] = replace(model, terms=tuple(replace(t, block=None) for t in terms) if held else terms)
     if not held:
         return replace(space, costs=costs)
@@ -198,9 +200,13 @@ def modelled_space(space: SearchSpace, method: Method) -> SearchSpace:
     return replace(space, dimensions=dimensions, costs=costs, blocks=(), exclusive=(), importance=importance)
 
 
-def _output_only(term: CostTerm) -> CostTerm:
-    index = tuple(slice(None) if axis.role == "out" else -1 for axis in term.axes)
-    return replace(term, axes=tuple(a for a in term.axes if a.role == "out"), table=term.table[index])
+def _output_only(term: CostTerm, current: Mapping[str, int]) -> CostTerm:
+    table = term.table
+    for i, axis in reversed(list(enumerate(term.axes))):
+        if axis.role != "out":
+            weights = interpolation_weights(axis.points, [axis.size(current)])[0]
+            table = np.tensordot(weights, table, axes=(0, i))
+    return replace(term, axes=tuple(a for a in term.axes if a.role == "out"), table=table)
 
 
 def compile_problem(space: SearchSpace, costs: Iterable[str]) -> Problem:
@@ -228,7 +234,7 @@ def compile_problem(space: SearchSpace, costs: Iterable[str]) -> Problem:
             value = term.values[dims[term.dim].sizes.index(held[term.dim])]
             importance_held[term.block] = importance_held.get(term.block, 0.0) + value
 
-    merged: dict[tuple[tuple[Axis, ...], str | None], dict[str, FloatArray]] = {}
+    merged: dict[tuple[tuple[TableAxis, ...], str | None], dict[str, FloatArray]] = {}
     constants = {name: space.costs[name].constant for name in names}
     for name in names:
         for region in space.costs[name].terms:
@@ -250,7 +256,7 @@ def compile_problem(space: SearchSpace, costs: Iterable[str]) -> Problem:
         emptied_by=emptied,
         importance=importance,
         importance_held=importance_held,
-        factors=tuple(Factor(axes, block, tables) for (axes, block), tables in merged.items()),
+        factors=tuple(TableFactor(axes, block, tables) for (axes, block), tables in merged.items()),
         constants=constants,
     )
 
@@ -262,7 +268,7 @@ def count_removed(problem: Problem) -> Problem:
     """
     factors = {(factor.axes, factor.block): factor for factor in problem.factors}
     for block in problem.parents:
-        same = factors.get(((), block), Factor((), block, {}))
+        same = factors.get(((), block), TableFactor((), block, {}))
         factors[(), block] = replace(same, tables={**same.tables, REMOVED: np.array(-1.0)})
     constants = {**problem.constants, REMOVED: float(len(problem.parents))}
     return replace(problem, factors=tuple(factors.values()), constants=constants)
@@ -270,7 +276,7 @@ def count_removed(problem: Problem) -> Problem:
 
 def _resolve(
     term: CostTerm, options: Mapping[str, tuple[int, ...]], held: Mapping[str, int]
-) -> tuple[tuple[Axis, ...], FloatArray]:
+) -> tuple[tuple[TableAxis, ...], FloatArray]:
     """The distinct axes of a term that still vary, and its table over their positions."""
     axes = [_axis(axis, options, held) for axis in term.axes]
     between = [axis for axis in axes if isinstance(axis, SizeAxis) and axis.kind == "between"]
@@ -292,7 +298,7 @@ def _resolve(
     return varying, summed
 
 
-def _axis(axis: CostAxis, options: Mapping[str, tuple[int, ...]], held: Mapping[str, int]) -> Axis | int:
+def _axis(axis: CostAxis, options: Mapping[str, tuple[int, ...]], held: Mapping[str, int]) -> TableAxis | int:
     """The axis without its fixed dimensions; an int when nothing is left to vary."""
     constant, free = axis.constant, dict[tuple[str, ...], int]()
     for term in axis.terms:
@@ -314,7 +320,7 @@ def _axis(axis: CostAxis, options: Mapping[str, tuple[int, ...]], held: Mapping[
 
 
 def _positions(
-    axis: Axis | int, source: CostAxis, options: Mapping[str, tuple[int, ...]], held: Mapping[str, int]
+    axis: TableAxis | int, source: CostAxis, options: Mapping[str, tuple[int, ...]], held: Mapping[str, int]
 ) -> Sequence[int]:
     if isinstance(axis, int):
         return (axis,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -11,10 +12,20 @@ from hypothesis import strategies as st
 
 from mdp_fx.errors import BudgetError, SolverError
 from mdp_fx.passes.minlp import solve
-from mdp_fx.passes.search_space import SearchSpace, evaluate, importance, normalise, violations
-from mdp_fx.passes.solvers import SOLVERS, problem
+from mdp_fx.passes.search_space import SearchSpace, evaluate, normalise, violations
+from mdp_fx.passes.solvers import SOLVERS, cliques, exact, labels, problem
 from tests.passes.solvers.test_mindtpy import needs_nlp_solver
-from tests.passes.spaces import best_importance, emptying_space, every_selection, random_space
+from tests.passes.spaces import (
+    MINLP_DATA,
+    best_importance,
+    emptying_space,
+    members_of,
+    needs_minlp_data,
+    random_space,
+    scaled,
+    true_costs,
+    true_worth,
+)
 
 # What ends with a proof, if there is time.
 PROVING = sorted(SOLVERS.keys() - {"mindtpy"})
@@ -31,39 +42,58 @@ spaces = {
 }
 
 
-def budgets_of(space: SearchSpace, percent: int, names: tuple[str, ...]) -> dict[str, float]:
+def budgets_of(space: SearchSpace, percent: int, names: tuple[str, ...], method: str = "mdp") -> dict[str, float]:
     """Budgets between the smallest and the largest cost of any selection."""
-    costs = [evaluate(space, selection) for selection in every_selection(space)]
+    costs = [true_costs(space, selection, method) for selection in members_of(space, method)]
     ends = {name: (min(c[name] for c in costs), max(c[name] for c in costs)) for name in names}
     return {name: low + percent / 100 * (high - low) for name, (low, high) in ends.items()}
 
 
-def check(space: SearchSpace, budgets: dict[str, float], best: float | None, solver: str, gap: float) -> None:
-    """Solves and holds the answer against the optimum (None: the budgets cannot be met)."""
+def check(
+    space: SearchSpace,
+    budgets: dict[str, float],
+    solver: str,
+    gap: float = 0.0,
+    method: str = "mdp",
+    most: int | None = None,
+) -> None:
+    """Solves and holds the answer against the optimum by exhaustion."""
+    best = best_importance(space, budgets, method, most)
     if best is None:
-        with pytest.raises(BudgetError, match="cannot be met together"):
-            solve(space, budgets, solver=solver, gap=gap, threads=1)
+        with pytest.raises(BudgetError, match="cannot be met") as caught:
+            solve(space, budgets, solver=solver, gap=gap, threads=1, method=method, max_removed=most)
+        every = [true_costs(space, selection, method) for selection in members_of(space, method, most)]
+        for name in budgets:
+            assert caught.value.smallest[name] == pytest.approx(min(costs[name] for costs in every))
         return
-    selection, certificate = solve(space, budgets, solver=solver, gap=gap, threads=1)
+    selection, certificate = solve(space, budgets, solver=solver, gap=gap, threads=1, method=method, max_removed=most)
     assert violations(space, selection) == []
     assert normalise(space, selection) == selection
-    assert certificate.costs == evaluate(space, selection)
-    assert certificate.objective == pytest.approx(importance(space, selection), rel=1e-12)
+    assert most is None or len(selection.removed_blocks) <= most
+    assert certificate.costs == pytest.approx(true_costs(space, selection), rel=1e-12)
+    assert certificate.objective == pytest.approx(true_worth(space, selection), rel=1e-12)
     for name, budget in budgets.items():
-        assert certificate.costs[name] <= budget * (1 + 1e-9)
+        assert certificate.modelled_costs[name] <= budget * (1 + 1e-9)
     assert certificate.objective <= best * (1 + 1e-9)
     assert certificate.bound is not None
     assert certificate.bound >= best * (1 - 1e-9)
     if solver in PROVING:
-        assert certificate.objective >= best * (1 - gap) - 1e-9
+        assert certificate.objective >= best * (1 - gap - 1e-9)
         assert certificate.status in ("optimal", "gap reached")
 
 
 @pytest.mark.parametrize("solver", PROVING)
 @pytest.mark.parametrize("names", [("latency",), ("latency", "params")])
-@example(make=emptying_space, seed=738, percent=60, combinations=1)
-@given(**spaces)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@example(make=emptying_space, seed=738, percent=60, combinations=1, method="mdp", tight=False, most=None)
+@example(make=random_space, seed=8409, percent=0, combinations=1, method="mdp", tight=True, most=None)
+@given(
+    **spaces,
+    method=st.sampled_from(["mdp", "mdp", "mgp", "mdlm", "halp"]),
+    # Whether what the solvers may list, merge or look at first is next to nothing.
+    tight=st.booleans(),
+    most=st.sampled_from([None, None, 0, 1, 2]),
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_the_optimum(
     solver: str,
     names: tuple[str, ...],
@@ -71,11 +101,18 @@ def test_the_optimum(
     seed: int,
     percent: int,
     combinations: int,
+    method: str,
+    tight: bool,
+    most: int | None,
 ) -> None:
     space = make(seed)
-    budgets = budgets_of(space, percent, names)
-    with patch.object(problem, "MAX_COMBINATIONS", combinations):
-        check(space, budgets, best_importance(space, budgets), solver, gap=0.0)
+    with contextlib.ExitStack() as changed:
+        changed.enter_context(patch.object(problem, "MAX_COMBINATIONS", combinations))
+        if tight:
+            changed.enter_context(patch.object(cliques, "MAX_CELLS", 1))
+            changed.enter_context(patch.object(labels, "MOST_LABELS", 4))
+            changed.enter_context(patch.object(exact, "FIRST_REACH", 0.05))
+        check(space, budgets_of(space, percent, names, method), solver, method=method, most=most)
 
 
 @pytest.mark.parametrize("solver", PROVING)
@@ -85,9 +122,8 @@ def test_a_gap_is_a_promise(
     solver: str, make: Callable[[int], SearchSpace], seed: int, percent: int, combinations: int, gap: float
 ) -> None:
     space = make(seed)
-    budgets = budgets_of(space, percent, ("latency",))
     with patch.object(problem, "MAX_COMBINATIONS", combinations):
-        check(space, budgets, best_importance(space, budgets), solver, gap)
+        check(space, budgets_of(space, percent, ("latency",)), solver, gap)
 
 
 @needs_nlp_solver
@@ -100,11 +136,30 @@ def test_mindtpy_is_never_better_than_the_optimum(
     budgets = budgets_of(space, percent, ("latency", "params"))
     with patch.object(problem, "MAX_COMBINATIONS", combinations):
         try:
-            check(space, budgets, best_importance(space, budgets), "mindtpy", gap=1e-3)
+            check(space, budgets, "mindtpy", gap=1e-3)
         except SolverError as error:
             # It is free to find nothing; what it must not do is to answer wrongly.
             assume("found no selection" not in str(error))
             raise
+
+
+@pytest.mark.parametrize("solver", PROVING)
+@pytest.mark.parametrize("factor", [1e-15, 1e-7, 1e9])
+@pytest.mark.parametrize("seed", [10, 11, 12, 13])
+def test_a_proof_holds_whatever_importance_is_counted_in(solver: str, factor: float, seed: int) -> None:
+    space = scaled(random_space(seed), factor)
+    budgets = budgets_of(space, 50, ("latency",))
+    check(space, budgets, solver)
+
+
+@needs_minlp_data
+def test_a_proof_about_a_network_of_little_importance() -> None:
+    space = scaled(SearchSpace.load(MINLP_DATA / "resnet50_titan_v.json"), 1e-12)
+    budgets = {"latency": 0.3 * evaluate(space, space.dense())["latency"]}
+    _, certificate = solve(space, budgets, solver="exact", gap=1e-4, threads=1)
+    assert certificate.objective >= 4648466e-12 * (1 - 1e-4)
+    assert certificate.bound is not None
+    assert certificate.bound >= 4648466e-12 * (1 - 1e-9)
 
 
 def test_the_spaces_have_every_feature() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdp_fx.passes.search_space import SearchSpace, evaluate, importance, violations
+from mdp_fx.passes.search_space import Block, CostModel, CostTerm, SearchSpace, evaluate, importance, violations
 from mdp_fx.passes.solvers.local import local_search
 from mdp_fx.passes.solvers.problem import compile_problem
 from tests.passes.spaces import (
@@ -51,6 +53,19 @@ def test_chain_by_hand() -> None:
     selection = local_search(compile_problem(chain_space(), ["latency"]), {"latency": 9.0})
     assert selection is not None
     assert (selection.sizes, selection.removed_blocks) == ({"a": 1, "b": 2}, ())
+
+
+def test_removed_blocks_are_in_the_order_of_the_problem() -> None:
+    blocks = tuple(Block(f"b{i}") for i in range(9))
+    terms = tuple(CostTerm(b.name, b.name, (), np.array(5.0)) for b in blocks)
+    space = replace(chain_space(), blocks=(Block("block"), *blocks), costs={"latency": CostModel("us", 1.0, terms)})
+    selection = local_search(compile_problem(space, ["latency"]), {"latency": 1.0})
+    assert selection is not None
+    assert selection.removed_blocks == tuple(b.name for b in blocks)
+
+
+def test_the_deadline_ends_the_search() -> None:
+    assert local_search(compile_problem(chain_space(), ["latency"]), {"latency": 9.0}, deadline=0.0) is None
 
 
 def test_out_of_reach() -> None:
