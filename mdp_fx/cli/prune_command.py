@@ -49,6 +49,7 @@ def command(
     macs: str | None,
     target: str,
     threads: int | None,
+    dtype: str,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     importance: str | None,
@@ -94,7 +95,7 @@ def command(
         reporter.stage("load the network")
         from mdp_fx.latency.targets import get_target
 
-        get_target(target, threads)
+        get_target(target, threads, dtype)
         found = options.load_to_score(model, arch, trust_pickle, shapes, batch, data, loss, seed)
         loaded, inputs = found.loaded, found.inputs
         if loaded.recipe is not None:
@@ -112,6 +113,7 @@ def command(
             **budgets,
             target=target,
             threads=threads,
+            dtype=dtype,
             method=method,
             importance=importance,
             data=found.data,
