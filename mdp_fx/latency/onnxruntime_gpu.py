@@ -38,7 +38,8 @@ Provider = tuple[str, dict[str, str]]
 
 _REFUSALS: tuple[type[Exception], ...] = (
     RuntimeError,
-    ValueError,
+    ImportError,  # with OSError: a library that another one needs is not there
+    OSError,
     *(value for value in vars(ort_state).values() if isinstance(value, type) and issubclass(value, Exception)),
 )
 
@@ -256,15 +257,17 @@ class BoundSession:
         self._binding = session.io_binding()
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        nodes = session.get_inputs()
+        nodes, results = session.get_inputs(), session.get_outputs()
         if len(nodes) != len(inputs):
             raise ModelError(f"the ONNX model has {len(nodes)} inputs instead of {len(inputs)}")
+        if outputs is not None and len(results) != len(outputs):
+            raise ModelError(f"the ONNX model has {len(results)} outputs instead of {len(outputs)}")
         self._inputs = [_as_read(value, node.type) for value, node in zip(inputs, nodes, strict=True)]
         self._outputs = outputs
         try:
             for node, value in zip(nodes, self._inputs, strict=True):
                 self._binding.bind_input(node.name, *_place(value), *_content(value))
-            for index, node in enumerate(session.get_outputs()):
+            for index, node in enumerate(results):
                 place = _place(self._inputs[0])
                 self._binding.bind_output(node.name, *place, *(() if outputs is None else _content(outputs[index])))
         except _REFUSALS as error:

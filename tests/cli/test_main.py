@@ -15,7 +15,7 @@ from mdp_fx.errors import BudgetError
 from tests.cli.networks import SHAPE, TINY
 from tests.cli.running import Run
 
-COMMANDS = ("prune", "inspect", "solve", "frontier", "profile", "bench", "diff", "apply", "export")
+COMMANDS = ("prune", "inspect", "solve", "frontier", "targets", "profile", "bench", "diff", "apply", "export")
 HEAVY = ("torch", "numpy", "pyomo", "onnx", "onnxruntime", "torchvision", "timm", "plotly")
 
 
@@ -118,7 +118,7 @@ def test_completion_answers(words: str, index: str, expected: str, monkeypatch: 
         (("frontier",), "Missing argument 'SOURCE'"),
         (("frontier", "s.json", "--points", "1"), "--points"),
         (("frontier", "s.json", "--method", "uniform"), "'uniform' is not one of"),
-        (("export", "m.pt", "--to", "tflite", "-o", "m"), "'tflite' is not 'onnx'"),
+        (("export", "m.pt", "--to", "tflite", "-o", "m"), "'tflite' is not one of 'onnx', 'tensorrt'"),
         (("apply", "m.pt", "-o", "m"), "Missing option '--recipe'"),
         (("bench",), "Missing argument"),
     ],
