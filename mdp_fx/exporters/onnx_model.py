@@ -18,6 +18,9 @@ from mdp_fx.errors import ModelError, first_line
 if TYPE_CHECKING:
     import onnx
 
+ONNX_DTYPES = ("float32", "float16")
+"""Number formats to export networks in: ONNX convolutions take bfloat16 in later opsets than torch writes."""
+
 _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
 
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from mdp_fx.errors import ModelError, TargetError, first_line
-from mdp_fx.exporters.nvidia import gpu_dtypes, gpu_name, missing_gpu
+from mdp_fx.exporters.nvidia import gpu_name, missing_gpu
 from mdp_fx.exporters.onnx_export import eval_mode, onnx_of_any_batch
+from mdp_fx.exporters.onnx_model import ONNX_DTYPES
 from mdp_fx.exporters.parity import compare
 from mdp_fx.files import atomic_write, check_output
 from mdp_fx.graph.casting import cast_network
@@ -96,22 +97,22 @@ def export_tensorrt(
         module: the network; exported in eval mode, left as it is.
         example_inputs: positional inputs of its forward; axis 0 is the batch to be fast at, and the largest one.
         path: file to write.
-        dtype: number format of the engine.
+        dtype: number format of the engine, one of `ONNX_DTYPES`.
         timing_cache: folder where TensorRT keeps what it learned about kernels, for the next engine.
         force: overwrite an existing file.
 
     Raises:
-        TargetError: TensorRT or a GPU is missing, or the GPU does not compute in `dtype`.
+        TargetError: TensorRT or a GPU is missing, or `dtype` is none that can be exported.
         ModelError: torch cannot export the network, or TensorRT does not take it.
         ParityError: the engine computes something else than the network.
         OutputError: the file cannot be written, or exists (without `force`).
     """
     check_output(path, force)
+    if dtype not in ONNX_DTYPES:
+        raise TargetError(f"cannot export to TensorRT in {dtype}; it can be {' or '.join(ONNX_DTYPES)}")
     lacking = missing_tensorrt()
     if lacking:
         raise TargetError(f"export to TensorRT needs {' and '.join(lacking)}")
-    if dtype not in gpu_dtypes():
-        raise TargetError(f"{gpu_name()} does not compute in {dtype}; it does in {', '.join(gpu_dtypes())}")
     with eval_mode(module), torch.no_grad():
         model = onnx_of_any_batch(*cast_network(module, example_inputs, dtype))
         plan = build_engine(model, [tuple(value.shape) for value in example_inputs], timing_cache)

@@ -11,7 +11,7 @@ from onnx_ir.passes import PassError
 from torch import Tensor, nn
 
 from mdp_fx.errors import ModelError, first_line
-from mdp_fx.exporters.onnx_model import to_onnx_bytes
+from mdp_fx.exporters.onnx_model import ONNX_DTYPES, to_onnx_bytes
 from mdp_fx.graph.casting import cast_network
 from mdp_fx.latency.casting import CastRegion
 from mdp_fx.latency.cuda import CudaRunner, Enqueue, GpuTarget
@@ -21,7 +21,7 @@ from mdp_fx.latency.timing import Effort, Timing
 
 _log = logging.getLogger(__name__)
 
-# A graph that was resized wrongly is off by as much as its values are large, TF32 and bfloat16 by per cents of that.
+# A graph that was resized wrongly is off by as much as its values are large, TF32 and float16 by per cents of that.
 _ALLOWED_ERROR = 0.05
 
 
@@ -32,6 +32,8 @@ class OnnxGpuTarget(GpuTarget):
     inside of a network than at the edge of a region, which then pays for the way in and out: the sum of regions tends
     to be above the network's latency, and is calibrated by it.
     """
+
+    dtypes = ONNX_DTYPES
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         super().__init__(threads, dtype)

@@ -118,7 +118,6 @@ class OnnxRuntimeCuda(_OnnxRuntimeGpu):
 
     name = "onnxruntime:cuda"
     provider = "CUDAExecutionProvider"
-    dtypes = ("float32", "float16")
 
     @classmethod
     def needs(cls) -> str:
@@ -209,7 +208,6 @@ def tensorrt_provider(stream: int, dtype: str, folder: Path, kept: bytes | None)
         "device_id": "0",
         "user_compute_stream": str(stream),
         "trt_fp16_enable": str(dtype == "float16"),
-        "trt_bf16_enable": str(dtype == "bfloat16"),
         "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(folder),
     }

@@ -66,8 +66,7 @@ class RegionTemplate:
         weights = _weights(module)
         for initializer in model.graph.initializer:
             if initializer.name in weights:
-                weight = ir.tensor_adapters.TorchTensor(weights[initializer.name], name=initializer.name)
-                initializer.CopyFrom(ir.serde.serialize_tensor(weight))
+                initializer.CopyFrom(numpy_helper.from_array(weights[initializer.name], initializer.name))
         for value, example in zip(model.graph.input, inputs, strict=True):
             for dimension, size in zip(value.type.tensor_type.shape.dim, example.shape, strict=True):
                 dimension.dim_value = size
@@ -180,9 +179,9 @@ def in_context(model: onnx.ModelProto, inputs: Sequence[Tensor], outputs: Sequen
     return InContext(model, feeds, tuple(given), tuple(averaged))
 
 
-def _weights(module: nn.Module) -> dict[str, Tensor]:
+def _weights(module: nn.Module) -> dict[str, np.ndarray]:
     tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    return {name: tensor.detach() for name, tensor in tensors}
+    return {name: tensor.detach().numpy() for name, tensor in tensors}
 
 
 def _without_weights(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
