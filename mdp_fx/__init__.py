@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from mdp_fx.decision import Decision, solve
     from mdp_fx.errors import MdpFxError
     from mdp_fx.exporters.onnx_export import export_onnx
+    from mdp_fx.exporters.tensorrt_engine import export_tensorrt
     from mdp_fx.passes.frontier import FrontierPoint, frontier
     from mdp_fx.passes.search_space import SearchSpace
     from mdp_fx.recipe import Recipe
+    from mdp_fx.target_list import targets
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ _HOMES = {
     "bench": "mdp_fx.api",
     "diff": "mdp_fx.api",
     "export_onnx": "mdp_fx.exporters.onnx_export",
+    "export_tensorrt": "mdp_fx.exporters.tensorrt_engine",
     "frontier": "mdp_fx.passes.frontier",
     "inspect": "mdp_fx.api",
     "load": "mdp_fx.api",
@@ -44,6 +47,7 @@ _HOMES = {
     "save": "mdp_fx.api",
     "search_space": "mdp_fx.api",
     "solve": "mdp_fx.decision",
+    "targets": "mdp_fx.target_list",
 }
 
 __all__ = [
@@ -59,6 +63,7 @@ __all__ = [
     "bench",
     "diff",
     "export_onnx",
+    "export_tensorrt",
     "frontier",
     "inspect",
     "load",
@@ -68,6 +73,7 @@ __all__ = [
     "save",
     "search_space",
     "solve",
+    "targets",
 ]
 
 

@@ -71,6 +71,7 @@ def prune(
     macs: str | float | Budget | None = None,
     target: str = "onnxruntime:cpu",
     threads: int | None = None,
+    dtype: str = "float32",
     method: str = "mdp",
     importance: str | None = None,
     data: Iterable[Any] | None = None,
@@ -99,8 +100,9 @@ def prune(
         latency: "50%" of the dense latency, "12.5ms", or a share as a number; 50 % where no budget is given.
         params: budget of parameters: "60%", "4M", or a share.
         macs: budget of multiply-accumulates, likewise.
-        target: where latency counts: "onnxruntime:cpu" or "torch:cpu".
+        target: where latency counts, one of those that `targets` lists.
         threads: CPU threads of the target, None for one per physical core.
+        dtype: number format that it runs in: "float32", "float16" or "bfloat16"; the slim network keeps its own.
         method: "mdp", "mgp", "mdlm", "halp" or "uniform".
         importance: "taylor" (default with data), "l2" (default without), "l1", "bn", "random".
         data: batches of (inputs, targets), for taylor.
@@ -129,7 +131,7 @@ def prune(
     budgets = _budgets(latency, params, macs)
     kind = importance_kind(importance, data)
     inputs = as_inputs(example_inputs)
-    device = get_target(target, threads)
+    device = get_target(target, threads, dtype)
     watch = Stopwatch(stage)
     analysis, choices, scores = analyse_and_score(
         model, inputs, kind, data, loss, step, keep, only, front_end, seed, watch, progress
@@ -170,6 +172,7 @@ def search_space(
     *,
     target: str | None = "onnxruntime:cpu",
     threads: int | None = None,
+    dtype: str = "float32",
     importance: str | None = None,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -212,7 +215,7 @@ def search_space(
     check_restrictions(min_keep, fixed, keep_blocks)
     kind = importance_kind(importance, data)
     inputs = as_inputs(example_inputs)
-    device = None if target is None else get_target(target, threads)
+    device = None if target is None else get_target(target, threads, dtype)
     analysis, choices, scores = analyse_and_score(
         model, inputs, kind, data, loss, step, keep, only, front_end, seed, stage, progress
     )
@@ -294,6 +297,7 @@ def diff(
     *,
     target: str | None = None,
     threads: int | None = None,
+    dtype: str = "float32",
     front_end: Choice = "auto",
     progress: MeasureProgress | None = None,
 ) -> Diff:
@@ -301,7 +305,7 @@ def diff(
     inputs = as_inputs(example_inputs)
     if target is None:
         return compare_networks(a, b, inputs)
-    device = get_target(target, threads)
+    device = get_target(target, threads, dtype)
     with LatencyTable() as table:
         sides = [
             exact_sum(found.regions, lambda dim: dim.size, device, table, progress)
@@ -323,6 +327,7 @@ def profile(
     *,
     target: str = "onnxruntime:cpu",
     threads: int | None = None,
+    dtype: str = "float32",
     step: int = 8,
     front_end: Choice = "auto",
     name: str | None = None,
@@ -331,7 +336,7 @@ def profile(
 ) -> Profile:
     """Measures the latency tables that pruning a network needs, and says where its time goes."""
     inputs = as_inputs(example_inputs)
-    device = get_target(target, threads)
+    device = get_target(target, threads, dtype)
     analysis = analyse(model, inputs, front_end=front_end, stage=stage)
     stage("measure cost regions")
     with LatencyTable() as table:
@@ -372,10 +377,11 @@ def bench(
     *,
     target: str = "onnxruntime:cpu",
     threads: int | None = None,
+    dtype: str = "float32",
 ) -> tuple[BenchRow, ...]:
     """Times networks in turn on a target; ratios are over the first one."""
     inputs = as_inputs(example_inputs)
-    device = get_target(target, threads)
+    device = get_target(target, threads, dtype)
     runners = {name: device.prepare(model.eval(), inputs) for name, model in models.items()}
     timings = compare(runners)
     for runner in runners.values():

@@ -17,11 +17,12 @@ _COMMANDS = {
     "inspect": "Show what of a network can be pruned, and why the rest cannot.",
     "solve": "Decide on a saved search space: what to keep within budgets, and a proof.",
     "frontier": "Show how much importance is kept at every latency: the whole curve.",
+    "targets": "List where latency can be measured, and what this machine has of it.",
     "profile": "Measure the latency tables of a network on a target.",
     "bench": "Time networks against each other on a target.",
     "diff": "Compare two networks module by module.",
     "apply": "Apply a recipe to the dense network it was made for.",
-    "export": "Export a network to ONNX, checked against torch.",
+    "export": "Export a network to ONNX or TensorRT, checked against torch.",
 }
 
 

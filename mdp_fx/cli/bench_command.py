@@ -19,6 +19,7 @@ def command(
     models: tuple[str, ...],
     target: str,
     threads: int | None,
+    dtype: str,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     arch: str | None,
@@ -33,7 +34,7 @@ def command(
         reporter.stage("load the networks")
         from mdp_fx.latency.targets import get_target
 
-        get_target(target, threads)
+        get_target(target, threads, dtype)
         loaded = {
             label: options.load(spec, arch, trust_pickle) for label, spec in zip(_labels(models), models, strict=True)
         }
@@ -46,7 +47,7 @@ def command(
 
         reporter.stage("time them in turn")
         networks = {label: model.module for label, model in loaded.items()}
-        rows = bench(networks, inputs, target=target, threads=threads)
+        rows = bench(networks, inputs, target=target, threads=threads, dtype=dtype)
     if as_json:
         print_json({"target": target, "batch": batch, "networks": [row.to_json() for row in rows]})
         return

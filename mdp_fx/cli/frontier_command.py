@@ -144,6 +144,7 @@ def _measure(
     timed: bool,
     target: str,
     threads: int | None,
+    dtype: str,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     importance: str | None,
@@ -160,7 +161,7 @@ def _measure(
     reporter.stage("load the network")
     from mdp_fx.latency.targets import get_target
 
-    device = get_target(target, threads)
+    device = get_target(target, threads, dtype)
     model = options.load_to_score(source, arch, trust_pickle, shapes, batch, data, loss, seed)
     from mdp_fx.api import search_space
     from mdp_fx.run_report import accuracy_warning
@@ -171,6 +172,7 @@ def _measure(
         model.inputs,
         target=target if timed else None,
         threads=threads,
+        dtype=dtype,
         importance=importance,
         data=model.data,
         loss=model.loss,

@@ -19,6 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _SHAPE = re.compile(r"[1-9][0-9]*(x[1-9][0-9]*)*")
 DEFAULT_SHAPE = (3, 224, 224)
+DTYPES = click.Choice(["float32", "float16", "bfloat16"])
 
 
 def _shapes(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
@@ -132,6 +133,7 @@ def target_options(function: F) -> F:
             "--target", metavar="NAME", default="onnxruntime:cpu", show_default=True, help="Where latency counts."
         ),
         threads_option,
+        dtype_option,
     )(function)
 
 
@@ -140,6 +142,13 @@ def threads_option(function: F) -> F:
     return click.option(
         "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one per core]"
     )(function)
+
+
+def dtype_option(function: F) -> F:
+    """Number format of the target."""
+    return click.option("--dtype", type=DTYPES, default="float32", show_default=True, help="Number format to run in.")(
+        function
+    )
 
 
 def method_option(*further: str) -> Callable[[F], F]:

@@ -21,6 +21,7 @@ def command(
     model: str,
     target: str,
     threads: int | None,
+    dtype: str,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     step: int,
@@ -40,7 +41,7 @@ def command(
         reporter.stage("load the network")
         from mdp_fx.latency.targets import get_target
 
-        get_target(target, threads)
+        get_target(target, threads, dtype)
         loaded = options.load(model, arch, trust_pickle)
         from mdp_fx.api import profile
         from mdp_fx.report.tables import profile_tables
@@ -50,6 +51,7 @@ def command(
             options.make_inputs(shapes, batch, loaded),
             target=target,
             threads=threads,
+            dtype=dtype,
             step=step,
             front_end=front_end,
             name=loaded.name,

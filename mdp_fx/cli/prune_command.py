@@ -53,6 +53,7 @@ def command(
     macs: str | None,
     target: str,
     threads: int | None,
+    dtype: str,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     importance: str | None,
@@ -98,7 +99,7 @@ def command(
         reporter.stage("load the network")
         from mdp_fx.latency.targets import get_target
 
-        get_target(target, threads)
+        get_target(target, threads, dtype)
         found = options.load_to_score(model, arch, trust_pickle, shapes, batch, data, loss, seed)
         loaded, inputs = found.loaded, found.inputs
         if loaded.recipe is not None:
@@ -116,6 +117,7 @@ def command(
             **budgets,
             target=target,
             threads=threads,
+            dtype=dtype,
             method=method,
             importance=importance,
             data=found.data,

@@ -47,7 +47,7 @@ def export_onnx(
         OutputError: the file cannot be written, or exists (without `force`).
     """
     check_output(path, force)
-    with _eval_mode(module), torch.no_grad():
+    with eval_mode(module), torch.no_grad():
         data, report = _export(module, example_inputs)
     atomic_write(Path(path), lambda file: file.write(data))
     return report
@@ -71,6 +71,19 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[bytes, Parit
     data = to_onnx_bytes(module, inputs, dynamic_batch=False)
     report = compare(module(*inputs), _run(_session(data), inputs))
     return data, replace(report, dynamic_batch=False)
+
+
+def onnx_of_any_batch(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+    """A network as ONNX, with a dynamic batch axis where it can have one; no runtime has checked it.
+
+    Args:
+        module: the network, in eval mode.
+        inputs: positional inputs of its forward.
+
+    Raises:
+        ModelError: the network cannot be exported, or is larger than the 2 GB one ONNX file holds.
+    """
+    return _dynamic_model(module, inputs) or to_onnx_bytes(module, inputs)
 
 
 def _dynamic_model(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes | None:
@@ -150,7 +163,8 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Keeps a network in eval mode, and leaves every part of it in the mode it was in."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -20,6 +20,9 @@ from mdp_fx.errors import ModelError, first_line
 if TYPE_CHECKING:
     import onnx
 
+ONNX_DTYPES = ("float32", "float16")
+"""Number formats to export networks in: ONNX convolutions take bfloat16 in later opsets than torch writes."""
+
 _ATTENTION = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
 _CHATTY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
 

@@ -33,17 +33,19 @@ class ParityReport:
     dynamic_batch: bool = True
 
 
-def compare(reference: Any, candidate: Any, what: str = "the exported model") -> ParityReport:
+def compare(
+    reference: Any, candidate: Any, what: str = "the exported model", limit: float | None = None
+) -> ParityReport:
     """Compares outputs.
 
     Args:
         reference: a tensor, or a nested tuple, list or dict of tensors.
         candidate: the same number of tensors in the same order, nested or not.
         what: the candidate, for the error message.
+        limit: largest error allowed relative to the output's magnitude; 1e-3 by default, 1e-2 for half precision.
 
     Raises:
-        ParityError: number or shape of outputs differ, or an error relative to the output's magnitude exceeds 1e-3
-            (1e-2 for half precision).
+        ParityError: number or shape of outputs differ, or an error exceeds the limit.
     """
     expected, found = _tensors(reference), _tensors(candidate)
     if len(expected) != len(found):
@@ -53,10 +55,10 @@ def compare(reference: Any, candidate: Any, what: str = "the exported model") ->
         if a.shape != b.shape:
             raise ParityError(f"output {index} of {what} has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
         error, magnitude = _error(a, b)
-        limit = max_relative_error(a.dtype)
-        if not error / magnitude <= limit:
+        allowed = max_relative_error(a.dtype) if limit is None else limit
+        if not error / magnitude <= allowed:
             text = f"output {index} of {what} is off by {error:.3g} where the largest value is {magnitude:.3g}"
-            raise ParityError(f"{text} (allowed: {limit:g} of that)")
+            raise ParityError(f"{text} (allowed: {allowed:g} of that)")
         worst_abs, worst_rel = max(worst_abs, error), max(worst_rel, error / magnitude)
     return ParityReport(worst_abs, worst_rel)
 

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from mdp_fx.errors import ModelError, TargetError, first_line
 from mdp_fx.exporters.onnx_model import to_onnx_bytes
 from mdp_fx.exporters.parity import max_relative_error
+from mdp_fx.graph.casting import cast_network
+from mdp_fx.latency.casting import CastRegion, check_dtype
 from mdp_fx.latency.cpu import CacheFlush, check_threads, cpu_model, vector_alignment
 from mdp_fx.latency.region_onnx import AFTER, PREFIX, InContext, RegionTemplate, direct, in_context
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
@@ -55,8 +57,10 @@ class OnnxRuntimeCpu(Target):
 
     name = "onnxruntime:cpu"
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         self.threads = check_threads(threads)
+        self.dtype = check_dtype(self.name, dtype, self.dtypes)
+        self.device = cpu_model()
         self.alignment = vector_alignment()
         self._flush = CacheFlush()
         self._templates: dict[str, RegionTemplate] = {}
@@ -69,13 +73,13 @@ class OnnxRuntimeCpu(Target):
         return f"{self.name} {runtime} {cpu_model()} threads {self.threads} {self.dtype} m{_METHOD}"
 
     def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
+        module, inputs = cast_network(module, inputs, self.dtype)
         model = to_onnx_bytes(module, inputs)
         try:
             session = self._session(model)
         except _RUNTIME_ERRORS as error:
             message = (
-                f"onnxruntime does not take the exported network: {first_line(error)}; "
-                "float32 weights, or --target torch:cpu, may help"
+                f"onnxruntime does not take the exported network: {first_line(error)}; --target torch:cpu may help"
             )
             raise ModelError(message) from error
         names = [value.name for value in session.get_inputs()]
@@ -84,6 +88,7 @@ class OnnxRuntimeCpu(Target):
 
     def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
         """Kernel time of the region between neighbours, weights cold."""
+        region = CastRegion(region, self.dtype)
         with tempfile.TemporaryDirectory(prefix="mdp-fx-") as folder:
             module, inputs = region.build(sizes)
             session, feeds = self._region_session(region, sizes, module, inputs, Path(folder) / "profile")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Protocol, cast
 
 from torch import Tensor, nn
 
-from mdp_fx.errors import TargetError
+from mdp_fx.errors import ModelError, TargetError, first_line
 from mdp_fx.latency.timing import Effort, Timing
 
 
@@ -48,8 +49,12 @@ class Runner(ABC):
     threads: int | None = None
 
     @abstractmethod
-    def __call__(self) -> None:
-        """Run one inference, and wait until it is done."""
+    def __call__(self) -> float | None:
+        """Run one inference, and wait until it is done.
+
+        Returns:
+            Its seconds by the device's own clock; None where the processor's clock counts.
+        """
 
     def close(self) -> None:  # noqa: B027 - most runners hold nothing
         """Let go of what the runner holds."""
@@ -60,23 +65,46 @@ class Target(ABC):
 
     Attributes:
         name: the name in the registry, such as "onnxruntime:cpu".
-        dtype: number format of weights and activations.
+        dtypes: number formats that it can run in.
+        dtype: number format of weights and activations: networks and regions are cast to it, as copies.
+        device: what the device is called.
         threads: CPU threads used.
         alignment: channel multiple at which this target's latency steps.
     """
 
     name: ClassVar[str]
-    dtype: ClassVar[str] = "float32"
+    dtypes: tuple[str, ...] = ("float32",)
+    dtype: str = "float32"
+    device: str = ""
     threads: int
     alignment: int
 
     @abstractmethod
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         """Take the device with `threads` CPU threads (None: one per physical core).
 
         Raises:
-            TargetError: the device or its runtime is missing; the message says what to install.
+            TargetError: the device or its runtime is missing (the message says what to install), or cannot run in
+                `dtype`.
         """
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """What this machine lacks for the target, and how to come by it, in one line; None where nothing."""
+        return None
+
+    @contextmanager
+    def refusing(self, what: str, kinds: tuple[type[Exception], ...] = (RuntimeError,)) -> Iterator[None]:
+        """Says in one line that the target does not take `what`.
+
+        Raises:
+            ModelError: one of `kinds` was raised, by torch (for want of memory, say) or by the runtime.
+        """
+        try:
+            yield
+        except kinds as error:
+            message = f"{what} does not run on {self.name} in {self.dtype}: {first_line(error)}"
+            raise ModelError(message) from error
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -102,6 +130,11 @@ class Target(ABC):
 _TARGETS = {
     "onnxruntime:cpu": ("mdp_fx.latency.onnxruntime_cpu", "OnnxRuntimeCpu", "onnxruntime"),
     "torch:cpu": ("mdp_fx.latency.torch_cpu", "TorchCpu", "torch"),
+    "torch:cuda": ("mdp_fx.latency.torch_cuda", "TorchCuda", "torch"),
+    "onnxruntime:cuda": ("mdp_fx.latency.onnxruntime_gpu", "OnnxRuntimeCuda", "onnxruntime"),
+    "onnxruntime:tensorrt": ("mdp_fx.latency.onnxruntime_gpu", "OnnxRuntimeTensorRt", "onnxruntime"),
+    "onnxruntime:tensorrt-rtx": ("mdp_fx.latency.onnxruntime_gpu", "OnnxRuntimeTensorRtRtx", "onnxruntime"),
+    "tensorrt": ("mdp_fx.latency.tensorrt_target", "TensorRt", "tensorrt"),
 }
 
 
@@ -110,15 +143,26 @@ def target_names() -> tuple[str, ...]:
     return tuple(_TARGETS)
 
 
-def get_target(name: str, threads: int | None = None) -> Target:
+def get_target(name: str, threads: int | None = None, dtype: str = "float32") -> Target:
     """The target called `name`.
 
     Args:
         name: one of `target_names()`.
         threads: CPU threads; None takes one per physical core available to this process.
+        dtype: number format to run in, one of the target's `dtypes`.
 
     Raises:
-        TargetError: no such target (near names are offered), a missing package, or a bad thread count.
+        TargetError: no such target (near names are offered), a missing package or device, a number format that it
+            cannot run in, or a bad thread count.
+    """
+    return target_class(name)(threads, dtype)
+
+
+def target_class(name: str) -> type[Target]:
+    """The class of the target called `name`.
+
+    Raises:
+        TargetError: no such target (near names are offered), or a missing package.
     """
     if name not in _TARGETS:
         near = difflib.get_close_matches(name, _TARGETS, n=3, cutoff=0.4)
@@ -133,5 +177,4 @@ def get_target(name: str, threads: int | None = None) -> Target:
             raise
         message = f"target {name} needs the package {package}, which cannot be imported: pip install {package}"
         raise TargetError(message) from error
-    kind = cast("type[Target]", getattr(module, class_name))
-    return kind(threads)
+    return cast("type[Target]", getattr(module, class_name))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from mdp_fx.graph.casting import DTYPES, cast_network
+from mdp_fx.latency.casting import CastRegion, check_dtype
 from mdp_fx.latency.cpu import CacheFlush, check_threads, cpu_model, vector_alignment
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
 from mdp_fx.latency.timing import Effort, Timing, time_runs
@@ -19,9 +21,12 @@ class TorchCpu(Target):
     """PyTorch eager, inference mode."""
 
     name = "torch:cpu"
+    dtypes = DTYPES
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         self.threads = check_threads(threads)
+        self.dtype = check_dtype(self.name, dtype, self.dtypes)
+        self.device = cpu_model()
         self.alignment = vector_alignment()
         self._flush = CacheFlush()
 
@@ -29,12 +34,12 @@ class TorchCpu(Target):
         return f"{self.name} torch {torch.__version__} {cpu_model()} threads {self.threads} {self.dtype} m{_METHOD}"
 
     def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
-        return _TorchRunner(module, inputs, self.threads)
+        return self._runner(*cast_network(module, inputs, self.dtype), "the network")
 
     def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
         """Wall-clock time of the region alone, weights cold: eager mode runs op by op in a network as well."""
-        module, inputs = region.build(sizes)
-        runner = _TorchRunner(module, inputs, self.threads)
+        module, inputs = CastRegion(region, self.dtype).build(sizes)
+        runner = self._runner(module, inputs, f"the region {region.key} at sizes {sizes}")
         flush = self._flush.for_weights(module)
 
         def cold_weights_warm_inputs() -> None:
@@ -45,6 +50,12 @@ class TorchCpu(Target):
         with _thread_count(self.threads):
             runs = time_runs(runner, effort, cold_weights_warm_inputs, self.threads)
         return runs.timing_of(runs.seconds)
+
+    def _runner(self, module: nn.Module, inputs: tuple[Tensor, ...], what: str) -> Runner:
+        runner = _TorchRunner(module, inputs, self.threads)
+        with self.refusing(what):
+            runner()
+        return runner
 
 
 class _TorchRunner(Runner):

@@ -185,3 +185,30 @@ class BenchRow:
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """A target, and what this machine has of it.
+
+    Attributes:
+        name: the name in the registry.
+        available: whether it can be used here.
+        dtypes: number formats that it can run in; empty where its package is missing.
+        why_not: what is missing and how to come by it, None where it is available.
+        device: what the device is called, None where it is not available, as for all that follow.
+        alignment: channel multiple at which its latency steps.
+        fingerprint: what measurements on it are kept under.
+    """
+
+    name: str
+    available: bool
+    dtypes: tuple[str, ...]
+    why_not: str | None = None
+    device: str | None = None
+    alignment: int | None = None
+    fingerprint: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)

@@ -19,7 +19,7 @@ from tests.cli.networks import SHAPE, TINY
 from tests.cli.running import Run
 from tests.passes.spaces import chain_space
 
-COMMANDS = ("prune", "inspect", "solve", "frontier", "profile", "bench", "diff", "apply", "export")
+COMMANDS = ("prune", "inspect", "solve", "frontier", "targets", "profile", "bench", "diff", "apply", "export")
 HEAVY = ("torch", "numpy", "pyomo", "onnx", "onnxruntime", "torchvision", "timm", "plotly")
 
 
@@ -123,7 +123,7 @@ def test_completion_answers(words: str, index: str, expected: str, monkeypatch: 
         (("frontier",), "Missing argument 'SOURCE'"),
         (("frontier", "s.json", "--points", "1"), "--points"),
         (("frontier", "s.json", "--method", "uniform"), "'uniform' is not one of"),
-        (("export", "m.pt", "--to", "tflite", "-o", "m"), "'tflite' is not 'onnx'"),
+        (("export", "m.pt", "--to", "tflite", "-o", "m"), "'tflite' is not one of 'onnx', 'tensorrt'"),
         (("apply", "m.pt", "-o", "m"), "Missing option '--recipe'"),
         (("bench",), "Missing argument"),
     ],

@@ -50,3 +50,10 @@ def test_zeros_and_nothing_compare() -> None:
     assert compare(torch.tensor([1 + 1j]), torch.tensor([1 + 1j])).max_rel_error == 0
     with pytest.raises(ParityError):
         compare(torch.tensor([1, 2]), torch.tensor([1, 3]))
+
+
+def test_the_limit_may_be_set() -> None:
+    one = torch.ones(3)
+    assert compare(one, one * 1.005, limit=1e-2).max_rel_error > 1e-3
+    with pytest.raises(ParityError, match=r"allowed: 1e-05"):
+        compare(one, one * 1.0001, limit=1e-5)

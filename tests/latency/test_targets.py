@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from mdp_fx.errors import TargetError
+from mdp_fx.graph.casting import DTYPES
 from mdp_fx.latency import Effort, get_target, target_names
 from mdp_fx.latency.cpu import physical_cores, vector_alignment
 from mdp_fx.latency.measuring import compare
+from mdp_fx.latency.targets import target_class
 
 from .regions import conv_region, depthwise_region
 
 QUICK = Effort(min_runs=3, max_runs=5, warm_up=1)
+ON_CPU = ("onnxruntime:cpu", "torch:cpu")
 
 
 def test_unknown_target_offers_near_names() -> None:
@@ -22,6 +25,13 @@ def test_unknown_target_offers_near_names() -> None:
         get_target("onnxruntime:cpuu")
     with pytest.raises(TargetError, match="known targets: onnxruntime:cpu, torch:cpu"):
         get_target("zzz")
+
+
+def test_every_target_has_a_class_of_its_name() -> None:
+    assert set(ON_CPU) <= set(target_names())
+    for name in target_names():
+        assert target_class(name).name == name
+        assert set(target_class(name).dtypes) <= set(DTYPES)
 
 
 def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +47,7 @@ def test_an_import_that_fails_in_our_own_code_is_not_a_missing_package(monkeypat
         get_target("torch:cpu")
 
 
-@pytest.mark.parametrize("name", target_names())
+@pytest.mark.parametrize("name", ON_CPU)
 def test_every_target_describes_itself(name: str) -> None:
     target = get_target(name, threads=1)
     assert target.name == name
@@ -50,13 +60,13 @@ def test_every_target_describes_itself(name: str) -> None:
     assert target.fingerprint() != get_target(name, threads=2).fingerprint()
 
 
-@pytest.mark.parametrize("name", target_names())
+@pytest.mark.parametrize("name", ON_CPU)
 def test_bad_thread_counts_are_refused(name: str) -> None:
     with pytest.raises(TargetError, match="0 threads"):
         get_target(name, threads=0)
 
 
-@pytest.mark.parametrize("name", target_names())
+@pytest.mark.parametrize("name", ON_CPU)
 def test_a_larger_region_takes_longer(name: str) -> None:
     target = get_target(name, threads=1)
     region = conv_region(side=28, dense=(64, 128))
@@ -66,7 +76,7 @@ def test_a_larger_region_takes_longer(name: str) -> None:
     assert large.runs >= 3
 
 
-@pytest.mark.parametrize("name", target_names())
+@pytest.mark.parametrize("name", ON_CPU)
 def test_a_network_runs(name: str) -> None:
     module, inputs = depthwise_region().build((16,))
     runner = get_target(name, threads=1).prepare(module, inputs)

@@ -88,3 +88,11 @@ def test_garbage_collection_is_restored() -> None:
         fail()
     assert seen == [False]
     assert gc.isenabled()
+
+
+def test_a_devices_own_clock_counts() -> None:
+    runs = Runs(None)
+    runs.add(lambda: 0.25)
+    runs.add(lambda: time.sleep(0.001))
+    assert runs.seconds[0] == 0.25
+    assert 0.001 <= runs.seconds[1] < 0.25

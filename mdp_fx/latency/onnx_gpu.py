@@ -1,0 +1,124 @@
+"""Targets on an NVIDIA GPU whose runtimes take ONNX models: what ONNX Runtime's and TensorRT's share."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from onnx_ir.passes import PassError
+from torch import Tensor, nn
+
+from mdp_fx.errors import ModelError, first_line
+from mdp_fx.exporters.onnx_model import ONNX_DTYPES, to_onnx_bytes
+from mdp_fx.graph.casting import cast_network
+from mdp_fx.latency.casting import CastRegion
+from mdp_fx.latency.cuda import CudaRunner, Enqueue, GpuTarget
+from mdp_fx.latency.region_onnx import RegionTemplate, direct
+from mdp_fx.latency.targets import RegionSpec, Runner
+from mdp_fx.latency.timing import Effort, Timing
+
+_log = logging.getLogger(__name__)
+
+# A graph that was resized wrongly is off by as much as its values are large, TF32 and float16 by per cents of that.
+_ALLOWED_ERROR = 0.05
+
+
+class OnnxGpuTarget(GpuTarget):
+    """A runtime for ONNX models on the GPU.
+
+    A region is a model of its own, timed as `mdp_fx.latency.cuda` says. A runtime may choose another memory format
+    inside of a network than at the edge of a region, which then pays for the way in and out: the sum of regions tends
+    to be above the network's latency, and is calibrated by it.
+    """
+
+    dtypes = ONNX_DTYPES
+
+    def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
+        super().__init__(threads, dtype)
+        self._templates: dict[str, RegionTemplate] = {}
+
+    @abstractmethod
+    def load(
+        self, model: bytes, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None, *, keep: bool = False
+    ) -> Enqueue:
+        """Makes a model ready to run.
+
+        Args:
+            model: an ONNX file's content.
+            inputs: what it reads, in device memory.
+            outputs: where its results go, in device memory; by default wherever the runtime likes there.
+            keep: it is a whole network: what was built for it is worth keeping for the next time.
+
+        Raises:
+            ModelError: the runtime does not take the model, or not with these inputs and outputs.
+        """
+
+    def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
+        return self.prepare_onnx(to_onnx_bytes(*cast_network(module, inputs, self.dtype)), inputs)
+
+    def prepare_onnx(self, model: bytes, inputs: tuple[Tensor, ...]) -> Runner:
+        """Make an ONNX file's content ready to run, in the number formats that it is written in.
+
+        Args:
+            model: the file's content.
+            inputs: example inputs, in order; floating-point numbers are cast to what the model reads.
+
+        Raises:
+            ModelError: the runtime does not take it, or not with these inputs.
+        """
+        with self.refusing("the network"):
+            return CudaRunner(self.timer, self.load(model, [value.to(self.place) for value in inputs], keep=True))
+
+    def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
+        """Kernel time of the region alone, weights cold."""
+        region = CastRegion(region, self.dtype)
+        module, inputs = region.build(sizes)
+        what = f"the region {region.key} at sizes {sizes}"
+        with self.refusing(what):
+            on_device, device_inputs = cast_network(module, inputs, self.dtype, self.place)
+            with torch.inference_mode():
+                result = on_device(*device_inputs)
+            expected = (result,) if isinstance(result, Tensor) else tuple(result)
+            found = [torch.empty(value.shape, dtype=value.dtype, device=self.place) for value in expected]
+            reason = "it computes something else than torch"
+            for model in self._models(region, sizes, module, inputs):
+                try:
+                    enqueue = self.load(model, device_inputs, found)
+                    self.timer.wait()
+                    self.timer.seconds(enqueue)
+                except ModelError as error:
+                    _log.debug("%s: %s", what, error)
+                    reason = str(error)
+                    continue
+                if agree(found, expected):
+                    return self.timer.time_region(enqueue, device_inputs, effort)
+        message = f"{what} does not run on {self.name} in {self.dtype}: {reason}"
+        raise ModelError(message)
+
+    def _models(
+        self, region: RegionSpec, sizes: tuple[int, ...], module: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> Iterator[bytes]:
+        """The region as ONNX, the quickest way first; the next one is for when that does not compute the same."""
+        template = self._templates.get(region.key)
+        if template is None or not template.fits(module):
+            template = self._templates[region.key] = RegionTemplate(region)
+        while template.exact:
+            try:
+                resized = template.resize(module, inputs, sizes).SerializeToString()
+            except PassError as error:
+                _log.debug("region %s cannot be resized to %s: %s", region.key, sizes, first_line(error))
+            else:
+                yield resized
+            template.exact = template.learn()
+        yield direct(module, inputs).SerializeToString()
+
+
+def agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether a runtime computed what torch did, as far as number formats of few digits let it."""
+    for ours, theirs in zip(found, expected, strict=True):
+        a, b = ours.to(torch.float64), theirs.to(torch.float64)
+        if not a.isfinite().all() or (a - b).abs().max() > _ALLOWED_ERROR * max(float(b.abs().max()), 1e-6):
+            return False
+    return True
