@@ -278,10 +278,8 @@ class _Fit:
                 found.setdefault(dim, np.zeros(dim.size, dtype=bool))[units[(units >= 0) & mask]] = True
         parted = int((kept_mask(layer.out, found) & ~mask).sum())
         if parted:
-            what = (
-                f"the mask of layer {layer.name!r} drops {parted} channels and keeps others that can only go with them"
-            )
-            raise RecipeError(f"{what}, as in the groups of a grouped convolution")
+            what = f"the mask of layer {layer.name!r} drops {parted} of the channels that can only go together"
+            raise RecipeError(f"{what}, as in the groups of a grouped convolution, and keeps others of them")
         return found
 
     def _behind(self, block: ResidualBlock) -> set[str] | None:

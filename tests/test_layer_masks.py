@@ -233,7 +233,7 @@ def test_the_dense_network_stays_as_it_was(network: nn.Module, inputs: Tensor) -
         ),
         (
             {"grouped": keep(12, 0, 1, 4)},
-            "the mask of layer 'grouped' drops 1 channels and keeps others that can only go with them, as in the groups",
+            "the mask of layer 'grouped' drops 1 of the channels that can only go together, as in the groups",
         ),
     ],
 )

@@ -52,7 +52,8 @@ def peak_memory(target: Target, network: nn.Module | Path, inputs: tuple[Tensor,
             "imports": [] if file.suffix == ".onnx" else _sources(network),
             "answer": str(answer),
         }
-        command = [sys.executable, "-m", "mdp_fx.latency.peak_memory", json.dumps(job)]
+        # -P: a file of the working folder must not come in place of one that Python or torch imports
+        command = [sys.executable, "-P", "-m", "mdp_fx.latency.peak_memory", json.dumps(job)]
         try:
             done = subprocess.run(command, env=_environment(), capture_output=True, timeout=_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
@@ -82,8 +83,8 @@ def _sources(network: nn.Module | Path) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """That of this process, with its import path: the network's classes may come from anywhere on it."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(part or str(Path.cwd()) for part in sys.path)}
+    """That of this process, with its import path: the network's classes may come from there or the working folder."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(Path.cwd())])}
 
 
 def _reason(done: subprocess.CompletedProcess[bytes]) -> str:

@@ -14,8 +14,9 @@ CONFIDENCE = 0.95
 FEWEST_ROUNDS = 20
 """Rounds below which an interval is too wide to say much, or too narrow where the rounds depend on one another."""
 
-_RESAMPLES = 2000
-_MOST_ENTRIES = 2_000_000  # of resampled runs at a time: 16 MB
+_RESAMPLES = (500, 2000)  # at least, and at most: many rounds need fewer, and take longer
+_MOST_DRAWN = 10_000_000  # ratios in all resamples
+_DRAWN_AT_ONCE = 1_000_000
 _MOST_CORRELATED = 0.95
 _FEWEST_BLOCKS = 4
 
@@ -67,13 +68,13 @@ def ratio_of(other: Runs, first: Runs, seed: int = 0) -> Ratio:
     Raises:
         ValueError: there are no rounds, or not as many of one as of the other.
     """
+    if not first.seconds or len(first.seconds) != len(other.seconds):
+        message = f"no rounds to take a ratio of: {len(other.seconds)} and {len(first.seconds)} runs"
+        raise ValueError(message)
     ratios = np.asarray(other.seconds) / np.asarray(first.seconds)
     good = np.asarray(other.undisturbed()) & np.asarray(first.undisturbed())
     if 2 * good.sum() >= FEWEST_ROUNDS:
         ratios = ratios[good]
-    if not ratios.size:
-        message = "no rounds to take a ratio of"
-        raise ValueError(message)
     block = _block_length(ratios)
     tail = _tail(ratios.size / block)
     low, high = np.quantile(_resampled_medians(ratios, block, seed), (tail, 1 - tail))
@@ -104,9 +105,10 @@ def _resampled_medians(values: FloatArray, block: int, seed: int) -> FloatArray:
     size = values.size
     blocks = -(-size // block)
     medians: list[FloatArray] = []
-    left = _RESAMPLES
+    fewest, most = _RESAMPLES
+    left = min(most, max(fewest, _MOST_DRAWN // size))
     while left:
-        count = min(left, max(1, _MOST_ENTRIES // size))
+        count = min(left, max(1, _DRAWN_AT_ONCE // size))
         starts = generator.integers(0, size, (count, blocks, 1))
         drawn = ((starts + np.arange(block)) % size).reshape(count, -1)[:, :size]
         medians.append(np.median(values[drawn], axis=1))
