@@ -219,8 +219,8 @@ class _Fit:
         removed = outermost(self._blocks.removable, names)
         for together in self._blocks.exclusive:
             if {block.name for block in removed}.issuperset(together):
-                names = " and ".join(map(repr, together))
-                raise RecipeError(f"the masks leave nothing of blocks {names}: one of them must stay")
+                which = " and ".join(map(repr, together))
+                raise RecipeError(f"the masks leave nothing of blocks {which}: one of them must stay")
         return removed
 
     def warnings(self, removed: Iterable[ResidualBlock]) -> Iterable[str]:
