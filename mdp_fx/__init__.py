@@ -11,12 +11,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mdp_fx.api import PruneResult, apply, bench, diff, inspect, load, profile, prune, save, search_space
+    from mdp_fx.api import PruneResult, apply, diff, inspect, load, profile, prune, save, search_space
     from mdp_fx.checkpoint import SlimCheckpoint, load_slim
+    from mdp_fx.comparison import bench
     from mdp_fx.decision import Decision, solve
     from mdp_fx.errors import MdpFxError
     from mdp_fx.exporters.onnx_export import export_onnx
     from mdp_fx.exporters.tensorrt_engine import export_tensorrt
+    from mdp_fx.layer_masks import MaskedResult, apply_masks
     from mdp_fx.passes.frontier import FrontierPoint, frontier
     from mdp_fx.passes.search_space import SearchSpace
     from mdp_fx.recipe import Recipe
@@ -28,13 +30,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "Decision": "mdp_fx.decision",
     "FrontierPoint": "mdp_fx.passes.frontier",
+    "MaskedResult": "mdp_fx.layer_masks",
     "MdpFxError": "mdp_fx.errors",
     "PruneResult": "mdp_fx.api",
     "Recipe": "mdp_fx.recipe",
     "SearchSpace": "mdp_fx.passes.search_space",
     "SlimCheckpoint": "mdp_fx.checkpoint",
     "apply": "mdp_fx.api",
-    "bench": "mdp_fx.api",
+    "apply_masks": "mdp_fx.layer_masks",
+    "bench": "mdp_fx.comparison",
     "diff": "mdp_fx.api",
     "export_onnx": "mdp_fx.exporters.onnx_export",
     "export_tensorrt": "mdp_fx.exporters.tensorrt_engine",
@@ -53,6 +57,7 @@ _HOMES = {
 __all__ = [
     "Decision",
     "FrontierPoint",
+    "MaskedResult",
     "MdpFxError",
     "PruneResult",
     "Recipe",
@@ -60,6 +65,7 @@ __all__ = [
     "SlimCheckpoint",
     "__version__",
     "apply",
+    "apply_masks",
     "bench",
     "diff",
     "export_onnx",

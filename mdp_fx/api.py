@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,14 @@ from torch import fx, nn
 from mdp_fx.budget_search import BudgetSearch, SolverOptions
 from mdp_fx.budgets import Budget, parse_budget
 from mdp_fx.checkpoint import load_slim, save_slim
+from mdp_fx.comparison import bench as bench
 from mdp_fx.errors import RecipeError
 from mdp_fx.example_inputs import random_inputs, recipe_types
 from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.network import exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
+from mdp_fx.layer_masks import MaskedResult
 from mdp_fx.passes.arguments import check_limits, check_restrictions
 from mdp_fx.passes.base import Stage, batch_of, silent
 from mdp_fx.passes.build_space import build_space
@@ -31,13 +32,7 @@ from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, rewrite
 from mdp_fx.recipe import Recipe, fingerprint
 from mdp_fx.report.diff import Diff
 from mdp_fx.report.diff import diff as compare_networks
-from mdp_fx.report.facts import (
-    BenchRow,
-    Inspection,
-    Profile,
-    PruneReport,
-    RegionRow,
-)
+from mdp_fx.report.facts import Inspection, Profile, PruneReport, RegionRow
 from mdp_fx.run_report import inspection, prune_recipe, prune_report
 from mdp_fx.scoring import analyse_and_score, importance_kind
 
@@ -270,8 +265,8 @@ def apply(
     return rewrite(analysis, recipe.kept, recipe.removed_blocks, training=model.training)
 
 
-def save(result: PruneResult, path: str | os.PathLike[str]) -> None:
-    """Writes a pruning result as slim.pt; `load` reads it in any process.
+def save(result: PruneResult | MaskedResult, path: str | os.PathLike[str]) -> None:
+    """Writes a slim network as slim.pt; `load` reads it in any process.
 
     Raises:
         OutputError: the file cannot be written.
@@ -368,34 +363,4 @@ def profile(
         regions_measured=tables.measured,
         regions_cached=tables.cached,
         table=where,
-    )
-
-
-def bench(
-    models: Mapping[str, nn.Module],
-    example_inputs: Any,
-    *,
-    target: str = "onnxruntime:cpu",
-    threads: int | None = None,
-    dtype: str = "float32",
-) -> tuple[BenchRow, ...]:
-    """Times networks in turn on a target; ratios are over the first one."""
-    inputs = as_inputs(example_inputs)
-    device = get_target(target, threads, dtype)
-    runners = {name: device.prepare(model.eval(), inputs) for name, model in models.items()}
-    timings = compare(runners)
-    for runner in runners.values():
-        runner.close()
-    first = next(iter(timings.values())).median_s
-    batch = batch_of(inputs)
-    return tuple(
-        BenchRow(
-            name,
-            1e3 * timing.median_s,
-            1e3 * timing.p90_s,
-            timing.runs,
-            batch / timing.median_s if timing.median_s else math.inf,
-            timing.median_s / first,
-        )
-        for name, timing in timings.items()
     )

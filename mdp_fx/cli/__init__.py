@@ -21,7 +21,7 @@ _COMMANDS = {
     "profile": "Measure the latency tables of a network on a target.",
     "bench": "Time networks against each other on a target.",
     "diff": "Compare two networks module by module.",
-    "apply": "Apply a recipe to the dense network it was made for.",
+    "apply": "Apply a recipe or layer masks to the dense network they were made for.",
     "export": "Export a network to ONNX or TensorRT, checked against torch.",
 }
 

@@ -82,10 +82,25 @@ def compare(
     min_runs: int = 10,
     seed: int = 0,
 ) -> dict[str, Timing]:
-    """Time several networks in the same run, in rounds of one inference each, in a new random order every round.
+    """Time several networks in the same run, see `time_in_turn`.
 
-    What slows the machine down for a while then slows all of them alike, and the ratios keep. Runs in which another
-    process took a core do not count, as long as there are others.
+    Runs in which another process took a core do not count, as long as there are others.
+    """
+    rounds = time_in_turn(runners, min_time_s, max_time_s, error, min_runs, seed)
+    return {name: runs.timing_of(runs.seconds) for name, runs in rounds.items()}
+
+
+def time_in_turn(
+    runners: Mapping[str, Runner],
+    min_time_s: float = 0.5,
+    max_time_s: float = 20.0,
+    error: float = 0.005,
+    min_runs: int = 10,
+    seed: int = 0,
+) -> dict[str, Runs]:
+    """Time several networks in rounds of one inference each, in a new random order every round.
+
+    What slows the machine down for a while then slows all of them alike, and the ratios keep.
 
     Args:
         runners: what to time, by name.
@@ -94,11 +109,14 @@ def compare(
         error: stop when every median's standard error is below this share of it.
         min_runs: rounds at least.
         seed: of the random order.
+
+    Returns:
+        By name every timed run; those at one place of their lists were made in one round.
     """
     order = list(runners)
     shuffle = random.Random(seed).shuffle
     effort = Effort(error, min_runs, max_runs=sys.maxsize, max_time_s=max_time_s)
-    runs = {name: Runs(runners[name].threads) for name in order}
+    runs = {name: Runs(runners[name].threads) for name in runners}
     with no_garbage_collection():
         for _ in range(3):  # the first inferences allocate buffers and wake threads
             for name in order:
@@ -113,4 +131,4 @@ def compare(
                 break
             if all(sum(each.seconds) >= min_time_s and each.settled(started, effort) for each in runs.values()):
                 break
-    return {name: runs[name].timing_of(runs[name].seconds) for name in runners}
+    return runs

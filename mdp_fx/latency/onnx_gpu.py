@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from onnx_ir.passes import PassError
@@ -56,19 +57,31 @@ class OnnxGpuTarget(GpuTarget):
         """
 
     def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
-        return self.prepare_onnx(to_onnx_bytes(*cast_network(module, inputs, self.dtype)), inputs)
+        return self.runner(to_onnx_bytes(*cast_network(module, inputs, self.dtype)), inputs, "the network")
 
-    def prepare_onnx(self, model: bytes, inputs: tuple[Tensor, ...]) -> Runner:
-        """Make an ONNX file's content ready to run, in the number formats that it is written in.
+    def prepare_onnx(self, path: Path, inputs: tuple[Tensor, ...]) -> Runner:
+        """Make an ONNX file ready to run, in the number formats that it is written in.
 
         Args:
-            model: the file's content.
+            path: the file.
             inputs: example inputs, in order; floating-point numbers are cast to what the model reads.
+
+        Raises:
+            ModelError: the file cannot be read, or the runtime does not take it, or not with these inputs.
+        """
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
+        return self.runner(model, inputs, str(path))
+
+    def runner(self, model: bytes, inputs: tuple[Tensor, ...], what: str) -> Runner:
+        """An ONNX file's content, ready to run; `what` it is for messages.
 
         Raises:
             ModelError: the runtime does not take it, or not with these inputs.
         """
-        with self.refusing("the network"):
+        with self.refusing(what):
             return CudaRunner(self.timer, self.load(model, [value.to(self.place) for value in inputs], keep=True))
 
     def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:

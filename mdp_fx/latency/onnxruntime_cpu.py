@@ -82,6 +82,23 @@ class OnnxRuntimeCpu(Target):
                 f"onnxruntime does not take the exported network: {first_line(error)}; --target torch:cpu may help"
             )
             raise ModelError(message) from error
+        return self._runner(session, inputs)
+
+    def prepare_onnx(self, path: Path, inputs: tuple[Tensor, ...]) -> Runner:
+        """Make an ONNX file ready to run as it is, with `inputs` in the order of its own.
+
+        Raises:
+            ModelError: onnxruntime refuses the file, or the inputs.
+        """
+        try:
+            runner = self._runner(self._session(str(path)), inputs)
+            runner()
+        except _RUNTIME_ERRORS as error:
+            message = f"onnxruntime does not take {path}: {first_line(error)}"
+            raise ModelError(message) from error
+        return runner
+
+    def _runner(self, session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -> Runner:
         names = [value.name for value in session.get_inputs()]
         feeds = {name: value.detach().numpy() for name, value in zip(names, inputs, strict=True)}
         return _OrtRunner(session, feeds, self.threads)
@@ -155,7 +172,7 @@ class OnnxRuntimeCpu(Target):
         message = f"onnxruntime and torch disagree on the region {region.key} at sizes {sizes}"
         raise ModelError(message)
 
-    def _session(self, model: bytes, profile: Path | None = None) -> onnxruntime.InferenceSession:
+    def _session(self, model: bytes | str, profile: Path | None = None) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1

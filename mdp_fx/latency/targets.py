@@ -11,7 +11,8 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Protocol, cast
+from pathlib import Path
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -124,6 +125,30 @@ class Target(ABC):
 
         Raises:
             ModelError: the region cannot be brought to this target.
+        """
+
+
+@runtime_checkable
+class RunsOnnx(Protocol):
+    """A target that runs ONNX files as they are."""
+
+    def prepare_onnx(self, path: Path, inputs: tuple[Tensor, ...]) -> Runner:
+        """Make the file ready to run, with `inputs` in the order of its own.
+
+        Raises:
+            ModelError: the runtime refuses the file, or the inputs.
+        """
+
+
+@runtime_checkable
+class RunsEngines(Protocol):
+    """A target that runs serialised TensorRT engines."""
+
+    def prepare_engine(self, data: bytes, inputs: tuple[Tensor, ...]) -> Runner:
+        """Make an engine ready to run.
+
+        Raises:
+            ModelError: the runtime refuses the engine, or the inputs.
         """
 
 

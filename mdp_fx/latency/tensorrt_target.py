@@ -28,7 +28,7 @@ class TensorRt(OnnxGpuTarget):
         return [f"tensorrt {load_tensorrt().__version__}"]
 
     def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
-        return self.prepare_onnx(onnx_of_any_batch(*cast_network(module, inputs, self.dtype)), inputs)
+        return self.runner(onnx_of_any_batch(*cast_network(module, inputs, self.dtype)), inputs, "the network")
 
     def prepare_engine(self, data: bytes, inputs: tuple[Tensor, ...]) -> Runner:
         """Make an engine ready to run, in the number formats that it was built in.

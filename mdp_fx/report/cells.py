@@ -60,6 +60,11 @@ def millis(value: float) -> str:
     return f"{value:.2f} ms" if value < 999.995 else f"{value / 1000:.2f} s"
 
 
+def mebibytes(value: float) -> str:
+    """Bytes of memory."""
+    return f"{value / 2**20:.1f} MiB"
+
+
 def share(value: float) -> str:
     """A share in per cent."""
     return f"{100 * value:.1f} %"

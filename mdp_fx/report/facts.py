@@ -111,6 +111,31 @@ class PruneReport:
 
 
 @dataclass(frozen=True)
+class MaskReport:
+    """Everything `mdp-fx apply --masks` tells.
+
+    Attributes:
+        source: name of the mask file.
+        layers: how many layers have a mask in it.
+        params: parameters.
+        groups: channel groups.
+        removed_blocks: blocks that the masks close.
+        warnings: where the slim network is not the masked one.
+    """
+
+    source: str
+    layers: int
+    params: Change
+    groups: tuple[GroupRow, ...]
+    removed_blocks: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Inspection:
     """Everything `mdp-fx inspect` tells.
 
@@ -171,9 +196,26 @@ class Profile:
         return asdict(self)
 
 
+PEAK_MEMORY = "resident peak of a process that loads and runs the network alone, less what it had before that"
+"""What the peak memory of a network is."""
+
+
 @dataclass(frozen=True)
 class BenchRow:
-    """Latency of one network, timed in turn with the others."""
+    """Latency of one network, timed in turn with the others.
+
+    Attributes:
+        name: of the network.
+        median_ms: median of its undisturbed runs, milliseconds; `p90_ms` their 90th percentile.
+        runs: how many those are.
+        per_second: examples in a second, from the median.
+        ratio: its latency over the first network's: the median over the rounds, of which each has a run of both. It may
+            differ a little from the ratio of the medians, which what happened to the machine between rounds moves.
+        interval: 95 % confidence interval of the ratio; None for the first network.
+        inputs: shapes of its inputs.
+        memory_bytes: peak memory of a process that loads and runs it alone, None where that was not measured.
+        memory_failure: why it could not be measured.
+    """
 
     name: str
     median_ms: float
@@ -181,10 +223,19 @@ class BenchRow:
     runs: int
     per_second: float
     ratio: float
+    interval: tuple[float, float] | None = None
+    inputs: tuple[tuple[int, ...], ...] = ()
+    memory_bytes: int | None = None
+    memory_failure: str | None = None
+
+    @property
+    def proven(self) -> bool:
+        """Whether it is known to be faster or slower than the first network: the interval excludes 1."""
+        return self.interval is not None and not self.interval[0] <= 1.0 <= self.interval[1]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
-        return asdict(self)
+        return asdict(self) | {"proven": self.proven}
 
 
 @dataclass(frozen=True)

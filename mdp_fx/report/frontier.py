@@ -217,8 +217,16 @@ def write_plot(curve: Curve, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    drawn = figure(curve)
-    content = _png(drawn, path) if path.suffix.lower() == ".png" else _page(drawn, curve).encode()
+    write_figure(figure(curve), path, curve.title, "frontier")
+
+
+def write_figure(drawn: Any, path: Path, title: str, name: str) -> None:
+    """Writes a plotly figure as an HTML page with a title, its plot called `name`, or as PNG.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    content = _png(drawn, path) if path.suffix.lower() == ".png" else _page(drawn, title, name).encode()
     atomic_write(path, lambda file: file.write(content))
 
 
@@ -232,14 +240,13 @@ def _png(drawn: Any, path: Path) -> bytes:
     return content
 
 
-def _page(drawn: Any, curve: Curve) -> str:
+def _page(drawn: Any, title: str, name: str) -> str:
     plot = drawn.to_html(
-        full_html=False, include_plotlyjs=True, div_id="frontier", default_height="95vh", config={"displaylogo": False}
+        full_html=False, include_plotlyjs=True, div_id=name, default_height="95vh", config={"displaylogo": False}
     )
-    title = html.escape(curve.title)
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>'
-        f"{title}</title></head>\n<body>\n{plot}\n</body>\n</html>\n"
+        f"{html.escape(title)}</title></head>\n<body>\n{plot}\n</body>\n</html>\n"
     )
 
 

@@ -13,7 +13,19 @@ from rich.text import Text
 
 from mdp_fx.report import cells
 from mdp_fx.report.diff import Diff, DiffRow
-from mdp_fx.report.facts import BRANCH, BenchRow, BlockRow, Change, Inspection, LatencyFacts, Profile, PruneReport
+from mdp_fx.report.facts import (
+    BRANCH,
+    PEAK_MEMORY,
+    BenchRow,
+    BlockRow,
+    Change,
+    GroupRow,
+    Inspection,
+    LatencyFacts,
+    MaskReport,
+    Profile,
+    PruneReport,
+)
 
 
 class Parity(Protocol):
@@ -44,7 +56,7 @@ def prune_tables(
     yield Text("")
     yield cells.Notes(tuple(_decision(report)))
     yield Text("")
-    yield from _groups(report, verbose=verbose)
+    yield from _groups(report.groups, verbose=verbose)
     if verbose:
         yield Text("")
         yield _seconds(report.seconds)
@@ -110,10 +122,10 @@ def _removed(blocks: Sequence[BlockRow]) -> str:
     return f"{len(removed)} of {removable} removed{names}"
 
 
-def _groups(report: PruneReport, *, verbose: bool) -> Iterator[RenderableType]:
-    changed = [row for row in report.groups if row.before != row.after]
-    yield Text(f"{len(changed)} of {cells.plural(len(report.groups), 'channel group')} cut", style="bold")
-    rows = report.groups if verbose else changed[: cells.SHOWN]
+def _groups(groups: Sequence[GroupRow], *, verbose: bool) -> Iterator[RenderableType]:
+    changed = [row for row in groups if row.before != row.after]
+    yield Text(f"{len(changed)} of {cells.plural(len(groups), 'channel group')} cut", style="bold")
+    rows = groups if verbose else changed[: cells.SHOWN]
     if not rows:
         return
     table = cells.table("channel group", "before", "after", "", "kept")
@@ -148,6 +160,20 @@ def apply_tables(params: Mapping[str, int], path: str) -> Iterator[RenderableTyp
     dense, slim = params["dense"], params["slim"]
     change = f"{cells.count(dense)} -> {cells.count(slim)} ({cells.share(slim / max(1, dense))})"
     yield cells.Notes((("parameters", change, ""), ("wrote", path, "green")))
+
+
+def mask_tables(report: MaskReport, path: str, *, verbose: bool) -> Iterator[RenderableType]:
+    """What applying layer masks did, part by part."""
+    yield Text(f"{report.source}: {cells.plural(report.layers, 'layer')} with masks", style="bold")
+    yield Text("")
+    yield from _groups(report.groups, verbose=verbose)
+    yield Text("")
+    removed = ", ".join(report.removed_blocks) or "no block"
+    params = report.params
+    change = f"{cells.count(params.dense)} -> {cells.count(params.slim)} ({cells.share(params.share)})"
+    notes = [("removed", removed, ""), ("parameters", change, "")]
+    notes += [("warning", text, "yellow") for text in report.warnings]
+    yield cells.Notes((*notes, ("wrote", path, "green")))
 
 
 def export_tables(path: str, parity: Parity) -> Iterator[RenderableType]:
@@ -243,14 +269,41 @@ def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]
     )
 
 
-def bench_tables(rows: Sequence[BenchRow], target: str, batch: int) -> Iterator[RenderableType]:
+def bench_tables(
+    rows: Sequence[BenchRow], target: str, batch: int, written: Mapping[str, str] | None = None
+) -> Iterator[RenderableType]:
     """Networks timed in turn."""
     yield Text(f"{target}, batch {batch}, timed in turn", style="bold")
-    table = cells.table("network", "median", "p90", "images/s", "of first", "runs")
+    measured = any(row.memory_bytes is not None or row.memory_failure for row in rows)
+    columns = ["network", "p50", "p90", "images/s", "of first", "95 % interval", "runs"]
+    table = cells.table(*columns, *(["peak memory"] if measured else []))
     for row in rows:
         texts = [f"{row.median_ms:.3f} ms", f"{row.p90_ms:.3f} ms", f"{row.per_second:.1f}", cells.share(row.ratio)]
-        table.add_row(escape(row.name), *texts, str(row.runs))
+        interval = "" if row.interval is None else f"{100 * row.interval[0]:.1f} to {100 * row.interval[1]:.1f} %"
+        memory = ["failed" if row.memory_bytes is None else cells.mebibytes(row.memory_bytes)] if measured else []
+        table.add_row(escape(row.name), *texts, interval, str(row.runs), *memory)
     yield table
+    yield Text("")
+    wrote = (("wrote", path, "green") for path in (written or {}).values())
+    yield cells.Notes((*_bench_notes(rows, measured), *wrote))
+
+
+def _bench_notes(rows: Sequence[BenchRow], measured: bool) -> Iterator[tuple[str, str, str]]:
+    def shapes(row: BenchRow) -> str:
+        return ", ".join("x".join(map(str, shape)) for shape in row.inputs) or "none"
+
+    if len({row.inputs for row in rows}) == 1:
+        yield "input", shapes(rows[0]), ""
+    else:
+        yield from (("input", f"{shapes(row)} for {row.name}", "") for row in rows)
+    for row in rows:
+        if row.interval is not None and not row.proven:
+            yield "not proven", f"that {row.name} and {rows[0].name} differ: the interval contains 100 %", "yellow"
+    if measured:
+        yield "peak memory", PEAK_MEMORY, ""
+        for row in rows:
+            if row.memory_failure:
+                yield "failed", f"peak memory of {row.name}: {row.memory_failure}", "yellow"
 
 
 def diff_tables(found: Diff, a: str, b: str, *, verbose: bool) -> Iterator[RenderableType]:

@@ -124,7 +124,7 @@ def test_completion_answers(words: str, index: str, expected: str, monkeypatch: 
         (("frontier", "s.json", "--points", "1"), "--points"),
         (("frontier", "s.json", "--method", "uniform"), "'uniform' is not one of"),
         (("export", "m.pt", "--to", "tflite", "-o", "m"), "'tflite' is not one of 'onnx', 'tensorrt'"),
-        (("apply", "m.pt", "-o", "m"), "Missing option '--recipe'"),
+        (("apply", "m.pt", "-o", "m"), "Give one of --recipe and --masks"),
         (("bench",), "Missing argument"),
     ],
 )

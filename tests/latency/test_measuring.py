@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mdp_fx.latency import LatencyTable, Timing, compare, measure_regions
+from mdp_fx.latency.measuring import time_in_turn
 from mdp_fx.latency.targets import RegionSpec, Runner
 from mdp_fx.latency.timing import Effort
 
@@ -129,3 +130,14 @@ def test_compare_stops_at_the_time_limit() -> None:
 
 def test_compare_nothing() -> None:
     assert compare({}) == {}
+
+
+def test_rounds_keep_the_runs_of_each_in_order() -> None:
+    log: list[float] = []
+    rounds = time_in_turn({"slow": Sleeper(3e-3, log), "fast": Sleeper(1e-3, log)}, min_time_s=0.01, max_time_s=0.2)
+    assert list(rounds) == ["slow", "fast"]
+    count = len(rounds["slow"].seconds)
+    assert count == len(rounds["fast"].seconds) == len(log) // 2 - 3
+    assert min(rounds["slow"].seconds) >= 3e-3
+    assert min(rounds["fast"].seconds) >= 1e-3
+    assert time_in_turn({}) == {}

@@ -115,11 +115,11 @@ def test_networks_and_onnx_files_run_in_their_own_number_formats() -> None:
     runner = target.prepare(module, inputs)
     assert runner() > 0  # type: ignore[operator]
     runner.close()
-    assert target.prepare_onnx(to_onnx_bytes(module, inputs), inputs)() > 0  # type: ignore[operator]
+    assert target.runner(to_onnx_bytes(module, inputs), inputs, "it")() > 0  # type: ignore[operator]
     with pytest.raises(ModelError, match="has 1 inputs instead of 2"):
-        target.prepare_onnx(to_onnx_bytes(module, inputs), (*inputs, *inputs))
+        target.runner(to_onnx_bytes(module, inputs), (*inputs, *inputs), "it")
     with pytest.raises(ModelError, match="onnxruntime cannot run the model"):
-        target.prepare_onnx(to_onnx_bytes(module, inputs), (torch.zeros(1, 9, 12, 12),))
+        target.runner(to_onnx_bytes(module, inputs), (torch.zeros(1, 9, 12, 12),), "it")
 
 
 def test_agreement_is_measured_by_the_largest_value() -> None:

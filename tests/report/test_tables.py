@@ -17,6 +17,7 @@ from mdp_fx.report.facts import (
     GroupRow,
     Inspection,
     LatencyFacts,
+    MaskReport,
     Profile,
     PruneReport,
     RegionRow,
@@ -171,11 +172,54 @@ def test_profile_tables_start_with_the_slowest_region(width: int) -> None:
     assert has_row(shown, "points", "5 measured now, 7 known")
 
 
+IMAGE = ((1, 3, 8, 8),)
+
+
 def test_bench_tables() -> None:
-    rows = [BenchRow("dense", 10.0, 11.0, 50, 100.0, 1.0), BenchRow("slim.pt", 5.0, 5.5, 50, 200.0, 0.5)]
+    rows = [
+        BenchRow("dense", 10.0, 11.0, 50, 100.0, 1.0, None, IMAGE),
+        BenchRow("slim.pt", 5.0, 5.5, 50, 200.0, 0.5, (0.491, 0.512), IMAGE),
+        BenchRow("dense (2)", 10.1, 11.0, 50, 99.0, 1.01, (0.995, 1.02), IMAGE),
+    ]
     shown = lines(tables.bench_tables(rows, "torch:cpu", 1))
+    assert all(len(line) <= 80 for line in shown)
+    assert has_row(shown, "network", "p50", "p90", "images/s", "of first", "95 % interval", "runs")
     assert has_row(shown, "dense", "10.000 ms", "11.000 ms", "100.0", "100.0 %", "50")
-    assert has_row(shown, "slim.pt", "5.000 ms", "5.500 ms", "200.0", "50.0 %", "50")
+    assert has_row(shown, "slim.pt", "5.000 ms", "5.500 ms", "200.0", "50.0 %", "49.1 to 51.2 %", "50")
+    assert has_row(shown, "input", "1x3x8x8")
+    proofs = [line for line in shown if line.startswith("not proven")]
+    assert proofs == ["not proven  that dense (2) and dense differ: the interval contains 100 %"]
+    assert not any("memory" in line for line in shown)
+
+
+def test_bench_tables_with_memory_and_inputs_that_differ() -> None:
+    rows = [
+        BenchRow("net", 1.0, 1.0, 20, 1.0, 1.0, None, IMAGE, 100 * 2**20),
+        BenchRow("a.onnx", 1.0, 1.0, 20, 1.0, 2.0, (1.9, 2.1), ((2, 3), (2,)), None, "its process failed: no memory"),
+    ]
+    shown = lines(tables.bench_tables(rows, "onnxruntime:cpu", 1, {"plot": "c.html"}), 120)
+    assert has_row(shown, "net", "1.000 ms", "1.000 ms", "1.0", "100.0 %", "20", "100.0 MiB")
+    assert next(line for line in shown if line.startswith("a.onnx")).endswith("failed")
+    assert "input        1x3x8x8 for net" in shown
+    assert "input        2x3, 2 for a.onnx" in shown
+    assert has_row(shown, "peak memory", "resident peak of a process that loads and runs the network alone,")
+    assert has_row(shown, "failed", "peak memory of a.onnx: its process failed: no memory")
+    assert has_row(shown, "wrote", "c.html")
+
+
+def test_mask_tables() -> None:
+    groups = tuple(GroupRow(f"g{i}", 64, 32 if i % 2 else 64, ("conv",)) for i in range(4))
+    report = MaskReport("m.pkl", 3, Change(2000, 500), groups, ("layer1.1",), ("what goes with it",))
+    shown = lines(tables.mask_tables(report, "slim.pt", verbose=False))
+    assert shown[0] == "m.pkl: 3 layers with masks"
+    assert "2 of 4 channel groups cut" in shown
+    assert has_row(shown, "g1", "64", "32")
+    assert has_row(shown, "removed", "layer1.1")
+    assert has_row(shown, "parameters", "2.00k -> 500 (25.0 %)")
+    assert has_row(shown, "warning", "what goes with it")
+    assert has_row(shown, "wrote", "slim.pt")
+    plain = dataclasses.replace(report, removed_blocks=(), warnings=())
+    assert has_row(lines(tables.mask_tables(plain, "slim.pt", verbose=True)), "removed", "no block")
 
 
 DIFF = Diff(

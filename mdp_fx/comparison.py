@@ -1,0 +1,148 @@
+"""Networks, ONNX files and TensorRT engines timed against each other: `bench`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mdp_fx.errors import InputError, ModelError, TargetError
+from mdp_fx.latency.measuring import time_in_turn
+from mdp_fx.latency.peak_memory import peak_memory
+from mdp_fx.latency.ratio import FEWEST_ROUNDS, ratio_of
+from mdp_fx.latency.targets import Runner, RunsEngines, RunsOnnx, Target, get_target
+from mdp_fx.onnx_inputs import onnx_inputs
+from mdp_fx.pipeline import as_inputs
+from mdp_fx.report.facts import BenchRow
+
+ONNX_SUFFIX = ".onnx"
+ENGINE_SUFFIXES = (".engine", ".plan")
+
+
+def bench(
+    models: Mapping[str, nn.Module | str | os.PathLike[str]],
+    example_inputs: Any,
+    *,
+    target: str = "onnxruntime:cpu",
+    threads: int | None = None,
+    dtype: str = "float32",
+    memory: bool = False,
+) -> tuple[BenchRow, ...]:
+    """Times networks in turn on a target; ratios are over the first one.
+
+    Args:
+        models: networks, ONNX files (`.onnx`) and TensorRT engines (`.engine`, `.plan`), by the names to show.
+        example_inputs: a tensor, or the positional arguments of the networks' forward. An ONNX file gets inputs of its
+            own shapes and types; what it leaves open is as in `example_inputs`.
+        target: where to time them.
+        threads: CPU threads of the target, None for one per physical core.
+        dtype: number format that networks run in; ONNX files and engines have their own.
+        memory: also measure the peak memory of each, in a process of its own; on targets on the processor.
+
+    Raises:
+        InputError: the target does not run such a file, or memory is asked for on another device.
+        ModelError: a network or file cannot be brought to the target.
+        TargetError: there is no such target.
+    """
+    inputs = as_inputs(example_inputs)
+    device = get_target(target, threads, dtype)
+    check_runnable(models, device, memory)
+    own = {name: _own_inputs(model, inputs) for name, model in models.items()}
+    runners: dict[str, Runner] = {}
+    try:
+        for name, model in models.items():
+            runners[name] = _prepare(model, own[name], device)
+        rounds = time_in_turn(runners, min_runs=FEWEST_ROUNDS)
+    finally:
+        for runner in runners.values():
+            runner.close()
+    first = next(iter(rounds), "")
+    rows: list[BenchRow] = []
+    for name, runs in rounds.items():
+        timing = runs.timing_of(runs.seconds)
+        ratio = ratio_of(runs, rounds[first]) if name != first else None
+        peak, failure = _peak(device, models[name], own[name]) if memory else (None, None)
+        rows.append(
+            BenchRow(
+                name,
+                1e3 * timing.median_s,
+                1e3 * timing.p90_s,
+                timing.runs,
+                _batch(own[name]) / timing.median_s,
+                ratio.value if ratio is not None else 1.0,
+                (ratio.low, ratio.high) if ratio is not None else None,
+                tuple(tuple(value.shape) for value in own[name]),
+                peak,
+                failure,
+            )
+        )
+    return tuple(rows)
+
+
+def check_runnable(models: Mapping[str, object], device: Target, memory: bool = False) -> None:
+    """Checks, before the work starts, that a target runs what is to be timed on it; files are not read yet.
+
+    Args:
+        models: files and others by name.
+        device: the target.
+        memory: whether the peak memory is to be measured as well.
+
+    Raises:
+        InputError: it does not.
+        ModelError: a file is missing.
+    """
+    for model in models.values():
+        if not isinstance(model, str | os.PathLike):
+            continue
+        path = Path(model)
+        if path.suffix == ONNX_SUFFIX:
+            if not isinstance(device, RunsOnnx):
+                hint = "use --target onnxruntime:cpu"
+                raise InputError(f"{path} is an ONNX file, which {device.name} does not run: {hint}")
+        elif path.suffix not in ENGINE_SUFFIXES:
+            raise InputError(f"{path} is neither an ONNX file (.onnx) nor a TensorRT engine (.engine, .plan)")
+        elif not isinstance(device, RunsEngines):
+            raise InputError(f"{path} is a TensorRT engine, which {device.name} does not run: use --target tensorrt")
+        if not path.is_file():
+            raise ModelError(f"{path} is a folder; name a file in it" if path.is_dir() else f"there is no file {path}")
+    if memory and not device.name.endswith(":cpu"):
+        raise InputError(f"peak memory is measured on the processor: {device.name} has a device of its own")
+
+
+def _own_inputs(model: nn.Module | str | os.PathLike[str], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    if isinstance(model, nn.Module) or Path(model).suffix != ONNX_SUFFIX:
+        return inputs
+    return onnx_inputs(Path(model), [value for value in inputs if isinstance(value, Tensor)])
+
+
+def _prepare(model: nn.Module | str | os.PathLike[str], inputs: tuple[Any, ...], device: Target) -> Runner:
+    if isinstance(model, nn.Module):
+        return device.prepare(model.eval(), inputs)
+    path = Path(model)
+    if path.suffix == ONNX_SUFFIX:
+        assert isinstance(device, RunsOnnx)
+        return device.prepare_onnx(path, inputs)
+    assert isinstance(device, RunsEngines)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
+    return device.prepare_engine(data, inputs)
+
+
+def _batch(inputs: tuple[Any, ...]) -> int:
+    """Size of axis 0 of the first input; 1 where it has none."""
+    return int(inputs[0].shape[0]) if inputs and inputs[0].ndim else 1
+
+
+def _peak(
+    device: Target, model: nn.Module | str | os.PathLike[str], inputs: tuple[Any, ...]
+) -> tuple[int | None, str | None]:
+    """(bytes, why there are none)."""
+    try:
+        return peak_memory(device, model if isinstance(model, nn.Module) else Path(model), inputs), None
+    except (ModelError, TargetError) as error:
+        return None, str(error)

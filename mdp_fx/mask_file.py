@@ -1,0 +1,123 @@
+"""Mask files, as HALP and MDP write them, read without running code from them."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdp_fx.errors import InputError, MdpFxError, first_line
+from mdp_fx.pickle_reader import ForeignClassError, read_plain
+
+_ADMITTED = "mask files hold dictionaries, strings and tensors only"
+_TORCH_SAVE = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+
+
+def is_mask_file(path: Path) -> bool:
+    """Whether a file is a pickle of Python's own, as masks are: `torch.save` makes another kind."""
+    if path.suffix != ".pkl" or not path.is_file() or zipfile.is_zipfile(path):
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_TORCH_SAVE)) != _TORCH_SAVE
+
+
+def read_masks(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads a mask file. One from anywhere may be read: nothing in it is executed.
+
+    Returns:
+        Masks by layer name, as the file has it; boolean, shape (channels,).
+
+    Raises:
+        InputError: it is missing, damaged, holds anything but dictionaries, strings and tensors, or is no mask file.
+    """
+    path = Path(path)
+    content = _load(path)
+    if not isinstance(content, dict) or not content:
+        what = "an empty dictionary" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise InputError(f"{path} holds {what}, not masks by layer name")
+    masks: dict[str, Tensor] = {}
+    for key, value in content.items():
+        for name in key if isinstance(key, tuple) else (key,):
+            if not isinstance(name, str):
+                raise InputError(f"{path} has a {type(name).__name__} in place of a layer's name")
+            if name in masks:
+                raise InputError(f"{path} names layer {name!r} twice")
+            masks[name] = check_mask(value, name, str(path))
+    return masks
+
+
+def check_mask(value: object, name: str, where: str) -> Tensor:
+    """A mask as boolean entries, shape (channels,).
+
+    Args:
+        value: what is given as a mask.
+        name: of its layer, for messages.
+        where: it comes from, for messages.
+
+    Raises:
+        InputError: it is no tensor of one axis with zeros and ones.
+    """
+    if not isinstance(value, Tensor) or value.ndim != 1 or not value.numel():
+        what = "x".join(map(str, value.shape)) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{where}: the mask of layer {name!r} is {what}, not one entry per output channel")
+    if not bool(((value == 0) | (value == 1)).all()):
+        raise InputError(f"{where}: the mask of layer {name!r} has entries other than 0 and 1")
+    return value.detach().bool()
+
+
+def _load(path: Path) -> Any:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a mask file in it")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
+    try:
+        if data.startswith(_TORCH_SAVE) or zipfile.is_zipfile(path):
+            return read_plain(path)
+        return _Unpickler(io.BytesIO(data)).load()
+    except ForeignClassError as error:
+        raise InputError(f"{path} holds objects of other classes: {_ADMITTED}") from error
+    except _RefusedError as error:
+        raise InputError(f"{path} needs {error}: {_ADMITTED}") from error
+    except MdpFxError:
+        raise
+    except Exception as error:  # a damaged or hostile pickle can fail in any way
+        raise InputError(f"{path} is truncated, damaged or no mask file ({first_line(error)})") from error
+
+
+class _RefusedError(Exception):
+    """A pickle names something that no mask file needs."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what `pickle.dump` makes of dictionaries of tensors; see "Restricting globals" in Python's own manual."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The function or class of that name, if it is one of those that such a pickle consists of."""
+        admitted = {
+            "collections.OrderedDict": OrderedDict,
+            "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,  # type: ignore[attr-defined, unused-ignore]
+            "torch.storage._load_from_bytes": _storage,
+            "_codecs.encode": _latin1,
+        }
+        if f"{module}.{name}" not in admitted:
+            raise _RefusedError(f"{module}.{name}")
+        return admitted[f"{module}.{name}"]
+
+
+def _latin1(text: str, _encoding: str) -> bytes:
+    """Bytes, which pickles before protocol 3 hold as text."""
+    return text.encode("latin1")
+
+
+def _storage(data: bytes) -> Any:
+    """The storage of a tensor, from wherever it was saved, on the CPU."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
