@@ -17,6 +17,7 @@ from mdp_fx.cli import options
     "--target", metavar="NAME", help="Also predict each module's latency on this target (measures what is not known)."
 )
 @options.threads_option
+@options.fill_option
 @options.front_end_option
 @options.model_options
 @options.output_format
@@ -27,6 +28,7 @@ def command(
     batch: int,
     target: str | None,
     threads: int | None,
+    fill: Any,
     front_end: Any,
     arch: str | None,
     trust_pickle: bool,
@@ -50,6 +52,7 @@ def command(
             inputs,
             target=target,
             threads=threads,
+            fill=fill,
             front_end=front_end,
             progress=reporter.measured,
         )

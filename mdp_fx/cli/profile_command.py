@@ -12,6 +12,7 @@ from mdp_fx.cli import options
 @click.command("profile")
 @options.model_argument()
 @options.target_options
+@options.fill_option
 @options.input_options
 @options.step_option
 @options.front_end_option
@@ -21,6 +22,7 @@ def command(
     model: str,
     target: str,
     threads: int | None,
+    fill: Any,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     step: int,
@@ -40,7 +42,7 @@ def command(
         reporter.stage("load the network")
         from mdp_fx.latency.targets import get_target
 
-        get_target(target, threads)
+        get_target(target, threads, fill=fill, batch=batch)
         loaded = options.load(model, arch, trust_pickle)
         from mdp_fx.api import profile
         from mdp_fx.report.tables import profile_tables
@@ -50,6 +52,7 @@ def command(
             options.make_inputs(shapes, batch, loaded),
             target=target,
             threads=threads,
+            fill=fill,
             step=step,
             front_end=front_end,
             name=loaded.name,

@@ -17,6 +17,7 @@ from mdp_fx.cli import options
 @click.option("--params", metavar="BUDGET", help="Parameters: 60%, or 4M.")
 @click.option("--macs", metavar="BUDGET", help="Multiply-accumulates: 60%, or 300M.")
 @options.target_options
+@options.fill_option
 @options.input_options
 @options.scoring_options
 @options.method_option("uniform")
@@ -49,6 +50,7 @@ def command(
     macs: str | None,
     target: str,
     threads: int | None,
+    fill: Any,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     importance: str | None,
@@ -94,7 +96,7 @@ def command(
         reporter.stage("load the network")
         from mdp_fx.latency.targets import get_target
 
-        get_target(target, threads)
+        device = get_target(target, threads, fill=fill, batch=batch)
         found = options.load_to_score(model, arch, trust_pickle, shapes, batch, data, loss, seed)
         loaded, inputs = found.loaded, found.inputs
         if loaded.recipe is not None:
@@ -102,6 +104,7 @@ def command(
 
         from mdp_fx.api import prune
         from mdp_fx.checkpoint import check_savable, save_slim
+        from mdp_fx.example_inputs import random_inputs, recipe_types
         from mdp_fx.exporters.onnx_export import export_onnx
         from mdp_fx.files import together
         from mdp_fx.report.tables import prune_tables
@@ -112,6 +115,7 @@ def command(
             **budgets,
             target=target,
             threads=threads,
+            fill=fill,
             method=method,
             importance=importance,
             data=found.data,
@@ -132,6 +136,8 @@ def command(
             stage=reporter.stage,
             progress=reporter.measured,
         )
+        if not device.can_run:
+            inputs = random_inputs(result.recipe.input_shapes, recipe_types(result.recipe))  # few: one may be exported
         reporter.stage("write")
         check_savable(result.module)
         with together():

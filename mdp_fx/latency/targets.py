@@ -10,12 +10,13 @@ import difflib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, Literal, Protocol, cast
 
 from torch import Tensor, nn
 
 from mdp_fx.errors import TargetError
 from mdp_fx.latency.timing import Effort, Timing
+from mdp_fx.passes.convolutions import Convolution
 
 
 class RegionSpec(Protocol):
@@ -36,6 +37,10 @@ class RegionSpec(Protocol):
     @property
     def build(self) -> Callable[[tuple[int, ...]], tuple[nn.Module, tuple[Tensor, ...]]]:
         """The region as a module at given sizes, in eval mode, with example inputs."""
+
+    @property
+    def convolutions(self) -> Callable[[tuple[int, ...]], tuple[Convolution, ...]]:
+        """The convolutions in the region at given sizes."""
 
 
 class Runner(ABC):
@@ -63,9 +68,11 @@ class Target(ABC):
         dtype: number format of weights and activations.
         threads: CPU threads used.
         alignment: channel multiple at which this target's latency steps.
+        can_run: whether it times anything; where not, it predicts from a table that came from elsewhere.
     """
 
-    name: ClassVar[str]
+    name: str
+    can_run: ClassVar[bool] = True
     dtype: ClassVar[str] = "float32"
     threads: int
     alignment: int
@@ -105,24 +112,45 @@ _TARGETS = {
 }
 
 
+_TABLES = ("titan-v", "table:PATH")
+"""Targets that are tables, see `table_target.py`."""
+
+
 def target_names() -> tuple[str, ...]:
-    """The names `get_target` knows."""
+    """The names of the targets that run networks."""
     return tuple(_TARGETS)
 
 
-def get_target(name: str, threads: int | None = None) -> Target:
+def get_target(
+    name: str, threads: int | None = None, *, fill: Literal["analytic"] | None = None, batch: int | None = None
+) -> Target:
     """The target called `name`.
 
     Args:
-        name: one of `target_names()`.
+        name: one of `target_names()`, "titan-v", or "table:" and the path of a table of convolutions.
         threads: CPU threads; None takes one per physical core available to this process.
+        fill: "analytic" estimates what a table does not have; for the targets that are tables alone.
+        batch: batch size that latency will be asked for; a table must have it.
 
     Raises:
-        TargetError: no such target (near names are offered), a missing package, or a bad thread count.
+        TargetError: no such target (near names are offered), a missing package, a bad thread count, or another batch
+            than a table has.
+        InputError: the table cannot be read.
     """
+    if name == "titan-v" or name.startswith("table:"):
+        from mdp_fx.latency.table_target import TableTarget
+
+        table = TableTarget.named(name, threads, fill)
+        if batch is not None:
+            table.check_batch(batch)
+        return table
+    if fill is not None:
+        message = f"--fill is for targets that are tables ({', '.join(_TABLES)}); {name} measures what it does not know"
+        raise TargetError(message)
     if name not in _TARGETS:
-        near = difflib.get_close_matches(name, _TARGETS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known targets: {', '.join(_TARGETS)}"
+        known = (*_TARGETS, *_TABLES)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known targets: {', '.join(known)}"
         message = f"unknown target {name!r}: {hint}"
         raise TargetError(message)
     module_name, class_name, package = _TARGETS[name]
