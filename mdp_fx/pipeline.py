@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -58,13 +57,8 @@ def analyse(
     if batch_of(inputs) == 0:
         msg = "the example inputs hold an empty batch: give at least one example"
         raise InputError(msg)
-    asked = Compilation(model, inputs)
-    if not all_examples:
-        asked = replace(asked, inputs=first_example(inputs), costed_batch=batch_of(inputs))
-    typed = _typed(asked, front_end, stage)
-    assert typed.graph is not None
-    if not all_examples and typed.graph.batch is None:
-        typed = _typed(Compilation(model, inputs), front_end, stage)
+    typed = None if all_examples else _typed_by_one(model, inputs, front_end, stage)
+    typed = typed or _typed(Compilation(model, inputs), front_end, stage)
     state = run_passes(ANALYSES, typed, stage=stage)
     assert state.graph is not None
     assert state.groups is not None
@@ -81,6 +75,17 @@ def first_example(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return leaf[:1] if isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == batch else leaf
 
     return cast("tuple[Any, ...]", pytree.tree_map(first, inputs))
+
+
+def _typed_by_one(model: nn.Module, inputs: tuple[Any, ...], front_end: Choice, stage: Stage) -> Compilation | None:
+    """What `_typed` makes of the first example; None where that says nothing of all of them."""
+    asked = Compilation(model, first_example(inputs), costed_batch=batch_of(inputs))
+    try:
+        typed = _typed(asked, front_end, stage)
+    except InputError:
+        return None  # A network may be made for one number of examples: what it says of all of them counts.
+    assert typed.graph is not None
+    return typed if typed.graph.batch is not None else None
 
 
 def _typed(asked: Compilation, front_end: Choice, stage: Stage) -> Compilation:

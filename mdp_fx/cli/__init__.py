@@ -18,6 +18,7 @@ _COMMANDS = {
     "solve": "Decide on a saved search space: what to keep within budgets, and a proof.",
     "frontier": "Show how much importance is kept at every latency: the whole curve.",
     "profile": "Measure the latency tables of a network on a target.",
+    "table": "Show, share and clean up the latency tables that were measured.",
     "bench": "Time networks against each other on a target.",
     "diff": "Compare two networks module by module.",
     "apply": "Apply a recipe to the dense network it was made for.",

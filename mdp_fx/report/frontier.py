@@ -195,8 +195,16 @@ def write_plot(curve: Curve, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    drawn = figure(curve)
-    content = _png(drawn, path) if path.suffix.lower() == ".png" else _page(drawn, curve).encode()
+    write_figure(figure(curve), "frontier", curve.title, path)
+
+
+def write_figure(drawn: Any, name: str, title: str, path: Path) -> None:
+    """Writes a plotly figure as `write_plot` does; `name` is that of its element in the page.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    content = _png(drawn, path) if path.suffix.lower() == ".png" else _page(drawn, name, title).encode()
     atomic_write(path, lambda file: file.write(content))
 
 
@@ -210,14 +218,13 @@ def _png(drawn: Any, path: Path) -> bytes:
     return content
 
 
-def _page(drawn: Any, curve: Curve) -> str:
+def _page(drawn: Any, name: str, title: str) -> str:
     plot = drawn.to_html(
-        full_html=False, include_plotlyjs=True, div_id="frontier", default_height="95vh", config={"displaylogo": False}
+        full_html=False, include_plotlyjs=True, div_id=name, default_height="95vh", config={"displaylogo": False}
     )
-    title = html.escape(curve.title)
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>'
-        f"{title}</title></head>\n<body>\n{plot}\n</body>\n</html>\n"
+        f"{html.escape(title)}</title></head>\n<body>\n{plot}\n</body>\n</html>\n"
     )
 
 
