@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from mdp_fx.budget_search import BudgetSearch, SolverOptions
+from mdp_fx.budget_search import SolverOptions
 from mdp_fx.budgets import Budget, parse_budget
 from mdp_fx.checkpoint import load_slim, save_slim
 from mdp_fx.comparison import bench as bench
@@ -17,6 +17,7 @@ from mdp_fx.errors import RecipeError
 from mdp_fx.example_inputs import random_inputs, recipe_types
 from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.network import exact_sum, region_tables
+from mdp_fx.latency.table_target import Fill, TableTarget
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
 from mdp_fx.layer_masks import MaskedResult
@@ -28,11 +29,12 @@ from mdp_fx.passes.front_end import Choice
 from mdp_fx.passes.importance import Loss
 from mdp_fx.passes.restrict import named_restrictions, restrict
 from mdp_fx.passes.search_space import SearchSpace
-from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, rewrite
+from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, first_example, rewrite
+from mdp_fx.predicted_search import PredictedSearch, predicted_profile, search_for
 from mdp_fx.recipe import Recipe, fingerprint
 from mdp_fx.report.diff import Diff
 from mdp_fx.report.diff import diff as compare_networks
-from mdp_fx.report.facts import Inspection, Profile, PruneReport, RegionRow
+from mdp_fx.report.facts import Inspection, Prediction, Profile, PruneReport, RegionRow
 from mdp_fx.run_report import inspection, prune_recipe, prune_report
 from mdp_fx.scoring import analyse_and_score, importance_kind
 
@@ -67,6 +69,7 @@ def prune(
     target: str = "onnxruntime:cpu",
     threads: int | None = None,
     dtype: str = "float32",
+    fill: Fill | None = None,
     method: str = "mdp",
     importance: str | None = None,
     data: Iterable[Any] | None = None,
@@ -95,9 +98,12 @@ def prune(
         latency: "50%" of the dense latency, "12.5ms", or a share as a number; 50 % where no budget is given.
         params: budget of parameters: "60%", "4M", or a share.
         macs: budget of multiply-accumulates, likewise.
-        target: where latency counts, one of those that `targets` lists.
+        target: where latency counts, one of those that `targets` lists: measured on a device, or predicted from a
+            table without any run ("titan-v", or "table:" and the path of a CSV file; example inputs then only say the
+            batch).
         threads: CPU threads of the target, None for one per physical core.
         dtype: number format that it runs in: "float32", "float16" or "bfloat16"; the slim network keeps its own.
+        fill: "analytic" estimates convolutions that a table does not have; without it they are an error.
         method: "mdp", "mgp", "mdlm", "halp" or "uniform".
         importance: "taylor" (default with data), "l2" (default without), "l1", "bn", "random".
         data: batches of (inputs, targets), for taylor.
@@ -126,24 +132,18 @@ def prune(
     budgets = _budgets(latency, params, macs)
     kind = importance_kind(importance, data)
     inputs = as_inputs(example_inputs)
-    device = get_target(target, threads, dtype)
+    batch = batch_of(inputs)
+    device = get_target(target, threads, dtype, fill=fill, batch=batch)
     watch = Stopwatch(stage)
     analysis, choices, scores = analyse_and_score(
-        model, inputs, kind, data, loss, step, keep, only, front_end, seed, watch, progress
+        *(model, inputs, kind, data, loss, step, keep, only, front_end, seed, watch, progress),
+        all_examples=device.can_run,
     )
+    if not device.can_run:
+        inputs = analysis.graph.example_inputs  # Those few that the network was traced with: no other will be needed.
     options = SolverOptions(method, gap, time_limit, seed, min_keep, dict(fixed or {}), tuple(keep_blocks), max_removed)
     with LatencyTable() as table, named_restrictions(min_keep, fixed, keep_blocks):
-        search = BudgetSearch(
-            analysis,
-            choices,
-            scores,
-            device,
-            table,
-            inputs,
-            options=options,
-            stage=watch,
-            progress=progress,
-        )
+        search = search_for(analysis, choices, scores, device, table, inputs, batch, step, options, watch, progress)
         outcome = search.run(budgets.get("latency"), {k: v for k, v in budgets.items() if k != "latency"})
     watch("")
     recipe = prune_recipe(model, analysis, outcome, kind, step, inputs, device.name)
@@ -153,7 +153,7 @@ def prune(
         outcome,
         device,
         importance=kind,
-        batch=batch_of(inputs),
+        batch=batch,
         has_data=data is not None,
         pretrained=pretrained,
         seconds=watch.seconds,
@@ -168,6 +168,7 @@ def search_space(
     target: str | None = "onnxruntime:cpu",
     threads: int | None = None,
     dtype: str = "float32",
+    fill: Fill | None = None,
     importance: str | None = None,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -181,15 +182,17 @@ def search_space(
     seed: int = 0,
     stage: Stage = silent,
     progress: MeasureProgress | None = None,
+    predicted: Callable[[Prediction], None] | None = None,
 ) -> SearchSpace:
     """What `prune` decides on, without a decision: for `solve`, `frontier`, or a file (`SearchSpace.save`).
 
     Args:
         model: the trained dense network; left unchanged.
         example_inputs: a tensor, or the positional arguments of its forward; axis 0 is the batch that counts.
-        target: where latency counts, measured as `prune` does and calibrated by the dense network; with None nothing
-            is measured, and the space has the costs "params" and "macs" only.
+        target: where latency counts, measured as `prune` does and calibrated by the dense network, or predicted; with
+            None nothing is measured, and the space has the costs "params" and "macs" only.
         threads: see `prune`, as for all that follow.
+        fill: how to estimate what a table does not have.
         importance: what channels are worth.
         data: batches of (inputs, targets).
         loss: of (outputs, targets).
@@ -203,6 +206,7 @@ def search_space(
         seed: of everything random.
         stage: called with the name of each stage as it starts.
         progress: called with (done, total, text) while measuring.
+        predicted: told how far the table goes, where the target only predicts.
 
     Raises:
         MdpFxError: one line that says what, where and what to do.
@@ -210,26 +214,21 @@ def search_space(
     check_restrictions(min_keep, fixed, keep_blocks)
     kind = importance_kind(importance, data)
     inputs = as_inputs(example_inputs)
-    device = None if target is None else get_target(target, threads, dtype)
+    batch = batch_of(inputs)
+    device = None if target is None else get_target(target, threads, dtype, fill=fill, batch=batch)
     analysis, choices, scores = analyse_and_score(
-        model, inputs, kind, data, loss, step, keep, only, front_end, seed, stage, progress
+        *(model, inputs, kind, data, loss, step, keep, only, front_end, seed, stage, progress),
+        all_examples=device is None or device.can_run,
     )
     if device is None:
         space = build_space(analysis, choices, scores, {})
         return restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
     options = SolverOptions(min_keep=min_keep, fixed=dict(fixed or {}), keep_blocks=tuple(keep_blocks))
     with LatencyTable() as table:
-        return BudgetSearch(
-            analysis,
-            choices,
-            scores,
-            device,
-            table,
-            inputs,
-            options=options,
-            stage=stage,
-            progress=progress,
-        ).measured_space()
+        search = search_for(analysis, choices, scores, device, table, inputs, batch, step, options, stage, progress)
+        if isinstance(search, PredictedSearch) and predicted is not None:
+            predicted(search.prediction())
+        return search.measured_space()
 
 
 def _budgets(
@@ -293,6 +292,7 @@ def diff(
     target: str | None = None,
     threads: int | None = None,
     dtype: str = "float32",
+    fill: Fill | None = None,
     front_end: Choice = "auto",
     progress: MeasureProgress | None = None,
 ) -> Diff:
@@ -300,12 +300,13 @@ def diff(
     inputs = as_inputs(example_inputs)
     if target is None:
         return compare_networks(a, b, inputs)
-    device = get_target(target, threads, dtype)
+    device = get_target(target, threads, dtype, fill=fill, batch=batch_of(inputs))
     with LatencyTable() as table:
         sides = [
             exact_sum(found.regions, lambda dim: dim.size, device, table, progress)
-            for found in (analyse(network, inputs, front_end=front_end) for network in (a, b))
+            for found in (analyse(each, inputs, front_end=front_end, all_examples=device.can_run) for each in (a, b))
         ]
+    inputs = inputs if device.can_run else first_example(inputs)
     return compare_networks(a, b, inputs, latency=(sides[0], sides[1]))
 
 
@@ -323,6 +324,7 @@ def profile(
     target: str = "onnxruntime:cpu",
     threads: int | None = None,
     dtype: str = "float32",
+    fill: Fill | None = None,
     step: int = 8,
     front_end: Choice = "auto",
     name: str | None = None,
@@ -331,8 +333,10 @@ def profile(
 ) -> Profile:
     """Measures the latency tables that pruning a network needs, and says where its time goes."""
     inputs = as_inputs(example_inputs)
-    device = get_target(target, threads, dtype)
-    analysis = analyse(model, inputs, front_end=front_end, stage=stage)
+    device = get_target(target, threads, dtype, fill=fill, batch=batch_of(inputs))
+    analysis = analyse(model, inputs, front_end=front_end, all_examples=device.can_run, stage=stage)
+    if isinstance(device, TableTarget):
+        return predicted_profile(analysis, device, batch_of(inputs), name or type(model).__name__)
     stage("measure cost regions")
     with LatencyTable() as table:
         tables = region_tables(analysis, choose(analysis, step), device, table, progress=progress)

@@ -27,6 +27,7 @@ from mdp_fx.passes.minlp import Certificate, solve
 from mdp_fx.passes.restrict import restrict
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, share_of
 from mdp_fx.pipeline import rewrite
+from mdp_fx.report.facts import Prediction
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class SolverOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A slim network that was built and timed.
+    """A slim network that was built, and timed where the target can run it.
 
     Attributes:
         module: the slim network.
@@ -71,11 +72,12 @@ class Outcome:
         predicted_s: predicted latency, from the regions at their exact sizes; None without a latency budget.
         dense_sum_s: sum of the dense network's regions; None without a latency budget.
         calibration: from the sum of regions to the whole network; None without a latency budget.
-        dense: timing of the dense network.
-        slim: timing of the slim one, alternated with the dense one.
+        dense: timing of the dense network; None on a target that only predicts.
+        slim: timing of the slim one, alternated with the dense one; None on a target that only predicts.
         rounds: how often the solver was asked.
         regions_measured: table points measured now.
         regions_cached: table points that were known.
+        prediction: how far the table goes that a target predicts from; None where it measures.
     """
 
     module: fx.GraphModule
@@ -87,21 +89,32 @@ class Outcome:
     predicted_s: float | None
     dense_sum_s: float | None
     calibration: Calibration | None
-    dense: Timing
-    slim: Timing
+    dense: Timing | None
+    slim: Timing | None
     rounds: int
     regions_measured: int
     regions_cached: int
+    prediction: Prediction | None = None
+
+    @property
+    def dense_s(self) -> float:
+        """Latency of the dense network: measured, or predicted where nothing is."""
+        return self.dense.median_s if self.dense is not None else self.dense_sum_s or 0.0
+
+    @property
+    def slim_s(self) -> float:
+        """Latency of the slim network: measured, or predicted where nothing is."""
+        return self.slim.median_s if self.slim is not None else self.predicted_s or 0.0
 
     @property
     def ratio(self) -> float:
         """Measured over asked latency."""
-        return self.slim.median_s / self.asked_s if self.asked_s is not None else 0.0
+        return self.slim_s / self.asked_s if self.asked_s is not None else 0.0
 
     @property
     def miss(self) -> float:
         """Share by which the prediction is off, to either side."""
-        return abs(self.predicted_s / self.slim.median_s - 1.0) if self.predicted_s is not None else 0.0
+        return abs(self.predicted_s / self.slim_s - 1.0) if self.predicted_s is not None else 0.0
 
 
 @dataclass(frozen=True)
@@ -202,7 +215,7 @@ class BudgetSearch:
         return _Dense(tables, sum(self._exact(Selection({}, ())).values()), whole)
 
     def _without_latency(self, dense_runner: Runner, space: SearchSpace, others: Mapping[str, Budget]) -> Outcome:
-        space = replace(space, budgets=_limits(space, others))
+        space = replace(space, budgets=absolute_limits(space, others))
         selection, certificate = self._solve(space)
         module, kept = self._build(selection)
         dense, slim = self._time(dense_runner, module)
@@ -234,7 +247,7 @@ class BudgetSearch:
                 if best is not None and best.ratio <= OVER:
                     break  # The corrected model says that no structure comes closer than the best so far.
                 reach = 1e-6 * (error.smallest.get("latency", 0.0) - gain) / AIM
-                raise _in_users_terms(error, asked, dense_s, reach) from error
+                raise in_users_terms(error, asked, dense_s, reach) from error
             space, selection, certificate, exact = chosen
             predicted = calibration.whole(exact)
             module, kept = self._build(selection)
@@ -287,7 +300,7 @@ class BudgetSearch:
         tried: list[tuple[float, SearchSpace, Selection, Certificate, float]] = []
         for _ in range(MOST_CORRECTIONS):
             space = self._space(self._tables(), calibration)
-            space = replace(space, budgets=_limits(space, others) | {"latency": bias * limit_us})
+            space = replace(space, budgets=absolute_limits(space, others) | {"latency": bias * limit_us})
             selection, certificate = self._solve(space)
             self._stage("measure the chosen regions")
             exact = sum(self._exact(selection).values())
@@ -369,7 +382,7 @@ class BudgetSearch:
         return exact_sum(alive, size_of, self._target, self._table)
 
 
-def _in_users_terms(error: BudgetError, asked_s: float, dense_s: float, reach_s: float) -> BudgetError:
+def in_users_terms(error: BudgetError, asked_s: float, dense_s: float, reach_s: float) -> BudgetError:
     """What the solver was asked differs from what the user asked by the aim and the calibration."""
     if reach_s <= asked_s:
         return error  # Another budget is what cannot be met.
@@ -383,7 +396,7 @@ def _compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:
     return compare(runners, min_time_s=0.5, max_time_s=5.0, error=0.01)
 
 
-def _limits(space: SearchSpace, others: Mapping[str, Budget]) -> dict[str, float]:
+def absolute_limits(space: SearchSpace, others: Mapping[str, Budget]) -> dict[str, float]:
     """Budgets in absolute terms.
 
     Raises:

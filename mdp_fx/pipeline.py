@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, ModelError
 from mdp_fx.passes.base import Compilation, Pass, Stage, batch_of, run_passes, silent
@@ -30,13 +32,22 @@ def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
     return tuple(example_inputs) if isinstance(example_inputs, list | tuple) else (example_inputs,)
 
 
-def analyse(model: nn.Module, example_inputs: Any, *, front_end: Choice = "auto", stage: Stage = silent) -> Analysis:
+def analyse(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    front_end: Choice = "auto",
+    all_examples: bool = True,
+    stage: Stage = silent,
+) -> Analysis:
     """Runs every analysis pass.
 
     Args:
         model: the dense network, left unchanged.
         example_inputs: positional arguments of its forward; axis 0 is the batch that latency is asked for.
         front_end: "symbolic" tracing, torch.export ("export"), or "auto": the first of them that can follow the model.
+        all_examples: False runs the model on the first example alone, where it leaves the batch open: what it costs at
+            the batch of the inputs is then only counted.
         stage: called with the name of each pass as it starts.
     """
     if not isinstance(model, nn.Module):
@@ -46,12 +57,35 @@ def analyse(model: nn.Module, example_inputs: Any, *, front_end: Choice = "auto"
     if batch_of(inputs) == 0:
         msg = "the example inputs hold an empty batch: give at least one example"
         raise InputError(msg)
-    state = run_passes(ANALYSES, _typed(Compilation(model, inputs), front_end, stage), stage=stage)
+    typed = None if all_examples else _typed_by_one(model, inputs, front_end, stage)
+    typed = typed or _typed(Compilation(model, inputs), front_end, stage)
+    state = run_passes(ANALYSES, typed, stage=stage)
     assert state.graph is not None
     assert state.groups is not None
     assert state.blocks is not None
     assert state.regions is not None
     return Analysis(state.graph, state.groups, state.blocks, state.regions)
+
+
+def first_example(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The first example of a batch of them."""
+    batch = batch_of(inputs)
+
+    def first(leaf: Any) -> Any:
+        return leaf[:1] if isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == batch else leaf
+
+    return cast("tuple[Any, ...]", pytree.tree_map(first, inputs))
+
+
+def _typed_by_one(model: nn.Module, inputs: tuple[Any, ...], front_end: Choice, stage: Stage) -> Compilation | None:
+    """What `_typed` makes of the first example; None where that says nothing of all of them."""
+    asked = Compilation(model, first_example(inputs), costed_batch=batch_of(inputs))
+    try:
+        typed = _typed(asked, front_end, stage)
+    except InputError:
+        return None  # A network may be made for one number of examples: what it says of all of them counts.
+    assert typed.graph is not None
+    return typed if typed.graph.batch is not None else None
 
 
 def _typed(asked: Compilation, front_end: Choice, stage: Stage) -> Compilation:
@@ -73,7 +107,7 @@ def _typed(asked: Compilation, front_end: Choice, stage: Stage) -> Compilation:
         stage("compare with the model")
         fault = difference(asked.model, state.graph, asked.inputs)
         # What was computed of the batch's size, or taken for it, shows with another one: a small one is as good as any.
-        others = resized(asked.inputs, 3 if asked.batch != 3 else 5)
+        others = resized(asked.inputs, 3 if batch_of(asked.inputs) != 3 else 5)
         if fault is None and (not is_open or difference(asked.model, state.graph, others) is None):
             return state
     msg = f"the graph of {type(asked.model).__name__} is another network: {fault}"

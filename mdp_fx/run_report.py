@@ -35,10 +35,10 @@ def prune_report(
     """Everything a user wants to know of a run."""
     asked, calibration = outcome.asked_s, outcome.calibration
     latency = LatencyFacts(
-        measured_ms=1e3 * outcome.slim.median_s,
-        dense_ms=1e3 * outcome.dense.median_s,
+        measured_ms=1e3 * outcome.slim.median_s if outcome.slim is not None else None,
+        dense_ms=1e3 * outcome.dense_s,
         asked_ms=_ms(asked),
-        asked_share=asked / outcome.dense.median_s if asked is not None else None,
+        asked_share=asked / outcome.dense_s if asked is not None else None,
         predicted_ms=_ms(outcome.predicted_s),
         dense_sum_ms=_ms(outcome.dense_sum_s),
         calibration=calibration.factor if calibration is not None else None,
@@ -71,6 +71,7 @@ def prune_report(
         seconds=dict(seconds),
         front_end=analysis.graph.front_end,
         front_end_why=analysis.graph.why,
+        prediction=outcome.prediction,
     )
 
 

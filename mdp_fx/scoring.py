@@ -34,13 +34,17 @@ def analyse_and_score(
     seed: int,
     stage: Stage,
     progress: Progress | None,
+    *,
+    all_examples: bool = True,
 ) -> tuple[Analysis, Choices, tuple[LayerImportance, ...]]:
     """The network analysed, what may be chosen of it, and what that is worth; the arguments are those of `prune`.
+
+    `all_examples` is that of `analyse`.
 
     Raises:
         MdpFxError: one line that says what, where and what to do.
     """
-    analysis = analyse(model, inputs, front_end=front_end, stage=stage)
+    analysis = analyse(model, inputs, front_end=front_end, all_examples=all_examples, stage=stage)
     check_finite(model)
     choices = choose(analysis, step, keep, only)
     stage("score importance")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from mdp_fx.errors import TargetError
+from mdp_fx.latency.table_target import PREFIX, SHIPPED, TableTarget
 from mdp_fx.latency.targets import target_class, target_names
 from mdp_fx.report.facts import TargetRow
+
+_ANY_TABLE = TargetRow(f"{PREFIX}PATH", available=True, dtypes=(), device="a CSV file of convolution latencies")
 
 
 def targets() -> tuple[TargetRow, ...]:
     """Every target: available with its device, or why not."""
-    return tuple(_row(name) for name in target_names())
+    return (*(_row(name) for name in target_names()), *(_table_row(name) for name in SHIPPED), _ANY_TABLE)
 
 
 def _row(name: str) -> TargetRow:
@@ -30,4 +33,11 @@ def _row(name: str) -> TargetRow:
         device=target.device,
         alignment=target.alignment,
         fingerprint=target.fingerprint(),
+    )
+
+
+def _table_row(name: str) -> TargetRow:
+    target = TableTarget.named(name)
+    return TargetRow(
+        name, available=True, dtypes=(), device=name, alignment=target.alignment, fingerprint=target.fingerprint()
     )

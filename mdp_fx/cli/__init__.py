@@ -19,6 +19,7 @@ _COMMANDS = {
     "frontier": "Show how much importance is kept at every latency: the whole curve.",
     "targets": "List where latency can be measured, and what this machine has of it.",
     "profile": "Measure the latency tables of a network on a target.",
+    "table": "Show, share and clean up the latency tables that were measured.",
     "bench": "Time networks against each other on a target.",
     "diff": "Compare two networks module by module.",
     "apply": "Apply a recipe or layer masks to the dense network they were made for.",

@@ -18,6 +18,7 @@ from mdp_fx.cli import options
 )
 @options.threads_option
 @options.dtype_option
+@options.fill_option
 @options.front_end_option
 @options.model_options
 @options.output_format
@@ -29,6 +30,7 @@ def command(
     target: str | None,
     threads: int | None,
     dtype: str,
+    fill: Any,
     front_end: Any,
     arch: str | None,
     trust_pickle: bool,
@@ -53,6 +55,7 @@ def command(
             target=target,
             threads=threads,
             dtype=dtype,
+            fill=fill,
             front_end=front_end,
             progress=reporter.measured,
         )

@@ -15,6 +15,7 @@ from mdp_fx.errors import InputError
 if TYPE_CHECKING:
     from mdp_fx.cli.console import Reporter
     from mdp_fx.passes.search_space import SearchSpace
+    from mdp_fx.report.facts import Prediction
     from mdp_fx.report.frontier import Curve
 
 _COSTS = ("latency", "params", "macs")
@@ -44,6 +45,7 @@ class _Command(click.Command):
 @click.option("--plot", type=click.Path(path_type=Path), help="Also plot the curve: a .html file, or .png.")
 @click.option("--save-space", type=click.Path(path_type=Path), help="Also write the search space, for mdp-fx solve.")
 @options.target_options
+@options.fill_option
 @options.input_options
 @options.scoring_options
 @options.step_option
@@ -145,6 +147,7 @@ def _measure(
     target: str,
     threads: int | None,
     dtype: str,
+    fill: Any,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     importance: str | None,
@@ -161,18 +164,21 @@ def _measure(
     reporter.stage("load the network")
     from mdp_fx.latency.targets import get_target
 
-    device = get_target(target, threads, dtype)
+    device = get_target(target, threads, dtype, fill=fill, batch=batch)
     model = options.load_to_score(source, arch, trust_pickle, shapes, batch, data, loss, seed)
     from mdp_fx.api import search_space
+    from mdp_fx.report.tables import prediction_notes
     from mdp_fx.run_report import accuracy_warning
     from mdp_fx.scoring import importance_kind
 
+    found: list[Prediction] = []
     space = search_space(
         model.loaded.module,
         model.inputs,
         target=target if timed else None,
         threads=threads,
         dtype=dtype,
+        fill=fill,
         importance=importance,
         data=model.data,
         loss=model.loss,
@@ -183,12 +189,14 @@ def _measure(
         seed=seed,
         stage=reporter.stage,
         progress=reporter.measured,
+        predicted=found.append,
         **restrictions,
     )
     kind = importance_kind(importance, model.data)
     about = (f"{kind} importance, batch {batch}", *([device.fingerprint()] if timed else []))
     warning = accuracy_warning(kind, model.data is not None, model.loaded.pretrained)
-    return _Source(model.loaded.name, space, about, (warning,))
+    rests_on = [f"{label}: {text}" for each in found for label, text, _ in prediction_notes(each)]
+    return _Source(model.loaded.name, space, (*about, *rests_on), (warning,))
 
 
 def _follow_up(ctx: click.Context, source: str, saved: bool, curve: Curve) -> str:

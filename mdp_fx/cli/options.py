@@ -151,6 +151,15 @@ def dtype_option(function: F) -> F:
     )
 
 
+def fill_option(function: F) -> F:
+    """What to do where a table has no answer."""
+    return click.option(
+        "--fill",
+        type=click.Choice(["analytic"]),
+        help="Estimate convolutions that a target's table does not have, instead of an error.",
+    )(function)
+
+
 def method_option(*further: str) -> Callable[[F], F]:
     """How to choose: one of the four methods of one model, or one of `further`."""
     return click.option(

@@ -12,6 +12,7 @@ from mdp_fx.cli import options
 @click.command("profile")
 @options.model_argument()
 @options.target_options
+@options.fill_option
 @options.input_options
 @options.step_option
 @options.front_end_option
@@ -22,6 +23,7 @@ def command(
     target: str,
     threads: int | None,
     dtype: str,
+    fill: Any,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     step: int,
@@ -41,7 +43,7 @@ def command(
         reporter.stage("load the network")
         from mdp_fx.latency.targets import get_target
 
-        get_target(target, threads, dtype)
+        get_target(target, threads, dtype, fill=fill, batch=batch)
         loaded = options.load(model, arch, trust_pickle)
         from mdp_fx.api import profile
         from mdp_fx.report.tables import profile_tables
@@ -52,6 +54,7 @@ def command(
             target=target,
             threads=threads,
             dtype=dtype,
+            fill=fill,
             step=step,
             front_end=front_end,
             name=loaded.name,

@@ -17,6 +17,7 @@ from mdp_fx.cli import options
 @click.option("--params", metavar="BUDGET", help="Parameters: 60%, or 4M.")
 @click.option("--macs", metavar="BUDGET", help="Multiply-accumulates: 60%, or 300M.")
 @options.target_options
+@options.fill_option
 @options.input_options
 @options.scoring_options
 @options.method_option("uniform")
@@ -54,6 +55,7 @@ def command(
     target: str,
     threads: int | None,
     dtype: str,
+    fill: Any,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
     importance: str | None,
@@ -99,7 +101,7 @@ def command(
         reporter.stage("load the network")
         from mdp_fx.latency.targets import get_target
 
-        get_target(target, threads, dtype)
+        device = get_target(target, threads, dtype, fill=fill, batch=batch)
         found = options.load_to_score(model, arch, trust_pickle, shapes, batch, data, loss, seed)
         loaded, inputs = found.loaded, found.inputs
         if loaded.recipe is not None:
@@ -107,6 +109,7 @@ def command(
 
         from mdp_fx.api import prune
         from mdp_fx.checkpoint import check_savable, save_slim
+        from mdp_fx.example_inputs import random_inputs, recipe_types
         from mdp_fx.exporters.onnx_export import export_onnx
         from mdp_fx.files import together
         from mdp_fx.report.tables import prune_tables
@@ -118,6 +121,7 @@ def command(
             target=target,
             threads=threads,
             dtype=dtype,
+            fill=fill,
             method=method,
             importance=importance,
             data=found.data,
@@ -138,6 +142,8 @@ def command(
             stage=reporter.stage,
             progress=reporter.measured,
         )
+        if not device.can_run:
+            inputs = random_inputs(result.recipe.input_shapes, recipe_types(result.recipe))  # few: one may be exported
         reporter.stage("write")
         check_savable(result.module)
         with together():

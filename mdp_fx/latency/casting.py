@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mdp_fx.errors import TargetError
 from mdp_fx.graph.casting import cast_network
 from mdp_fx.latency.targets import RegionSpec
+from mdp_fx.passes.convolutions import Convolution
 
 
 def check_dtype(name: str, dtype: str, known: Sequence[str]) -> str:
@@ -55,3 +56,8 @@ class CastRegion:
     def build(self) -> Callable[[tuple[int, ...]], tuple[nn.Module, tuple[Tensor, ...]]]:
         """The region at given sizes, cast."""
         return lambda sizes: cast_network(*self.region.build(sizes), self.dtype)
+
+    @property
+    def convolutions(self) -> Callable[[tuple[int, ...]], tuple[Convolution, ...]]:
+        """Those of the region."""
+        return self.region.convolutions

@@ -16,7 +16,7 @@ from mdp_fx.latency.region_model import RegionModel
 from mdp_fx.latency.sampling import RegionSampler, Sizes
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Target
-from mdp_fx.latency.timing import Timing
+from mdp_fx.latency.timing import Effort, Timing
 from mdp_fx.passes.build_space import Points, reachable_sizes, thinned
 from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.cost_regions import CostRegion
@@ -165,6 +165,8 @@ def exact_sum(
     """
     at = {region.name: tuple(kept_size(axis, size_of) for axis in region.axes) for region in regions}
     regions = [region for region in regions if all(at[region.name])]
+    if not target.can_run:
+        return {region.name: target.time_region(region, at[region.name], Effort()).low_s for region in regions}
     wanted: dict[str, list[tuple[int, ...]]] = {}
     for region in regions:
         wanted.setdefault(region.key, []).append(at[region.name])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,8 +19,12 @@ from mdp_fx.errors import TargetError
 from mdp_fx.latency.interpolation import FloatArray
 from mdp_fx.latency.timing import Timing
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_S = 60.0
+_MAGIC = b"SQLite format 3\x00"
+_COLUMNS = "fingerprint, region, sizes, median_s, p90_s, low_s, spread, runs"
+_NUMBERS_BYTES = 48
+"""What the numbers of a row take, beside its texts."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurement (
     fingerprint TEXT NOT NULL,
@@ -29,9 +35,69 @@ CREATE TABLE IF NOT EXISTS measurement (
     low_s REAL NOT NULL,
     spread REAL NOT NULL,
     runs INTEGER NOT NULL,
+    measured_at REAL,
     PRIMARY KEY (fingerprint, region, sizes)
 ) WITHOUT ROWID
 """
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row: the timing of one region at one set of sizes.
+
+    Attributes:
+        fingerprint: device, runtime and method.
+        region: key of the region.
+        sizes: one for each of its axes.
+        timing: what was measured.
+        measured_at: when, in seconds since 1970; None where that is not known.
+    """
+
+    fingerprint: str
+    region: str
+    sizes: tuple[int, ...]
+    timing: Timing
+    measured_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a table holds of one fingerprint, or of one region of it.
+
+    Attributes:
+        name: the fingerprint, or the key of the region.
+        regions: how many.
+        points: measurements.
+        oldest: time of the first of them whose time is known, None where none is; `newest` that of the last.
+        undated: measurements whose time is not known.
+        size_bytes: what its rows take, about.
+        least_s: smallest latency, and `most_s` the largest.
+    """
+
+    name: str
+    regions: int
+    points: int
+    oldest: float | None
+    newest: float | None
+    undated: int
+    size_bytes: int
+    least_s: float
+    most_s: float
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What became of measurements that were merged into a table.
+
+    Attributes:
+        added: those that it did not have.
+        replaced: those that took the place of one with fewer runs.
+        kept: those that it had with as many runs, or more.
+    """
+
+    added: int
+    replaced: int
+    kept: int
 
 
 def cache_dir() -> Path:
@@ -46,6 +112,20 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdp-fx"
 
 
+def is_sqlite(path: Path) -> bool:
+    """Whether a file begins as SQLite's do.
+
+    Raises:
+        TargetError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError as error:
+        message = f"cannot read {path}: {(error.strerror or 'error').lower()}"
+        raise TargetError(message) from error
+
+
 class LatencyTable:
     """Latencies by (target fingerprint, region key, sizes).
 
@@ -53,23 +133,34 @@ class LatencyTable:
     processes may use one file at the same time; the last measurement of a point stays.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, read_only: bool = False) -> None:
         """Open or create the table at `path` (default: latency.sqlite in `cache_dir()`).
 
+        Args:
+            path: the file.
+            read_only: it must be there, and stays as it is, also if an older version wrote it.
+
         Raises:
-            TargetError: the file cannot be created, is not a latency table, or was written by a newer version.
+            TargetError: the file is missing or cannot be created, is not a latency table, or was written by a newer
+                version.
         """
         self.path = cache_dir() / "latency.sqlite" if path is None else path
+        if read_only and not self.path.is_file():
+            message = f"there is no latency table {self.path}: mdp-fx profile makes one"
+            raise TargetError(message)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"cannot create the folder of the latency table {self.path}: {error.strerror}"
             raise TargetError(message) from error
+        where = f"{self.path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         with self._named_errors():
-            self._connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            self._connection = sqlite3.connect(where, timeout=_BUSY_TIMEOUT_S, isolation_level=None, uri=True)
         try:
             with self._named_errors():
-                self._set_up()
+                self._dated = self._check_version()
+                if not read_only:
+                    self._set_up()
         except TargetError:
             self._connection.close()
             raise
@@ -87,7 +178,7 @@ class LatencyTable:
             arguments.append(_join(only))
         with self._named_errors():
             rows = self._connection.execute(query, arguments).fetchall()
-        return {_split(row[0]): Timing(*row[1:]) for row in rows}
+        return {self._sizes(row[0]): Timing(*row[1:]) for row in rows}
 
     def put(self, fingerprint: str, key: str, sizes: Sequence[int], timing: Timing) -> None:
         """Store one measurement, durably, in place of an earlier one of the same point.
@@ -95,11 +186,10 @@ class LatencyTable:
         Raises:
             TargetError: the file cannot be written.
         """
-        row = (timing.median_s, timing.p90_s, timing.low_s, timing.spread, timing.runs)
+        row = _row(Measurement(fingerprint, key, tuple(sizes), timing, time.time()))
         with self._named_errors():
             self._connection.execute(
-                "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (fingerprint, key, _join(sizes), *row),
+                f"INSERT OR REPLACE INTO measurement ({_COLUMNS}, measured_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
             )
 
     def values(self, fingerprint: str, key: str, axes: Sequence[Sequence[int]]) -> FloatArray:
@@ -113,6 +203,84 @@ class LatencyTable:
                 result[index] = timing.low_s
         return result
 
+    def summaries(self, fingerprint: str | None = None) -> list[Summary]:
+        """What it holds: one entry per fingerprint, or per region of `fingerprint`; in alphabetical order."""
+        name, condition, arguments = "fingerprint", "", []
+        if fingerprint is not None:
+            name, condition, arguments = "region", "WHERE fingerprint=?", [fingerprint]
+        at = self._dated
+        size = f"SUM(LENGTH(fingerprint) + LENGTH(region) + LENGTH(sizes) + {_NUMBERS_BYTES})"
+        query = (
+            f"SELECT {name}, COUNT(DISTINCT region), COUNT(*), MIN({at}), MAX({at}), SUM({at} IS NULL), {size}, "
+            f"MIN(low_s), MAX(low_s) FROM measurement {condition} GROUP BY {name} ORDER BY {name}"
+        )
+        with self._named_errors():
+            return [Summary(*row) for row in self._connection.execute(query, arguments)]
+
+    def measurements(self, fingerprint: str | None = None, region: str | None = None) -> Iterator[Measurement]:
+        """Every row, or those of one fingerprint or region; in the order of fingerprint, region and sizes.
+
+        Raises:
+            TargetError: the file is damaged.
+        """
+        given = {"fingerprint": fingerprint, "region": region}
+        wanted = {name: value for name, value in given.items() if value is not None}
+        condition = " AND ".join(f"{name}=?" for name in wanted) or "1"
+        query = f"SELECT {_COLUMNS}, {self._dated} FROM measurement WHERE {condition} ORDER BY fingerprint, region"
+        with self._named_errors():
+            rows = self._connection.execute(query, list(wanted.values())).fetchall()
+        found = [Measurement(row[0], row[1], self._sizes(row[2]), Timing(*row[3:8]), row[8]) for row in rows]
+        yield from sorted(found, key=lambda each: (each.fingerprint, each.region, each.sizes))
+
+    def merge(self, measurements: Iterable[Measurement]) -> Merged:
+        """Takes measurements in, all or none; of two of one point the one with more runs stays.
+
+        Raises:
+            TargetError: the file cannot be written.
+        """
+        rows = [_row(each) for each in measurements]
+        updates = ", ".join(f"{name}=excluded.{name}" for name in (*_COLUMNS.split(", ")[3:], "measured_at"))
+        statement = (
+            f"INSERT INTO measurement ({_COLUMNS}, measured_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            f"ON CONFLICT DO UPDATE SET {updates} WHERE excluded.runs > runs"
+        )
+        with self._transaction():
+            before, changes = self._points(), self._connection.total_changes
+            self._connection.executemany(statement, rows)
+            added = self._points() - before
+            replaced = self._connection.total_changes - changes - added
+        return Merged(added, replaced, len(rows) - added - replaced)
+
+    def delete(self, fingerprints: Collection[str], before: float | None = None, *, dry_run: bool = False) -> int:
+        """Deletes measurements, and gives back their room on the disk.
+
+        Args:
+            fingerprints: whose.
+            before: only those from before this time; those whose time is not known stay.
+            dry_run: delete nothing.
+
+        Returns:
+            How many there are.
+
+        Raises:
+            TargetError: the file cannot be written.
+        """
+        condition = f"fingerprint=? AND ({self._dated} < ? OR ?)"
+        arguments = [(fingerprint, before or 0.0, before is None) for fingerprint in fingerprints]
+        count = 0
+        with self._named_errors():
+            for each in arguments:
+                (points,) = self._connection.execute(
+                    f"SELECT COUNT(*) FROM measurement WHERE {condition}", each
+                ).fetchone()
+                count += points
+        if count and not dry_run:
+            with self._transaction():
+                self._connection.executemany(f"DELETE FROM measurement WHERE {condition}", arguments)
+            with self._named_errors():
+                self._connection.execute("VACUUM")
+        return count
+
     def close(self) -> None:
         """Close the file; the table cannot be used afterwards."""
         self._connection.close()
@@ -125,17 +293,56 @@ class LatencyTable:
     ) -> None:
         self.close()
 
+    def _check_version(self) -> str:
+        """The column with the time of a measurement, or what stands for it in a file of version 1."""
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > _SCHEMA_VERSION:
+            message = f"the latency table {self.path} was written by a newer mdp-fx: upgrade, or set MDP_FX_CACHE"
+            raise TargetError(message)
+        names = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        if names and "measurement" not in names:
+            message = f"{self.path} is an SQLite file of another program, not a latency table"
+            raise TargetError(message)
+        return "measured_at" if version > 1 else "NULL"
+
     def _set_up(self) -> None:
         # WAL lets one process read while another writes; NORMAL keeps every commit of a killed process (only a
         # power cut may lose the last ones, and never the file)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version > _SCHEMA_VERSION:
-            message = f"the latency table {self.path} was written by a newer mdp-fx: upgrade, or set MDP_FX_CACHE"
-            raise TargetError(message)
-        self._connection.execute(_SCHEMA)
-        self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+        if self._dated == "measured_at":
+            return
+        with self._transaction():
+            # Another process may have been faster.
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version == 1:
+                self._connection.execute("ALTER TABLE measurement ADD COLUMN measured_at REAL")
+            self._connection.execute(_SCHEMA)
+            self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+        self._dated = "measured_at"
+
+    def _points(self) -> int:
+        (count,) = self._connection.execute("SELECT COUNT(*) FROM measurement").fetchone()
+        return int(count)
+
+    def _sizes(self, text: str) -> tuple[int, ...]:
+        try:
+            return tuple(int(part) for part in text.split(",") if part)
+        except (ValueError, AttributeError) as error:
+            message = f"the latency table {self.path} is damaged (sizes {text!r}): delete it and measure again"
+            raise TargetError(message) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All that is written within appears at once, or nothing of it."""
+        with self._named_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -149,9 +356,12 @@ class LatencyTable:
             raise TargetError(message) from error
 
 
+def _row(measurement: Measurement) -> tuple[str | float | None, ...]:
+    """The values of `_COLUMNS` and the time."""
+    timing = measurement.timing
+    numbers = (timing.median_s, timing.p90_s, timing.low_s, timing.spread, timing.runs)
+    return (measurement.fingerprint, measurement.region, _join(measurement.sizes), *numbers, measurement.measured_at)
+
+
 def _join(sizes: Sequence[int]) -> str:
     return ",".join(str(size) for size in sizes)
-
-
-def _split(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)

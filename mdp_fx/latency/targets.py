@@ -12,12 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
 from mdp_fx.errors import ModelError, TargetError, first_line
 from mdp_fx.latency.timing import Effort, Timing
+from mdp_fx.passes.convolutions import Convolution
 
 
 class RegionSpec(Protocol):
@@ -38,6 +39,10 @@ class RegionSpec(Protocol):
     @property
     def build(self) -> Callable[[tuple[int, ...]], tuple[nn.Module, tuple[Tensor, ...]]]:
         """The region as a module at given sizes, in eval mode, with example inputs."""
+
+    @property
+    def convolutions(self) -> Callable[[tuple[int, ...]], tuple[Convolution, ...]]:
+        """The convolutions in the region at given sizes."""
 
 
 class Runner(ABC):
@@ -71,9 +76,11 @@ class Target(ABC):
         device: what the device is called.
         threads: CPU threads used.
         alignment: channel multiple at which this target's latency steps.
+        can_run: whether it times anything; where not, it predicts from a table that came from elsewhere.
     """
 
-    name: ClassVar[str]
+    name: str
+    can_run: ClassVar[bool] = True
     dtypes: tuple[str, ...] = ("float32",)
     dtype: str = "float32"
     device: str = ""
@@ -163,23 +170,52 @@ _TARGETS = {
 }
 
 
+_TABLES = ("titan-v", "table:PATH")
+"""Targets that are tables, see `table_target.py`."""
+
+
 def target_names() -> tuple[str, ...]:
-    """The names `get_target` knows."""
+    """The names of the targets that run networks."""
     return tuple(_TARGETS)
 
 
-def get_target(name: str, threads: int | None = None, dtype: str = "float32") -> Target:
+def get_target(
+    name: str,
+    threads: int | None = None,
+    dtype: str = "float32",
+    *,
+    fill: Literal["analytic"] | None = None,
+    batch: int | None = None,
+) -> Target:
     """The target called `name`.
 
     Args:
-        name: one of `target_names()`.
+        name: one of `target_names()`, "titan-v", or "table:" and the path of a table of convolutions.
         threads: CPU threads; None takes one per physical core available to this process.
         dtype: number format to run in, one of the target's `dtypes`.
+        fill: "analytic" estimates what a table does not have; for the targets that are tables alone.
+        batch: batch size that latency will be asked for; a table must have it.
 
     Raises:
         TargetError: no such target (near names are offered), a missing package or device, a number format that it
-            cannot run in, or a bad thread count.
+            cannot run in, a bad thread count, or another batch than a table has.
+        InputError: the table cannot be read.
     """
+    if name == "titan-v" or name.startswith("table:"):
+        from mdp_fx.latency.table_target import TableTarget
+
+        if dtype != "float32":
+            message = (
+                f"target {name} is a table, which has the number format that it was measured in: leave out --dtype"
+            )
+            raise TargetError(message)
+        table = TableTarget.named(name, threads, fill)
+        if batch is not None:
+            table.check_batch(batch)
+        return table
+    if fill is not None:
+        message = f"--fill is for targets that are tables ({', '.join(_TABLES)}); {name} measures what it does not know"
+        raise TargetError(message)
     return target_class(name)(threads, dtype)
 
 
@@ -190,8 +226,9 @@ def target_class(name: str) -> type[Target]:
         TargetError: no such target (near names are offered), or a missing package.
     """
     if name not in _TARGETS:
-        near = difflib.get_close_matches(name, _TARGETS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known targets: {', '.join(_TARGETS)}"
+        known = (*_TARGETS, *_TABLES)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known targets: {', '.join(known)}"
         message = f"unknown target {name!r}: {hint}"
         raise TargetError(message)
     module_name, class_name, package = _TARGETS[name]

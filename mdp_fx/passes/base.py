@@ -46,7 +46,8 @@ class Compilation:
 
     Attributes:
         model: the dense network, never edited.
-        inputs: positional example inputs; axis 0 is the batch that latency is asked for.
+        inputs: positional example inputs; axis 0 is the batch that latency is asked for, unless `costed_batch` is.
+        costed_batch: the batch that latency is asked for, where the inputs hold only some of the examples.
         traced: the traced network.
         graph: the traced network with axis types.
         groups: its channel groups.
@@ -59,6 +60,7 @@ class Compilation:
 
     model: nn.Module
     inputs: tuple[Any, ...]
+    costed_batch: int | None = None
     traced: Traced | None = None
     graph: PruneGraph | None = None
     groups: tuple[ChannelGroup, ...] | None = None
@@ -70,8 +72,8 @@ class Compilation:
 
     @property
     def batch(self) -> int:
-        """Size of axis 0 of the first input tensor."""
-        return batch_of(self.inputs)
+        """The batch that latency is asked for."""
+        return self.costed_batch if self.costed_batch is not None else batch_of(self.inputs)
 
     @property
     def module(self) -> fx.GraphModule | None:

@@ -15,6 +15,7 @@ from mdp_fx.graph.ops.registry import Cost, cost_of
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.graph.tracer import SHAPE, called_module
 from mdp_fx.passes.base import Compilation, Pass, PassResult
+from mdp_fx.passes.convolutions import Convolution, find_convolutions
 from mdp_fx.passes.isolated_regions import build_region, count_macs, isolate, match_axes, region_key
 from mdp_fx.passes.residual_blocks import Blocks
 
@@ -38,6 +39,7 @@ class CostRegion:
         block: the smallest removable block that holds it, or None.
         build: makes the region at given sizes of `axes`, in eval mode with random weights, and inputs for it.
         macs: multiply-accumulates at given sizes of `axes`.
+        convolutions: the convolutions in it at given sizes of `axes`.
     """
 
     name: str
@@ -49,6 +51,7 @@ class CostRegion:
     block: str | None
     build: Build
     macs: Callable[[tuple[int, ...]], float]
+    convolutions: Callable[[tuple[int, ...]], tuple[Convolution, ...]]
 
 
 def find_cost_regions(graph: PruneGraph, blocks: Blocks, batch: int) -> tuple[CostRegion, ...]:
@@ -159,6 +162,7 @@ def _make_region(graph: PruneGraph, nodes: list[fx.Node], batch: int, block: str
         block=block,
         build=lambda sizes: build_region(isolated, sizing.spread(sizes), batch),
         macs=lambda sizes: count_macs(isolated, sizing.spread(sizes), batch),
+        convolutions=lambda sizes: find_convolutions(isolated, sizing.spread(sizes), batch),
     )
 
 

@@ -16,9 +16,9 @@ class LatencyFacts:
     Attributes:
         asked_ms: the budget, None where latency was not limited.
         asked_share: the budget over the dense latency, None where latency was not limited.
-        predicted_ms: predicted latency of the slim network, None where latency was not limited.
-        measured_ms: measured latency of the slim network.
-        dense_ms: measured latency of the dense network.
+        predicted_ms: predicted latency of the slim network, None where latency was neither limited nor only predicted.
+        measured_ms: measured latency of the slim network, None on a target that only predicts.
+        dense_ms: latency of the dense network: measured, or predicted where the target only predicts.
         dense_sum_ms: sum over the dense network's cost regions, each measured alone.
         calibration: factor from that sum to the whole network.
         calibration_offset_ms: constant beside that factor, 0 unless a slim network was measured for it too.
@@ -27,7 +27,7 @@ class LatencyFacts:
         regions_cached: table points that were known before.
     """
 
-    measured_ms: float
+    measured_ms: float | None
     dense_ms: float
     asked_ms: float | None = None
     asked_share: float | None = None
@@ -38,6 +38,40 @@ class LatencyFacts:
     rounds: int = 1
     regions_measured: int = 0
     regions_cached: int = 0
+
+    @property
+    def slim_ms(self) -> float:
+        """Latency of the slim network: measured, or predicted where nothing is."""
+        return self.measured_ms if self.measured_ms is not None else self.predicted_ms or 0.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How far the table goes that latency was predicted from; nothing was run.
+
+    Attributes:
+        table: what it is.
+        batch: examples at once.
+        dense_per_s: predicted examples per second of the dense network.
+        slim_per_s: those of the slim network, None where there is none.
+        points: sizes of regions that were looked up.
+        estimated_points: how many of them the table does not have.
+        estimated: layers that these belong to.
+        fit: how they were estimated, None where that was not allowed.
+        not_counted: regions without a convolution, which no such table has: they cost 0.
+        held: channel groups for which the table has no smaller size.
+    """
+
+    table: str
+    batch: int
+    dense_per_s: float
+    slim_per_s: float | None
+    points: int
+    estimated_points: int
+    estimated: tuple[str, ...]
+    fit: str | None
+    not_counted: tuple[str, ...]
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +138,7 @@ class PruneReport:
     seconds: dict[str, float] = field(default_factory=dict)
     front_end: str = "symbolic"
     front_end_why: str = ""
+    prediction: Prediction | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -178,7 +213,7 @@ class RegionRow:
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything `mdp-fx profile` tells."""
+    """Everything `mdp-fx profile` tells; `prediction` where the target only predicts, `calibration` is 1 then."""
 
     model: str
     target: str
@@ -190,6 +225,7 @@ class Profile:
     regions_measured: int
     regions_cached: int
     table: str
+    prediction: Prediction | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""

@@ -23,6 +23,7 @@ from mdp_fx.report.facts import (
     Inspection,
     LatencyFacts,
     MaskReport,
+    Prediction,
     Profile,
     PruneReport,
 )
@@ -49,12 +50,15 @@ def prune_tables(
 ) -> Iterator[RenderableType]:
     """The report of a pruning run, part by part."""
     facts = report.latency
-    yield Text(f"{report.model}: {facts.dense_ms / facts.measured_ms:.2f} times as fast", style="bold")
+    faster = f"{facts.dense_ms / facts.slim_ms:.2f} times as fast"
+    predicted = report.prediction is not None
+    yield Text(f"{report.model}: {'predicted to be ' if predicted else ''}{faster}", style="bold")
     yield Text(f"{report.device}, batch {report.batch}", style="dim")
     yield Text("")
     yield _summary(report)
     yield Text("")
-    yield cells.Notes(tuple(_decision(report)))
+    table = prediction_notes(report.prediction) if report.prediction is not None else ()
+    yield cells.Notes((*_decision(report), *table))
     yield Text("")
     yield from _groups(report.groups, verbose=verbose)
     if verbose:
@@ -70,20 +74,49 @@ def prune_tables(
 
 
 def _summary(report: PruneReport) -> Table:
-    table = cells.table("", "dense", "asked", "predicted", "measured", "of dense")
     facts: LatencyFacts = report.latency
+    found = facts.measured_ms
+    table = cells.table("", "dense", "asked", "predicted", *(["measured"] if found is not None else []), "of dense")
     table.add_row(
         "latency",
         cells.millis(facts.dense_ms),
         "-" if facts.asked_ms is None else cells.millis(facts.asked_ms),
         "-" if facts.predicted_ms is None else cells.millis(facts.predicted_ms),
-        Text(cells.millis(facts.measured_ms), style="bold"),
-        cells.share(facts.measured_ms / facts.dense_ms),
+        *([Text(cells.millis(found), style="bold")] if found is not None else []),
+        cells.share(facts.slim_ms / facts.dense_ms),
     )
+    if report.prediction is not None:
+        table.add_row("images/s", *_rates(report.prediction))
     budgets = report.solver.get("budgets", {})
     for name, key, change in (("parameters", "params", report.params), ("MACs", "macs", report.macs)):
-        table.add_row(name, *_change(change, budgets.get(key)))
+        row = _change(change, budgets.get(key))
+        table.add_row(name, *(row if found is not None else [*row[:2], *row[3:]]))
     return table
+
+
+def _rates(prediction: Prediction) -> list[str]:
+    dense, slim = prediction.dense_per_s, prediction.slim_per_s or 0.0
+    return [f"{dense:.0f}", "-", f"{slim:.0f}", cells.share(slim / dense)]
+
+
+def prediction_notes(prediction: Prediction) -> Iterator[tuple[str, str, str]]:
+    """What a predicted latency rests on, and what it leaves out."""
+    yield (
+        "predicted",
+        f"by {prediction.table}: nothing was run; a network takes the sum of its convolutions",
+        "",
+    )
+    if prediction.estimated:
+        yield (
+            "estimated",
+            f"{prediction.estimated_points} of {prediction.points} points, which the table does not have: "
+            f"{', '.join(prediction.estimated)}; by {prediction.fit}",
+            "yellow",
+        )
+    if prediction.not_counted:
+        yield "not counted", f"{', '.join(prediction.not_counted)}: no convolutions, so no table has them", ""
+    if prediction.held:
+        yield "held", f"{', '.join(prediction.held)}: the table has no smaller size", ""
 
 
 def _change(change: Change, budget: float | None) -> list[str]:
@@ -247,7 +280,8 @@ def _blocks(kind: str, rows: Sequence[BlockRow], shown: int | None) -> Iterator[
 
 def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]:
     """Where the time goes, part by part."""
-    yield Text(f"{found.model}: {cells.millis(found.dense_ms)}", style="bold")
+    rate = f" predicted, {found.prediction.dense_per_s:.0f} images/s" if found.prediction is not None else ""
+    yield Text(f"{found.model}: {cells.millis(found.dense_ms)}{rate}", style="bold")
     yield Text(found.device, style="dim")
     yield Text("")
     table = cells.table("region", "kind", "ms", "", "share", "MACs", left=(0, 1))
@@ -260,6 +294,9 @@ def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]
     yield table
     yield from cells.rest(table.row_count, len(rows))
     yield Text("")
+    if found.prediction is not None:
+        yield cells.Notes(tuple(prediction_notes(found.prediction)))
+        return
     yield cells.Notes(
         (
             ("sum", f"{cells.millis(found.sum_ms)}, each region alone; calibration {found.calibration:.3f}", ""),

@@ -60,10 +60,12 @@ def test_defaults(run: Run, asked: dict[str, Any]) -> None:
     assert run("frontier", TINY, *SHAPE).err == "mdp-fx: error: reached\n"
     assert callable(asked.pop("stage"))
     assert callable(asked.pop("progress"))
+    assert callable(asked.pop("predicted"))
     assert asked == {
         "shape": (1, 3, 16, 16),
         "target": "onnxruntime:cpu",
         "threads": None,
+        "fill": None,
         "importance": None,
         "data": None,
         "loss": None,
@@ -86,11 +88,12 @@ def test_every_option_reaches_the_search_space(run: Run, asked: dict[str, Any]) 
     )
     assert asked.pop("data") is not None
     assert asked.pop("loss").__name__ == "smooth_loss"
-    del asked["stage"], asked["progress"]
+    del asked["stage"], asked["progress"], asked["predicted"]
     assert asked == {
         "shape": (2, 3, 16, 16),
         "target": "torch:cpu",
         "threads": 1,
+        "fill": None,
         "importance": "taylor",
         "step": 16,
         "keep": ("a*",),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from mdp_fx.errors import TargetError
 from mdp_fx.latency import LatencyTable, Timing, cache_dir
+from mdp_fx.latency.tables import Measurement, Merged, is_sqlite
 
 from .fakes import steady
 
@@ -99,3 +101,201 @@ def test_the_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.Monke
     with LatencyTable() as table:
         assert table.path == tmp_path / "elsewhere" / "latency.sqlite"
     assert table.path.is_file()
+
+
+_SCHEMA_1 = """
+CREATE TABLE measurement (
+    fingerprint TEXT NOT NULL,
+    region TEXT NOT NULL,
+    sizes TEXT NOT NULL,
+    median_s REAL NOT NULL,
+    p90_s REAL NOT NULL,
+    low_s REAL NOT NULL,
+    spread REAL NOT NULL,
+    runs INTEGER NOT NULL,
+    PRIMARY KEY (fingerprint, region, sizes)
+) WITHOUT ROWID
+"""
+
+_OPEN = """
+import sys
+from pathlib import Path
+from mdp_fx.latency.tables import LatencyTable
+LatencyTable(Path(sys.argv[1])).close()
+"""
+
+
+def old_file(path: Path) -> Path:
+    """A file of version 1, which had no times, with two points."""
+    connection = sqlite3.connect(path)
+    connection.execute(_SCHEMA_1)
+    connection.execute("PRAGMA journal_mode=WAL")
+    for sizes in ("8", "16"):
+        row = ("machine", "conv", sizes, 2.0, 3.0, 1.0, 0.1, 5)
+        connection.execute("INSERT INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    connection.execute("PRAGMA user_version=1")
+    connection.commit()
+    connection.close()
+    return path
+
+
+def version_of(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.close()
+    return int(version)
+
+
+def measurement(size: int, runs: int = 5, fingerprint: str = "machine", at: float | None = None) -> Measurement:
+    return Measurement(fingerprint, "conv", (size,), Timing(size + runs, 3.0, size, 0.0, runs), at)
+
+
+def test_a_file_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = old_file(tmp_path / "old.sqlite")
+    before = time.time()
+    with LatencyTable(path) as table:
+        assert table.points("machine", "conv") == {(s,): Timing(2.0, 3.0, 1.0, 0.1, 5) for s in (8, 16)}
+        assert [each.measured_at for each in table.measurements()] == [None, None]
+        table.put("machine", "conv", (8,), steady(1.0))
+        times = {each.sizes: each.measured_at for each in table.measurements()}
+    assert times[16,] is None
+    assert times[8,] is not None
+    assert before <= times[8,] <= time.time()
+    assert version_of(path) == 2
+    with LatencyTable(path) as table:
+        assert len(table.points("machine", "conv")) == 2
+
+
+def test_two_processes_may_bring_it_up_to_date_at_once(tmp_path: Path) -> None:
+    path = old_file(tmp_path / "old.sqlite")
+    workers = [subprocess.Popen([sys.executable, "-c", _OPEN, str(path)]) for _ in range(3)]
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    with LatencyTable(path) as table:
+        assert len(list(table.measurements())) == 2
+
+
+def test_a_file_that_is_only_read_stays_as_it_is(tmp_path: Path) -> None:
+    path = old_file(tmp_path / "old.sqlite")
+    before = path.read_bytes()
+    with LatencyTable(path, read_only=True) as table:
+        assert len(list(table.measurements())) == 2
+        (summary,) = table.summaries()
+        assert (summary.undated, summary.oldest) == (2, None)
+        with pytest.raises(TargetError, match="cannot use the latency table"):
+            table.put("machine", "conv", (32,), steady(1.0))
+    assert path.read_bytes() == before
+    assert version_of(path) == 1
+
+
+def test_a_file_to_read_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"there is no latency table .*none\.sqlite: mdp-fx profile makes one"):
+        LatencyTable(tmp_path / "none.sqlite", read_only=True)
+    assert not (tmp_path / "none.sqlite").exists()
+
+
+def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE bookmark (url TEXT)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(TargetError, match="is an SQLite file of another program"):
+        LatencyTable(path)
+    assert path.read_bytes() == before
+
+
+def test_names_with_special_letters_are_files_too(tmp_path: Path) -> None:
+    path = tmp_path / "a b?mode=memory#%41.sqlite"
+    with LatencyTable(path) as table:
+        table.put("machine", "conv", (8,), steady(1.0))
+    assert path.is_file()
+    with LatencyTable(path, read_only=True) as table:
+        assert table.points("machine", "conv") == {(8,): steady(1.0)}
+
+
+def test_sizes_that_are_none_are_damage(tmp_path: Path) -> None:
+    path = tmp_path / "t.sqlite"
+    with LatencyTable(path) as table:
+        table.put("machine", "conv", (8,), steady(1.0))
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE measurement SET sizes='8,x'")
+    connection.commit()
+    connection.close()
+    with LatencyTable(path) as table, pytest.raises(TargetError, match=r"is damaged \(sizes '8,x'\): delete it"):
+        table.points("machine", "conv")
+
+
+def test_a_truncated_file_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "t.sqlite"
+    with LatencyTable(path) as table:
+        for size in range(2000):
+            table.put("machine", "conv", (size,), steady(1.0))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(TargetError, match="damaged"), LatencyTable(path) as table:
+        list(table.measurements())
+
+
+def test_summaries_count_regions_points_and_ages(tmp_path: Path) -> None:
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        table.merge([measurement(8, at=100.0), measurement(16, at=50.0), measurement(24), measurement(8, 5, "other")])
+        table.put("machine", "pool", (), steady(0.5))
+        one, other = table.summaries()
+        assert (one.name, one.regions, one.points, one.oldest, one.undated) == ("machine", 2, 4, 50.0, 1)
+        assert one.newest is not None
+        assert one.newest > 1e9
+        assert (one.least_s, one.most_s) == (0.5, 24.0)
+        assert one.size_bytes > other.size_bytes > 0
+        assert (other.name, other.oldest, other.newest) == ("other", None, None)
+        conv, pool = table.summaries("machine")
+        assert (conv.name, conv.points, conv.newest) == ("conv", 3, 100.0)
+        assert (pool.name, pool.points) == ("pool", 1)
+        assert table.summaries("nothing") == []
+
+
+def test_measurements_come_in_order_and_by_name(tmp_path: Path) -> None:
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        table.merge([measurement(size) for size in (128, 8, 16)] + [measurement(8, 5, "another")])
+        assert [each.sizes for each in table.measurements("machine")] == [(8,), (16,), (128,)]
+        assert [each.fingerprint for each in table.measurements()] == ["another"] + 3 * ["machine"]
+        assert list(table.measurements("machine", "pool")) == []
+
+
+def test_of_two_measurements_the_one_with_more_runs_stays(tmp_path: Path) -> None:
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        assert table.merge([measurement(8), measurement(16), measurement(24)]) == Merged(3, 0, 0)
+        others = [measurement(8, 4), measurement(16, 5), measurement(24, 6, at=7.0), measurement(32, 1)]
+        assert table.merge(others) == Merged(1, 1, 2)
+        found = {each.sizes[0]: each for each in table.measurements()}
+        assert {size: each.timing.runs for size, each in found.items()} == {8: 5, 16: 5, 24: 6, 32: 1}
+        assert found[24] == measurement(24, 6, at=7.0)
+
+
+def test_a_merge_is_whole_or_nothing(tmp_path: Path) -> None:
+    broken = Measurement("machine", "conv", (16,), Timing(1.0, 1.0, None, 0.0, 5))  # type: ignore[arg-type]
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        with pytest.raises(TargetError):
+            table.merge([measurement(8), broken])
+        assert list(table.measurements()) == []
+
+
+def test_deletion_by_fingerprint_and_age(tmp_path: Path) -> None:
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        table.merge([measurement(8, at=100.0), measurement(16, at=50.0), measurement(24), measurement(8, 5, "other")])
+        assert table.delete(["machine"], before=60.0, dry_run=True) == 1
+        assert len(list(table.measurements())) == 4
+        assert table.delete(["machine"], before=60.0) == 1
+        assert [each.sizes for each in table.measurements("machine")] == [(8,), (24,)]
+        assert table.delete(["machine", "nobody"]) == 2
+        assert [each.fingerprint for each in table.measurements()] == ["other"]
+        assert table.delete([]) == 0
+
+
+def test_sqlite_files_are_known_by_their_beginning(tmp_path: Path) -> None:
+    with LatencyTable(tmp_path / "t.sqlite"):
+        pass
+    (tmp_path / "text").write_text("no database")
+    assert is_sqlite(tmp_path / "t.sqlite")
+    assert not is_sqlite(tmp_path / "text")
+    with pytest.raises(TargetError, match=r"cannot read .*none: no such file"):
+        is_sqlite(tmp_path / "none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import nn
 
 from mdp_fx.graph.axes import Axis, TensorType, batch_dims, constant, fresh, product
 from mdp_fx.graph.ops.elementwise import Zero, broadcast, zero_by_place
-from mdp_fx.graph.ops.op import Op, Types
+from mdp_fx.graph.ops.op import ConvolutionTypes, Op, Types
 from mdp_fx.graph.ops.products import ONE, check_contraction
 from mdp_fx.graph.ops.registry import freeze_operands, rule
 from mdp_fx.graph.unify import unify
@@ -76,10 +77,10 @@ def conv_transpose(op: Op) -> Types:
     check_contraction(op, "input", "weight", weight[0])
     # Every entry of the operand meets every weight of its channel.
     op.count_macs((*x[:place], *weight, *x[place + 1 :]))
-    return _convolved(op, x, place, groups, product(groups, weight[1]))
+    return _convolved(op, x, place, groups, product(groups, weight[1]), transposed=True)
 
 
-def _convolved(op: Op, x: TensorType, place: int, groups: Axis, out: Axis) -> TensorType:
+def _convolved(op: Op, x: TensorType, place: int, groups: Axis, out: Axis, *, transposed: bool = False) -> TensorType:
     bias = op.types("bias")
     if bias is not None:
         unify(bias[0], out, f"bias of {op.where}")
@@ -90,6 +91,21 @@ def _convolved(op: Op, x: TensorType, place: int, groups: Axis, out: Axis) -> Te
     else:
         op.freeze(x[place + 1 :], "spatial axis")
     result = (*x[:place], out, *spatial)
+    kernel = tuple(axis.size for axis in op.tensor("weight")[2:])
+    op.mark_convolution(
+        ConvolutionTypes(
+            batch=x[:place],
+            inputs=x[place],
+            outputs=out,
+            groups=groups,
+            input_sizes=x[place + 1 :],
+            output_sizes=spatial,
+            kernel=kernel,
+            stride=_per_axis(op.value("stride", 1), len(kernel)),
+            dilation=_per_axis(op.value("dilation", 1), len(kernel)),
+            transposed=transposed,
+        )
+    )
     _zero_where_filters_go(op, result, place, (*x[:place], groups, *spatial))
     if groups.size != 1:
         op.emit("groups", groups)
@@ -97,6 +113,12 @@ def _convolved(op: Op, x: TensorType, place: int, groups: Axis, out: Axis) -> Te
         op.emit("in_channels", x[place])
         op.emit("out_channels", out)
     return result
+
+
+def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
+    """An argument that may be one number for all spatial axes."""
+    numbers = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return numbers * rank if len(numbers) == 1 else numbers
 
 
 def _is_pointwise(op: Op) -> bool:

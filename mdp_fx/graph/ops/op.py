@@ -78,6 +78,32 @@ class Normalisation:
     bias: str | None
 
 
+@dataclass(frozen=True)
+class ConvolutionTypes:
+    """What the time of a convolution depends on; every axis stands for its kept size.
+
+    Attributes:
+        batch: axes that count examples.
+        inputs: the channels it reads.
+        outputs: the channels it makes.
+        groups: the groups that its channels are cut into.
+        input_sizes: axes of the operand that the kernel moves along, and `output_sizes` those of the result.
+        kernel: size of the kernel on each of them, likewise `stride` and `dilation`.
+        transposed: whether it is a transposed one.
+    """
+
+    batch: TensorType
+    inputs: Axis
+    outputs: Axis
+    groups: Axis
+    input_sizes: TensorType
+    output_sizes: TensorType
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+
+
 @dataclass
 class Inference:
     """State of one inference.
@@ -88,6 +114,7 @@ class Inference:
         tensors: types of stored tensors, by identity.
         emissions: how nodes are written again, by node name.
         macs: products of axes that count a node's multiply-accumulates together, by node name.
+        convolutions: of the nodes that are one, by node name.
         scales: the stored scale and shift of every node that normalises, by node name.
         zeros: the axes whose dropped units are zero in a node's value, by node name.
         others: its other axes, where it has both: units of these that turn out to be the same ones need not be zero.
@@ -101,6 +128,7 @@ class Inference:
     tensors: dict[int, TensorType] = field(default_factory=dict)
     emissions: dict[str, Emission] = field(default_factory=dict)
     macs: dict[str, tuple[TensorType, ...]] = field(default_factory=dict)
+    convolutions: dict[str, ConvolutionTypes] = field(default_factory=dict)
     scales: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
     zeros: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
     others: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
@@ -248,6 +276,10 @@ class Op:
     def count_macs(self, *products: TensorType) -> None:
         """Says that the node does as many multiply-accumulates as the products of these axes' sizes, added up."""
         self._state.macs[self.node.name] = products
+
+    def mark_convolution(self, types: ConvolutionTypes) -> None:
+        """Says that the node is a convolution, and which."""
+        self._state.convolutions[self.node.name] = types
 
     def mark_scales(self, *names: str) -> None:
         """Says that the node normalises, and which of its arguments scale and shift the result."""
