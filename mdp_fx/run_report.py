@@ -88,8 +88,10 @@ def prune_recipe(
     tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
     budgets = dict(outcome.certificate.budgets)
     predicted = dict(outcome.certificate.costs)
-    if outcome.asked_s is not None and outcome.predicted_s is not None:
-        budgets["latency"], predicted["latency"] = outcome.asked_s, outcome.predicted_s
+    if outcome.asked_s is not None:
+        budgets["latency"] = outcome.asked_s
+    if outcome.predicted_s is not None:
+        predicted["latency"] = outcome.predicted_s
     return Recipe(
         kept=outcome.kept,
         removed_blocks=list(outcome.selection.removed_blocks),

@@ -124,7 +124,9 @@ def _change(change: Change, budget: float | None) -> list[str]:
 def _decision(report: PruneReport) -> Iterator[tuple[str, str, str]]:
     solver, facts = report.solver, report.latency
     gap = "no bound is known" if solver["gap"] is None else f"gap {100 * solver['gap']:.3g} %"
-    rounds = f", {cells.plural(facts.rounds, 'round')}" if facts.asked_ms is not None else ""
+    rounds = (
+        f", {cells.plural(facts.rounds, 'round')}" if facts.asked_ms is not None and report.prediction is None else ""
+    )
     yield (
         "decision",
         f"{report.method}, {report.importance} importance; {solver['solver']} solver: {solver['status']}, {gap}, "
