@@ -132,6 +132,7 @@ PREDICTION = Prediction(
     estimated=("features.0", "features.3"),
     fit="87 us + MACs / 3.48 T/s, median error 16 % on the table's own points",
     not_counted=("maxpool", "fc"),
+    counted_macs=0.9985,
     held=("layer1.0.conv1",),
 )
 PREDICTED = dataclasses.replace(
@@ -159,10 +160,17 @@ def test_what_is_predicted_is_called_so(width: int, terminal: bool) -> None:
     for fact in (
         "by titan-v table of 1,393 convolutions, batch 256 (1bc01fae): nothing was run",
         "12 of 900 points, which the table does not have: features.0, features.3; by 87 us + MACs / 3.48 T/s",
-        "maxpool, fc: no convolutions, so no table has them",
+        "maxpool, fc: no convolutions, so no table has them; 0.15 % of the MACs",
         "layer1.0.conv1: the table has no smaller size",
     ):
         assert fact in text
+
+
+def test_long_lists_of_a_prediction_are_cut_unless_verbose() -> None:
+    many = dataclasses.replace(PREDICTION, not_counted=tuple(f"cat_{i}" for i in range(20)))
+    short, full = ({k: t for k, t, _ in tables.prediction_notes(many, verbose=v)} for v in (False, True))
+    assert "cat_15 and 4 more (-v shows all): no convolutions" in short["not counted"]
+    assert "cat_19: no convolutions" in full["not counted"]
 
 
 def test_a_full_table_has_nothing_to_add() -> None:
@@ -179,7 +187,7 @@ def test_a_predicted_profile() -> None:
     found = Profile("net", "titan-v", "titan-v table", 304.74, 304.74, 1.0, (region,), 0, 0, "titan-v", PREDICTION)
     shown = lines(tables.profile_tables(found, verbose=False), 120)
     assert shown[0] == "net: 304.74 ms predicted, 840 images/s"
-    assert has_row(shown, "not counted", "maxpool, fc: no convolutions, so no table has them")
+    assert has_row(shown, "not counted", "maxpool, fc: no convolutions, so no table has them;")
     assert not any(line.startswith(("sum", "points")) for line in shown)
 
 
