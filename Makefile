@@ -28,6 +28,7 @@ bench: $(VENV)/installed
 	$(BIN)/python bench/random_networks.py
 	$(BIN)/python bench/coverage.py
 	$(BIN)/python bench/solver.py
+	$(BIN)/python bench/titan_v.py
 
 clean:
 	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -182,6 +182,7 @@ def prediction(
         slim_s: None where there is none.
         held: channel groups for which the table has no smaller size.
     """
+    macs = {region.name: region.macs(region.dense_sizes) for region in analysis.regions}
     looked_up, guessed = 0, dict[str, int]()
     not_counted = []
     for region in analysis.regions:
@@ -202,6 +203,7 @@ def prediction(
         estimated=tuple(guessed),
         fit=str(target.roofline) if target.roofline is not None else None,
         not_counted=tuple(not_counted),
+        counted_macs=1 - sum(macs[name] for name in not_counted) / sum(macs.values()),
         held=held,
     )
 

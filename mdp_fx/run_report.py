@@ -19,6 +19,9 @@ from mdp_fx.report.facts import BRANCH, BlockRow, Change, FrozenRow, GroupRow, I
 LOW_SHARE = 0.2
 """A layer cut below this share of its channels is warned of."""
 
+COUNTED = 0.95
+"""A prediction that counts less than this share of a network's multiply-accumulates is warned of."""
+
 
 def prune_report(
     name: str,
@@ -88,8 +91,10 @@ def prune_recipe(
     tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
     budgets = dict(outcome.certificate.budgets)
     predicted = dict(outcome.certificate.costs)
-    if outcome.asked_s is not None and outcome.predicted_s is not None:
-        budgets["latency"], predicted["latency"] = outcome.asked_s, outcome.predicted_s
+    if outcome.asked_s is not None:
+        budgets["latency"] = outcome.asked_s
+    if outcome.predicted_s is not None:
+        predicted["latency"] = outcome.predicted_s
     return Recipe(
         kept=outcome.kept,
         removed_blocks=list(outcome.selection.removed_blocks),
@@ -170,6 +175,11 @@ def _warnings(
         # What a removed block takes along is not there to collapse.
         if 0 < row.after < LOW_SHARE * row.before and any(member in alive for member in row.members):
             yield f"{row.name} keeps {row.after} of {row.before} channels: accuracy may collapse there"
+    if outcome.prediction is not None and outcome.prediction.counted_macs < COUNTED:
+        yield (
+            f"the table counts {100 * outcome.prediction.counted_macs:.1f} % of the multiply-accumulates, those of "
+            "convolutions: what the network really takes, and gains, is another matter"
+        )
     yield accuracy_warning(importance, has_data, pretrained)
     frozen = [row for row in _frozen_rows(analysis) if not row.reason.startswith("output of the network")]
     if frozen:

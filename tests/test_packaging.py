@@ -37,6 +37,7 @@ def test_wheel_holds_the_package_alone(wheel: Path) -> None:
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mdp_fx").rglob("*.py")}
     assert sources <= set(names)
     assert "mdp_fx/py.typed" in names
+    assert {f"mdp_fx/latency/data/{name}" for name in ("titan_v_batch256_conv_latency.csv", "README.md")} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
 
 

@@ -85,6 +85,8 @@ def test_a_budget_is_met_and_nothing_is_run(network: Network, target: str, tmp_p
     assert told.slim_per_s == pytest.approx(1e3 * BATCH / facts.predicted_ms)
     assert (told.estimated, told.estimated_points, told.fit) == ((), 0, None)
     assert told.not_counted == ("head.pool", "head.fc")
+    assert 0.999 < told.counted_macs < 1
+    assert not any("multiply-accumulates" in text for text in result.report.warnings)
     assert (told.batch, result.report.batch, result.report.target) == (BATCH, BATCH, target)
     assert result.module(torch.randn(3, 3, 8, 8)).shape == (3, 5)
     # The table of the user holds measurements, not predictions.
@@ -146,6 +148,25 @@ def test_a_network_without_convolutions_is_refused(target: str) -> None:
         mdp_fx.prune(network, torch.zeros(BATCH, 8), target=target)
     with pytest.raises(TargetError, match="the network has no convolution"):
         mdp_fx.profile(network, torch.zeros(BATCH, 8), target=target)
+
+
+def test_a_table_that_knows_little_of_a_network_is_warned_of(target: str) -> None:
+    class Mostly(nn.Module):
+        """One convolution before wide linear layers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3, padding=1)
+            self.wide = nn.Linear(16 * 64, 512)
+            self.head = nn.Linear(512, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(F.relu(self.wide(F.relu(self.conv(x)).flatten(1))))
+
+    result = mdp_fx.prune(Mostly().eval(), IMAGES, latency="90%", target=target, threads=1)
+    macs = 64 * 27 * 16
+    share = 100 * macs / (macs + 16 * 64 * 512 + 512 * 4)
+    assert any(f"counts {share:.1f} % of the multiply-accumulates" in text for text in result.report.warnings)
 
 
 def test_a_search_space_of_a_table(network: Network, target: str) -> None:

@@ -48,6 +48,9 @@ def test_python_runs() -> None:
 def test_every_option_in_the_readme_exists() -> None:
     context = click.Context(cli)
     commands = [command for name in cli.list_commands(context) if (command := cli.get_command(context, name))]
+    commands += [
+        inner for command in commands if isinstance(command, click.Group) for inner in command.commands.values()
+    ]
     known = {option for command in [cli, *commands] for param in command.params for option in param.opts}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert len(named) >= 15

@@ -195,7 +195,7 @@ def _measure(
     kind = importance_kind(importance, model.data)
     about = (f"{kind} importance, batch {batch}", *([device.fingerprint()] if timed else []))
     warning = accuracy_warning(kind, model.data is not None, model.loaded.pretrained)
-    rests_on = [f"{label}: {text}" for each in found for label, text, _ in prediction_notes(each)]
+    rests_on = [f"{label}: {text}" for each in found for label, text, _ in prediction_notes(each, verbose=False)]
     return _Source(model.loaded.name, space, (*about, *rests_on), (warning,))
 
 

@@ -340,11 +340,12 @@ def _merge(found: Sequence[Measurement], source: Path, path: Path | None, as_jso
     from dataclasses import asdict
 
     from mdp_fx.latency.tables import LatencyTable
+    from mdp_fx.report.cells import plural
 
     with LatencyTable(path) as table:
         merged, where = table.merge(found), str(table.path)
     conflicts = merged.replaced + merged.kept
-    text = f"{source}: {merged.added:,} points added to {where}"
+    text = f"{source}: {plural(merged.added, 'point')} added to {where}"
     if conflicts:
         text += f"; {conflicts:,} were there: {merged.replaced:,} replaced by more runs, {merged.kept:,} kept"
     _tell(as_json, {"table": where, **asdict(merged)}, text)

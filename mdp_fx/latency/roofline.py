@@ -51,7 +51,7 @@ class Roofline:
         rates = [f"{1e6 * launch:.3g} us"]
         rates += [f"MACs / {1e-12 / compute:.3g} T/s"] if compute else []
         rates += [f"bytes / {1e-9 / memory:.3g} GB/s"] if memory else []
-        return f"{' + '.join(rates)}, median error {self.error:.0%} on the table's own points"
+        return f"{' + '.join(rates)}, median error {100 * self.error:.0f} % on the table's own points"
 
 
 _COLUMNS = ("constant", "macs", "bytes")

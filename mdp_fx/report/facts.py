@@ -59,6 +59,7 @@ class Prediction:
         estimated: layers that these belong to.
         fit: how they were estimated, None where that was not allowed.
         not_counted: regions without a convolution, which no such table has: they cost 0.
+        counted_macs: share of the dense network's multiply-accumulates in the other regions.
         held: channel groups for which the table has no smaller size.
     """
 
@@ -71,6 +72,7 @@ class Prediction:
     estimated: tuple[str, ...]
     fit: str | None
     not_counted: tuple[str, ...]
+    counted_macs: float
     held: tuple[str, ...] = ()
 
 

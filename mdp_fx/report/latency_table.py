@@ -171,7 +171,7 @@ def deletion_tables(points: Mapping[str, int], undated: int) -> Iterator[Rendera
     if points:
         yield table
     if undated:
-        yield Text(f"{cells.plural(undated, 'point')} of unknown age stay", style="dim")
+        yield Text(f"{cells.plural(undated, 'point')} of unknown age not among them", style="dim")
 
 
 def figure(region: str, points: Mapping[str, Sequence[PointRow]]) -> Any:

@@ -57,7 +57,7 @@ def prune_tables(
     yield Text("")
     yield _summary(report)
     yield Text("")
-    table = prediction_notes(report.prediction) if report.prediction is not None else ()
+    table = prediction_notes(report.prediction, verbose=verbose) if report.prediction is not None else ()
     yield cells.Notes((*_decision(report), *table))
     yield Text("")
     yield from _groups(report.groups, verbose=verbose)
@@ -99,24 +99,27 @@ def _rates(prediction: Prediction) -> list[str]:
     return [f"{dense:.0f}", "-", f"{slim:.0f}", cells.share(slim / dense)]
 
 
-def prediction_notes(prediction: Prediction) -> Iterator[tuple[str, str, str]]:
+def prediction_notes(prediction: Prediction, *, verbose: bool) -> Iterator[tuple[str, str, str]]:
     """What a predicted latency rests on, and what it leaves out."""
-    yield (
-        "predicted",
-        f"by {prediction.table}: nothing was run; a network takes the sum of its convolutions",
-        "",
-    )
+
+    def names(all_of: Sequence[str]) -> str:
+        shown = all_of if verbose else all_of[: cells.SHOWN]
+        rest = f" and {len(all_of) - len(shown)} more (-v shows all)" if len(shown) < len(all_of) else ""
+        return ", ".join(shown) + rest
+
+    yield "predicted", f"by {prediction.table}: nothing was run; a network takes the sum of its convolutions", ""
     if prediction.estimated:
         yield (
             "estimated",
             f"{prediction.estimated_points} of {prediction.points} points, which the table does not have: "
-            f"{', '.join(prediction.estimated)}; by {prediction.fit}",
+            f"{names(prediction.estimated)}; by {prediction.fit}",
             "yellow",
         )
     if prediction.not_counted:
-        yield "not counted", f"{', '.join(prediction.not_counted)}: no convolutions, so no table has them", ""
+        share = f"{100 * (1 - prediction.counted_macs):.2g} % of the MACs"
+        yield "not counted", f"{names(prediction.not_counted)}: no convolutions, so no table has them; {share}", ""
     if prediction.held:
-        yield "held", f"{', '.join(prediction.held)}: the table has no smaller size", ""
+        yield "held", f"{names(prediction.held)}: the table has no smaller size", ""
 
 
 def _change(change: Change, budget: float | None) -> list[str]:
@@ -127,7 +130,9 @@ def _change(change: Change, budget: float | None) -> list[str]:
 def _decision(report: PruneReport) -> Iterator[tuple[str, str, str]]:
     solver, facts = report.solver, report.latency
     gap = "no bound is known" if solver["gap"] is None else f"gap {100 * solver['gap']:.3g} %"
-    rounds = f", {cells.plural(facts.rounds, 'round')}" if facts.asked_ms is not None else ""
+    rounds = (
+        f", {cells.plural(facts.rounds, 'round')}" if facts.asked_ms is not None and report.prediction is None else ""
+    )
     yield (
         "decision",
         f"{report.method}, {report.importance} importance; {solver['solver']} solver: {solver['status']}, {gap}, "
@@ -295,7 +300,7 @@ def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]
     yield from cells.rest(table.row_count, len(rows))
     yield Text("")
     if found.prediction is not None:
-        yield cells.Notes(tuple(prediction_notes(found.prediction)))
+        yield cells.Notes(tuple(prediction_notes(found.prediction, verbose=verbose)))
         return
     yield cells.Notes(
         (

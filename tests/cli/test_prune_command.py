@@ -210,3 +210,57 @@ def test_full_disk_leaves_nothing(run: Run, folder: Path, monkeypatch: pytest.Mo
 def test_default_output_is_named_after_the_model(run: Run, folder: Path, spec: str, file: str) -> None:
     (folder / file).touch()
     assert f"{file} exists" in run("prune", spec).err
+
+
+TABLE = """in_channels,out_channels,input_size,kernel,stride,groups,batch,latency_us
+3,16,16,3,1,1,64,100
+3,32,16,3,1,1,64,150
+16,16,16,3,1,1,64,300
+16,32,16,3,1,1,64,500
+32,16,16,3,1,1,64,500
+32,32,16,3,1,1,64,900
+"""
+ON_TABLE = (*SHAPE, "--target", "table:t.csv", "--batch", "64", "--threads", "1")
+
+
+def test_prune_on_a_table_predicts(run: Run, folder: Path) -> None:
+    (folder / "t.csv").write_text(TABLE)
+    done = run("prune", TINY, *ON_TABLE, "--latency", "60%", "--onnx", "a.onnx", "-o", "a.pt", "--json")
+    assert done.code == 0, done.err
+    facts = done.json
+    assert facts["latency"]["measured_ms"] is None
+    assert facts["latency"]["dense_ms"] == pytest.approx(1.95)
+    assert facts["latency"]["predicted_ms"] <= 0.6 * 1.95
+    assert facts["prediction"]["dense_per_s"] == pytest.approx(64 / 1.95e-3)
+    assert facts["prediction"]["slim_per_s"] == pytest.approx(64e3 / facts["latency"]["predicted_ms"])
+    assert facts["batch"] == 64
+    assert mdp_fx.load("a.pt")(torch.randn(2, 3, 16, 16)).shape == (2, 4)
+    shown = run("prune", TINY, *ON_TABLE, "--latency", "60%", "-o", "b.pt").out
+    assert "predicted to be" in shown
+    assert "images/s" in shown
+    assert "measured" not in shown
+    profiled = run("profile", TINY, *ON_TABLE).out
+    assert profiled.startswith("make_network: 1.95 ms predicted, 32821 images/s\n")
+    curve = run("frontier", TINY, *ON_TABLE)
+    assert curve.code == 0, curve.err
+    assert "predicted: by table:t.csv table of 6 convolutions, batch 64" in curve.out
+    assert "not counted: mean, head" in curve.out
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--target", "titan-v"), "the table of titan-v has batch 256, not 1: pass --batch 256"),
+        (("--target", "table:none.csv"), "cannot read none.csv: no such file"),
+        (("--target", "table:text.csv"), "text.csv is no table of convolutions"),
+        (("--target", "titan-v", "--batch", "256"), "stem.0: 3 -> 32 channels, input 16x16, kernel 3x3, stride 1x1"),
+        (("--target", "torch:cpu", "--fill", "analytic"), "--fill is for targets that are tables"),
+    ],
+)
+def test_tables_that_do_not_fit_are_one_line(run: Run, folder: Path, args: tuple[str, ...], says: str) -> None:
+    (folder / "text.csv").write_text("a,b\n")
+    done = run("prune", TINY, *SHAPE, *args)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("mdp-fx: error: ")
+    assert done.err.count("\n") == 1, done.err
+    assert says in done.err

@@ -52,9 +52,7 @@ def points(path: Path) -> int:
 
 def test_every_subcommand_is_there_with_help_and_json(run: Run) -> None:
     assert isinstance(command, click.Group)
-    assert tuple(command.list_commands(click.Context(command))) == tuple(sorted(SUBCOMMANDS)) or set(
-        command.commands
-    ) == set(SUBCOMMANDS)
+    assert set(command.commands) == set(SUBCOMMANDS)
     for name in SUBCOMMANDS:
         done = run("table", name, "--help")
         assert done.code == 0
@@ -126,7 +124,7 @@ def test_merge_keeps_more_runs_and_says_how_many(run: Run, table: Path, folder: 
             ]
         )
     done = run("table", "merge", "other.sqlite")
-    assert done.out == (f"other.sqlite: 1 points added to {table}; 2 were there: 1 replaced by more runs, 1 kept\n")
+    assert done.out == (f"other.sqlite: 1 point added to {table}; 2 were there: 1 replaced by more runs, 1 kept\n")
     assert points(folder / "other.sqlite") == 3
     with LatencyTable(table) as opened:
         assert opened.points(TORCH, DEEP)[8,] == timing(1.0, 9)
@@ -181,7 +179,7 @@ def test_gc_by_age_and_fingerprint(run: Run, table: Path) -> None:
     assert aged.out.splitlines()[-1] == "deleted 3 points"
     assert points(table) == 13
     everything = run("table", "gc", "--older-than", "0", "--force")
-    assert "1 point of unknown age stay" in everything.out
+    assert "1 point of unknown age not among them" in everything.out
     assert points(table) == 1
     assert run("table", "gc", "--fingerprint", OTHER, "--force", "--json").json["deleted"]
     assert points(table) == 0

@@ -52,7 +52,7 @@ def test_short_convolutions_count_as_much_as_long_ones() -> None:
 def test_it_says_what_it_is() -> None:
     sizes = (16, 32, 64)
     text = str(Roofline(ConvolutionTable("made", [made(i, o, LAUNCH, COMPUTE, MEMORY) for i in sizes for o in sizes])))
-    assert text == "50 us + MACs / 5 T/s + bytes / 333 GB/s, median error 0% on the table's own points"
+    assert text == "50 us + MACs / 5 T/s + bytes / 333 GB/s, median error 0 % on the table's own points"
     assert "MACs" not in str(Roofline(ConvolutionTable("made", [made(i, i, LAUNCH, 0.0, 0.0) for i in sizes])))
 
 

@@ -83,7 +83,7 @@ def test_regions_and_points() -> None:
 def test_what_goes_and_what_stays() -> None:
     found = lines(deletion_tables({"machine [1]": 25}, 3))
     assert has_row(found, "25", "machine [1]")
-    assert "3 points of unknown age stay" in found
+    assert "3 points of unknown age not among them" in found
     assert lines(deletion_tables({}, 0)) == ["nothing to delete"]
 
 

@@ -18,6 +18,7 @@ from mdp_fx.report.facts import (
     Inspection,
     LatencyFacts,
     MaskReport,
+    Prediction,
     Profile,
     PruneReport,
     RegionRow,
@@ -120,6 +121,75 @@ def test_prune_without_a_latency_budget() -> None:
     assert has_row(found, "latency", "2.40 s", "-", "-", "1.20 s", "50.0 %")
     assert not any(line.startswith("latencies") for line in found)
     assert any("the network has no removable blocks" in line for line in found)
+
+
+PREDICTION = Prediction(
+    table="titan-v table of 1,393 convolutions, batch 256 (1bc01fae)",
+    batch=256,
+    dense_per_s=840.06,
+    slim_per_s=2803.4,
+    points=900,
+    estimated_points=12,
+    estimated=("features.0", "features.3"),
+    fit="87 us + MACs / 3.48 T/s, median error 16 % on the table's own points",
+    not_counted=("maxpool", "fc"),
+    counted_macs=0.9985,
+    held=("layer1.0.conv1",),
+)
+PREDICTED = dataclasses.replace(
+    REPORT,
+    target="titan-v",
+    device="titan-v table",
+    batch=256,
+    latency=LatencyFacts(measured_ms=None, dense_ms=304.74, asked_ms=91.42, asked_share=0.3, predicted_ms=91.32),
+    prediction=PREDICTION,
+)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_predicted_is_called_so(width: int, terminal: bool) -> None:
+    found = lines(tables.prune_tables(PREDICTED, WRITTEN, PARITY, verbose=False), width, terminal)
+    notes = ("warning", "wrote", "decision", "predicted", "estimated", "not counted")
+    assert all(len(line) <= width for line in found if terminal or not line.startswith(notes))
+    assert found[0] == "resnet50: predicted to be 3.34 times as fast"
+    assert has_row(found, "latency", "304.74 ms", "91.42 ms", "91.32 ms", "30.0 %")
+    assert has_row(found, "images/s", "840", "-", "2803", "333.7 %")
+    assert has_row(found, "parameters", "25.6M", "15.0M", "12.3M", "48.1 %")
+    text = " ".join(" ".join(found).split())
+    assert "measured" not in text.replace("measured now", "")
+    for fact in (
+        "by titan-v table of 1,393 convolutions, batch 256 (1bc01fae): nothing was run",
+        "12 of 900 points, which the table does not have: features.0, features.3; by 87 us + MACs / 3.48 T/s",
+        "maxpool, fc: no convolutions, so no table has them; 0.15 % of the MACs",
+        "layer1.0.conv1: the table has no smaller size",
+    ):
+        assert fact in text
+
+
+def test_long_lists_of_a_prediction_are_cut_unless_verbose() -> None:
+    many = dataclasses.replace(PREDICTION, not_counted=tuple(f"cat_{i}" for i in range(20)))
+    short, full = ({k: t for k, t, _ in tables.prediction_notes(many, verbose=v)} for v in (False, True))
+    assert "cat_15 and 4 more (-v shows all): no convolutions" in short["not counted"]
+    assert "cat_19: no convolutions" in full["not counted"]
+
+
+def test_a_full_table_has_nothing_to_add() -> None:
+    plain = dataclasses.replace(PREDICTION, estimated=(), estimated_points=0, fit=None, not_counted=(), held=())
+    found = lines(
+        tables.prune_tables(dataclasses.replace(PREDICTED, prediction=plain), {"slim": "a"}, None, verbose=False)
+    )
+    assert has_row(found, "predicted", "by titan-v table")
+    assert not any(line.startswith(("estimated", "not counted", "held")) for line in found)
+
+
+def test_a_predicted_profile() -> None:
+    region = RegionRow("conv1", "Conv2d", 8.302, 0.027, 30_000)
+    found = Profile("net", "titan-v", "titan-v table", 304.74, 304.74, 1.0, (region,), 0, 0, "titan-v", PREDICTION)
+    shown = lines(tables.profile_tables(found, verbose=False), 120)
+    assert shown[0] == "net: 304.74 ms predicted, 840 images/s"
+    assert has_row(shown, "not counted", "maxpool, fc: no convolutions, so no table has them;")
+    assert not any(line.startswith(("sum", "points")) for line in shown)
 
 
 def test_prune_without_a_bound() -> None:
