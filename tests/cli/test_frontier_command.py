@@ -66,6 +66,7 @@ def test_defaults(run: Run, asked: dict[str, Any]) -> None:
         "target": "onnxruntime:cpu",
         "threads": None,
         "fill": None,
+        "dtype": "float32",
         "importance": None,
         "data": None,
         "loss": None,
@@ -85,6 +86,7 @@ def test_every_option_reaches_the_search_space(run: Run, asked: dict[str, Any]) 
         *("frontier", TINY, *SHAPE, *TORCH, "--batch", "2", "--importance", "taylor", "--step", "16", "--keep", "a*"),
         *("--data", "tests.cli.tiny:make_loader", "--loss", "tests.cli.networks:smooth_loss", "--only", "b*"),
         *("--min-keep", "10%", "--fix", "stem.0=16", "--keep-block", "b0", "--front-end", "export", "--seed", "7"),
+        *("--dtype", "bfloat16"),
     )
     assert asked.pop("data") is not None
     assert asked.pop("loss").__name__ == "smooth_loss"
@@ -94,6 +96,7 @@ def test_every_option_reaches_the_search_space(run: Run, asked: dict[str, Any]) 
         "target": "torch:cpu",
         "threads": 1,
         "fill": None,
+        "dtype": "bfloat16",
         "importance": "taylor",
         "step": 16,
         "keep": ("a*",),

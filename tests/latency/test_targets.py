@@ -95,7 +95,7 @@ def test_torch_threads_are_restored() -> None:
     seen: list[int] = []
     module.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     target.prepare(module, inputs)()
-    assert seen == [1]
+    assert set(seen) == {1}
     assert torch.get_num_threads() == 3
     torch.set_num_threads(before)
 
