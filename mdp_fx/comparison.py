@@ -67,16 +67,17 @@ def bench(
         peak, failure = _peak(device, models[name], own[name]) if memory else (None, None)
         rows.append(
             BenchRow(
-                name,
-                1e3 * timing.median_s,
-                1e3 * timing.p90_s,
-                timing.runs,
-                _batch(own[name]) / timing.median_s,
-                ratio.value if ratio is not None else 1.0,
-                (ratio.low, ratio.high) if ratio is not None else None,
-                tuple(tuple(value.shape) for value in own[name]),
-                peak,
-                failure,
+                name=name,
+                median_ms=1e3 * timing.median_s,
+                p90_ms=1e3 * timing.p90_s,
+                runs=timing.runs,
+                per_second=_batch(own[name]) / timing.median_s,
+                ratio=ratio.value if ratio is not None else 1.0,
+                interval=(ratio.low, ratio.high) if ratio is not None else None,
+                inputs=tuple(tuple(value.shape) for value in own[name]),
+                disturbed=1 - sum(runs.undisturbed()) / len(runs.seconds),
+                memory_bytes=peak,
+                memory_failure=failure,
             )
         )
     return tuple(rows)

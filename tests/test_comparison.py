@@ -66,6 +66,7 @@ def test_networks_are_timed_in_turn_with_an_interval() -> None:
     assert slow.proven
     assert slow.per_second == pytest.approx(8e3 / slow.median_ms)
     assert slow.inputs == ((8, 64),)
+    assert 0 <= slow.disturbed <= 1
     assert slow.memory_bytes is slow.memory_failure is None
     assert slow.to_json()["proven"] is True
 

@@ -58,7 +58,7 @@ def ratio_of(other: Runs, first: Runs, seed: int = 0) -> Ratio:
     blocks are too narrow; they are taken further out, as a t distribution of n/b - 1 degrees of freedom says
     (Hesterberg, "What teachers should know about the bootstrap", 2015, section 5.2).
 
-    What it does not cover: two loads of one network lie elsewhere in memory, and may differ by a per cent in earnest.
+    What it does not cover: two loads of one network lie elsewhere in memory, and may differ for that.
 
     Args:
         other: runs of the network in question.

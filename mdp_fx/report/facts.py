@@ -251,6 +251,7 @@ class BenchRow:
             differ a little from the ratio of the medians, which what happened to the machine between rounds moves.
         interval: 95 % confidence interval of the ratio; None for the first network.
         inputs: shapes of its inputs.
+        disturbed: share of the runs in which another process took the processor.
         memory_bytes: peak memory of a process that loads and runs it alone, None where that was not measured.
         memory_failure: why it could not be measured.
     """
@@ -263,6 +264,7 @@ class BenchRow:
     ratio: float
     interval: tuple[float, float] | None = None
     inputs: tuple[tuple[int, ...], ...] = ()
+    disturbed: float = 0.0
     memory_bytes: int | None = None
     memory_failure: str | None = None
 

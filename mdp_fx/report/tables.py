@@ -28,6 +28,9 @@ from mdp_fx.report.facts import (
     PruneReport,
 )
 
+_BUSY = 0.5
+"""Share of disturbed runs that is warned of."""
+
 
 class Parity(Protocol):
     """What an export says of its agreement with torch."""
@@ -341,6 +344,10 @@ def _bench_notes(rows: Sequence[BenchRow], measured: bool) -> Iterator[tuple[str
     for row in rows:
         if row.interval is not None and not row.proven:
             yield "not proven", f"that {row.name} and {rows[0].name} differ: the interval contains 100 %", "yellow"
+    busiest = max(row.disturbed for row in rows)
+    if busiest > _BUSY:
+        what = f"other processes were in the way of {100 * busiest:.0f} % of the runs"
+        yield "warning", f"{what}: a quiet machine gives narrower intervals", "yellow"
     if measured:
         yield "peak memory", PEAK_MEMORY, ""
         for row in rows:

@@ -10,7 +10,7 @@ from mdp_fx.report.bench_chart import figure, write_chart
 from mdp_fx.report.facts import BenchRow
 
 ROWS = (
-    BenchRow("dense", 10.0, 11.0, 50, 100.0, 1.0, None, ((1, 3, 8, 8),), 40 * 2**20),
+    BenchRow("dense", 10.0, 11.0, 50, 100.0, 1.0, None, ((1, 3, 8, 8),), memory_bytes=40 * 2**20),
     BenchRow("slim<b>.pt", 5.0, 7.5, 50, 200.0, 0.5, (0.49, 0.52), ((1, 3, 8, 8),)),
     BenchRow("dense", 9.9, 11.0, 50, 101.0, 0.99, (0.98, 1.01), ((1, 3, 8, 8),)),
 )

@@ -259,13 +259,18 @@ def test_bench_tables() -> None:
     assert has_row(shown, "input", "1x3x8x8")
     proofs = [line for line in shown if line.startswith("not proven")]
     assert proofs == ["not proven  that dense (2) and dense differ: the interval contains 100 %"]
-    assert not any("memory" in line for line in shown)
+    assert not any("memory" in line or "warning" in line for line in shown)
+    rows[1] = dataclasses.replace(rows[1], disturbed=0.75)
+    shown = lines(tables.bench_tables(rows, "torch:cpu", 1), 120)
+    assert has_row(shown, "warning", "other processes were in the way of 75 % of the runs: a quiet machine gives")
 
 
 def test_bench_tables_with_memory_and_inputs_that_differ() -> None:
     rows = [
-        BenchRow("net", 1.0, 1.0, 20, 1.0, 1.0, None, IMAGE, 100 * 2**20),
-        BenchRow("a.onnx", 1.0, 1.0, 20, 1.0, 2.0, (1.9, 2.1), ((2, 3), (2,)), None, "its process failed: no memory"),
+        BenchRow("net", 1.0, 1.0, 20, 1.0, 1.0, None, IMAGE, 0.0, 100 * 2**20),
+        BenchRow(
+            "a.onnx", 1.0, 1.0, 20, 1.0, 2.0, (1.9, 2.1), ((2, 3), (2,)), 0.0, None, "its process failed: no memory"
+        ),
     ]
     shown = lines(tables.bench_tables(rows, "onnxruntime:cpu", 1, {"plot": "c.html"}), 120)
     assert has_row(shown, "net", "1.000 ms", "1.000 ms", "1.0", "100.0 %", "20", "100.0 MiB")
