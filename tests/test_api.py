@@ -33,7 +33,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkTarget:
     made = WorkTarget()
     monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(budget_search, "_compare", compare_fakes)
-    monkeypatch.setattr("mdp_fx.api.get_target", lambda name, threads, dtype: made)
+    monkeypatch.setattr("mdp_fx.api.get_target", lambda name, threads, dtype, **_: made)
     return made
 
 

@@ -22,7 +22,7 @@ def test_weights_and_what_a_run_needs_count_and_what_the_parent_holds_does_not()
 
 
 def test_a_process_that_fails_says_why() -> None:
-    with pytest.raises(TargetError, match=r"^its process failed: RuntimeError: no such layer here$"):
+    with pytest.raises(TargetError, match=r"^its process failed: ModelError: .* in float32: no such layer here$"):
         peak_memory(get_target("torch:cpu", 1), Failing(), (torch.ones(1),))
 
 

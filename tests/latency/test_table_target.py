@@ -15,6 +15,7 @@ from mdp_fx.latency.convolution_csv import write_convolutions
 from mdp_fx.latency.convolution_table import ConvolutionTable
 from mdp_fx.latency.network import exact_sum
 from mdp_fx.latency.table_target import SHIPPED, TableTarget
+from mdp_fx.latency.targets import target_class
 from mdp_fx.pipeline import analyse
 from tests.latency.convolutions import entry, grid_table, linear_seconds
 from tests.zoo import image
@@ -93,7 +94,7 @@ def test_a_fill_estimates_what_lies_outside_alone(two: Any) -> None:
 def test_a_table_runs_nothing() -> None:
     target = on(grid_table((8,), (8,)))
     assert not target.can_run
-    assert all(get_target(name, threads=1).can_run for name in target_names())
+    assert all(target_class(name).can_run for name in target_names())
     with pytest.raises(TargetError, match=r"table:t\.csv is a table: it predicts latency and runs no network"):
         target.prepare(nn.Identity(), ())
 
