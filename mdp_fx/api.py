@@ -367,4 +367,5 @@ def profile(
         regions_measured=tables.measured,
         regions_cached=tables.cached,
         table=where,
+        expected_error=tables.expected_error,
     )

@@ -215,7 +215,19 @@ class RegionRow:
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything `mdp-fx profile` tells; `prediction` where the target only predicts, `calibration` is 1 then."""
+    """Everything `mdp-fx profile` tells.
+
+    Attributes:
+        model: name of the network, `target` and `device` what it was measured on.
+        dense_ms: the dense network as a whole.
+        sum_ms: its regions, each as a part of a network.
+        calibration: `dense_ms` over `sum_ms`.
+        regions: where the time goes.
+        regions_measured: points measured now, `regions_cached` those that were known.
+        table: where they are kept.
+        prediction: where the target only predicts; `calibration` is 1 then.
+        expected_error: mean share by which reading a region's table between its points errs.
+    """
 
     model: str
     target: str
@@ -228,10 +240,16 @@ class Profile:
     regions_cached: int
     table: str
     prediction: Prediction | None = None
+    expected_error: float = 0.0
+
+    @property
+    def residual_ms(self) -> float:
+        """What the network takes beyond its regions: calls, changes of layout, memory-bound glue."""
+        return self.dense_ms - self.sum_ms
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
-        return asdict(self)
+        return asdict(self) | {"residual_ms": self.residual_ms}
 
 
 PEAK_MEMORY = "resident peak of a process that loads and runs the network alone, less what it had before that"

@@ -305,10 +305,13 @@ def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]
     if found.prediction is not None:
         yield cells.Notes(tuple(prediction_notes(found.prediction, verbose=verbose)))
         return
+    residual = cells.share(found.residual_ms / found.dense_ms)
+    known = f"{found.regions_measured} measured now, {found.regions_cached} known"
     yield cells.Notes(
         (
-            ("sum", f"{cells.millis(found.sum_ms)}, each region alone; calibration {found.calibration:.3f}", ""),
-            ("points", f"{found.regions_measured} measured now, {found.regions_cached} known", ""),
+            ("sum", f"{cells.millis(found.sum_ms)}, each region as a part; calibration {found.calibration:.3f}", ""),
+            ("residual", f"{found.residual_ms:+.3f} ms ({residual}) that no region has: calls, layouts", ""),
+            ("points", f"{known}; table error about {cells.share(found.expected_error)}", ""),
             ("table", found.table, ""),
         )
     )

@@ -232,14 +232,17 @@ def test_inspect_of_a_plain_network() -> None:
 def test_profile_tables_start_with_the_slowest_region(width: int) -> None:
     regions = tuple(RegionRow(f"layer{i}.conv", "Conv2d", 0.1 * i, 0.01 * i, 1000 * i) for i in range(20))
     found = Profile("net", "torch:cpu", "torch:cpu torch 2.14", 9.0, 8.0, 1.125, regions, 5, 7, "/cache/latency.sqlite")
+    found = dataclasses.replace(found, expected_error=0.013)
     shown = lines(tables.profile_tables(found, verbose=False), width)
     assert all(len(line) <= width for line in shown)
     assert [line.split()[0] for line in shown if line.startswith("layer")] == [
         f"layer{i}.conv" for i in range(19, 3, -1)
     ]
     assert "... and 4 more (-v shows all)" in shown
-    assert has_row(shown, "sum", "8.00 ms, each region alone; calibration 1.125")
-    assert has_row(shown, "points", "5 measured now, 7 known")
+    assert has_row(shown, "sum", "8.00 ms, each region as a part; calibration 1.125")
+    assert has_row(shown, "residual", "+1.000 ms (11.1 %) that no region has: calls, layouts")
+    assert has_row(shown, "points", "5 measured now, 7 known; table error about 1.3 %")
+    assert found.to_json()["residual_ms"] == 1.0
 
 
 IMAGE = ((1, 3, 8, 8),)
