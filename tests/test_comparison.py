@@ -81,7 +81,7 @@ def test_an_onnx_file_runs_as_it_is_on_its_own_inputs(tmp_path: Path) -> None:
 
 def test_an_engine_gets_the_inputs_of_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = EngineTarget()
-    monkeypatch.setattr(comparison, "get_target", lambda name, threads: target)
+    monkeypatch.setattr(comparison, "get_target", lambda name, threads, dtype: target)
     (tmp_path / "a.engine").write_bytes(b"one")
     (tmp_path / "b.plan").write_bytes(b"two")
     x = torch.randn(4, 3)
@@ -95,7 +95,7 @@ def test_an_engine_gets_the_inputs_of_the_networks(tmp_path: Path, monkeypatch: 
 
 def test_a_failure_of_one_closes_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = EngineTarget()
-    monkeypatch.setattr(comparison, "get_target", lambda name, threads: target)
+    monkeypatch.setattr(comparison, "get_target", lambda name, threads, dtype: target)
     (tmp_path / "a.engine").write_bytes(b"one")
     before = _Nothing.closed
     with pytest.raises(NotImplementedError):
@@ -137,7 +137,7 @@ def test_a_file_that_onnxruntime_refuses(tmp_path: Path) -> None:
 
 
 def test_memory_on_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "get_target", lambda name, threads: EngineTarget())
+    monkeypatch.setattr(comparison, "get_target", lambda name, threads, dtype: EngineTarget())
     with pytest.raises(InputError, match="peak memory is measured on the processor: tensorrt has a device of its own"):
         mdp_fx.bench({"net": nn.ReLU()}, torch.randn(1, 4), memory=True)
 

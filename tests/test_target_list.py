@@ -35,9 +35,13 @@ def test_every_target_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(target_list, "target_names", lambda: (*kinds, "absent"))
     monkeypatch.setattr(target_list, "target_class", target_class)
-    assert target_list.targets() == (
+    *measured, shipped, any_table = target_list.targets()
+    assert (shipped.name, shipped.available, shipped.why_not) == ("titan-v", True, None)
+    assert "1,393 convolutions" in str(shipped.fingerprint)
+    assert (any_table.name, any_table.available, any_table.fingerprint) == ("table:PATH", True, None)
+    assert measured == [
         TargetRow("fake", True, ("float32",), None, "", 8, "fake 1"),
         TargetRow("missing", False, ("float32",), "target missing needs luck"),
         TargetRow("broken", False, ("float32",), "it does not start"),
         TargetRow("absent", False, (), "no package"),
-    )
+    ]

@@ -56,9 +56,8 @@ class RegionModel:
         own = self.seconds / _outer([axis.factors(axis.lines) for axis in self.axes])
         known = [axis.places(axis.lines) for axis in self.axes]
         wanted = [axis.places(each) for axis, each in zip(self.axes, sizes, strict=True)]
-        return resample(known, own, wanted) * _outer(
-            [axis.factors(each) for axis, each in zip(self.axes, sizes, strict=True)]
-        )
+        factors = _outer([axis.factors(each) for axis, each in zip(self.axes, sizes, strict=True)])
+        return np.asarray(resample(known, own, wanted) * factors)
 
     def without(self, axis: int, line: int) -> RegionModel:
         """The model as if the line at this position of an axis had not been measured."""

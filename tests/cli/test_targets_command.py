@@ -20,7 +20,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has 
 
 def test_every_target_is_listed_with_what_is_here(run: Run) -> None:
     rows = {row["name"]: row for row in run("targets", "--json").json["targets"]}
-    assert list(rows) == list(target_names())
+    assert list(rows) == [*target_names(), "titan-v", "table:PATH"]
     here = rows["torch:cpu"]
     assert here == {
         "name": "torch:cpu",
@@ -31,6 +31,7 @@ def test_every_target_is_listed_with_what_is_here(run: Run) -> None:
         "alignment": get_target("torch:cpu").alignment,
         "fingerprint": get_target("torch:cpu").fingerprint(),
     }
+    assert rows.pop("table:PATH")["fingerprint"] is None
     for row in rows.values():
         assert row["available"] == (row["why_not"] is None) == (row["fingerprint"] is not None)
 

@@ -48,7 +48,9 @@ def test_penalties_of_several_axes_multiply() -> None:
 
 
 def test_a_region_without_axes_has_one_time() -> None:
-    assert read(RegionModel((), np.array(0.25))) == 0.25
+    found = RegionModel((), np.array(0.25)).at(())
+    found[()] *= 2  # an array, into which what was measured exactly is written
+    assert found == 0.5
 
 
 def test_without_a_line_its_neighbours_are_read() -> None:
