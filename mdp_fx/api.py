@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from mdp_fx.budget_search import SolverOptions
 from mdp_fx.budgets import Budget, parse_budget
 from mdp_fx.checkpoint import load_slim, save_slim
 from mdp_fx.comparison import bench as bench
@@ -21,6 +20,7 @@ from mdp_fx.latency.table_target import Fill, TableTarget
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
 from mdp_fx.layer_masks import MaskedResult
+from mdp_fx.outcome import SolverOptions
 from mdp_fx.passes.arguments import check_limits, check_restrictions
 from mdp_fx.passes.base import Stage, batch_of, silent
 from mdp_fx.passes.build_space import build_space

@@ -117,7 +117,8 @@ def run(folder: Path, *, epochs: int = 8, tuning_epochs: int = 3, step: int = 16
     Raises:
         MdpFxError: one line that says what, where and what to do.
     """
-    from mdp_fx.report.tables import demo_tables, diff_tables, prune_tables
+    from mdp_fx.report.diff_tables import diff_tables
+    from mdp_fx.report.tables import demo_tables, prune_tables
 
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)

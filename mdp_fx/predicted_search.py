@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from mdp_fx.budget_search import BudgetSearch, Outcome, SolverOptions, absolute_limits, in_users_terms
+from mdp_fx.budget_search import BudgetSearch, absolute_limits, in_users_terms
 from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError, TargetError
 from mdp_fx.latency.measuring import Progress
@@ -16,6 +16,7 @@ from mdp_fx.latency.table_options import region_lookups, table_options
 from mdp_fx.latency.table_target import TableTarget
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Target
+from mdp_fx.outcome import Outcome, SolverOptions
 from mdp_fx.passes.base import Stage
 from mdp_fx.passes.build_space import Points
 from mdp_fx.passes.choices import Analysis, Choices

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdp_fx.budget_search import Outcome
 from mdp_fx.graph.axes import free_dims
 from mdp_fx.latency.targets import Target
+from mdp_fx.outcome import Outcome
 from mdp_fx.passes.channel_groups import find_frozen
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.recipe import Recipe, fingerprint

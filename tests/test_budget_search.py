@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdp_fx import budget_search
-from mdp_fx.budget_search import MISS, OVER, UNDER, BudgetSearch, Outcome, SolverOptions, selection_changes
+from mdp_fx.budget_search import MISS, OVER, UNDER, BudgetSearch, selection_changes
 from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError, InputError
 from mdp_fx.latency import LatencyTable, Timing
 from mdp_fx.latency.network import KnownNetworks
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
 from mdp_fx.latency.timing import Effort
+from mdp_fx.outcome import Outcome, SolverOptions
 from mdp_fx.passes import minlp
 from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.passes.importance import LayerImportance, score

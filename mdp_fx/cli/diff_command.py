@@ -44,7 +44,7 @@ def command(
         reporter.stage("load the networks")
         first, second = (options.load(spec, arch, trust_pickle) for spec in (a, b))
         from mdp_fx.api import diff
-        from mdp_fx.report.tables import diff_tables
+        from mdp_fx.report.diff_tables import diff_tables
 
         inputs = options.make_inputs(shapes, batch, first, second.recipe)
         reporter.stage("compare")
