@@ -21,7 +21,8 @@ Sizes = tuple[int, ...]
 EXPECTED_ERROR = 0.02
 """Mean error, as a share, at which a region's table is good enough."""
 _SMALL = 0.001  # or a region's error as a share of the network's latency
-_MOST_LINES = 9
+_MOST_LINES = 7
+_MENDED = 0.75  # of an axis' error is left at most where halving its worst gaps helps
 _SHORTEST_S = 1e-9  # some regions take no time at all
 _SURE = 0.02  # a penalty below this is noise
 _PENALTIES = (0.8, 4.0)
@@ -43,6 +44,7 @@ class RegionSampler:
         self._axes = [AxisModel(_first_lines(axis, alignment)) for axis in sizes]
         self._probes = [_probes(axis, lines.lines, alignment) for axis, lines in zip(sizes, self._axes, strict=True)]
         self._probed = False
+        self._before = [math.inf] * len(self._sizes)
         self.expected_error = 0.0
 
     def wanted(self) -> list[Sizes]:
@@ -70,8 +72,10 @@ class RegionSampler:
         self.expected_error = max((sum(errors) for errors in gaps), default=0.0)
         before = list(self._axes)
         for axis, errors in enumerate(gaps):
-            # Without an inner line nothing says how well the axis is read.
-            if sum(errors) > tolerance or len(errors) == 1:
+            # What finer lines do not mend is noise. Without an inner line nothing says how well the axis is read.
+            mends = sum(errors) < _MENDED * self._before[axis]
+            if len(errors) == 1 or (sum(errors) > tolerance and mends):
+                self._before[axis] = sum(errors) if len(errors) > 1 else math.inf
                 self._halve(axis, errors)
         return self._axes != before
 

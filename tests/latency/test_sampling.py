@@ -139,6 +139,12 @@ def test_noise_does_not_call_for_more() -> None:
     assert points <= FEW
 
 
+def test_noise_of_a_busy_machine_calls_for_little_more() -> None:
+    noise = np.random.default_rng(0)
+    _, _, points = sampled(lambda *sizes: affine(*sizes) * noise.lognormal(0.0, 0.15), (EIGHTS, EIGHTS))
+    assert points <= 4 * FEW
+
+
 def test_smallest_and_largest_sizes_are_always_measured() -> None:
     sizes = (5, 8, 13, 40, 77, 99)
     model, _, _ = sampled(stairs, (sizes, EIGHTS))
