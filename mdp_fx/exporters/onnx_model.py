@@ -44,12 +44,14 @@ def quiet() -> Iterator[None]:
 
 
 class _AttentionOnFourAxes(TorchFunctionMode):
-    """Joins the leading axes of attention over windows: torch's exporter takes (batch, heads, length, size) alone."""
+    """Joins the leading axes of attention over windows, or adds one: torch's exporter takes four of them alone."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _ATTENTION and len(args) >= 3 and all(value.ndim == 3 for value in args[:3]):
+            return func(*(value.unsqueeze(0) for value in args[:3]), *args[3:], **kwargs).squeeze(0)
         if func in _ATTENTION and len(args) >= 3 and args[0].ndim > 4:
             lead = args[0].shape[:-3]
             if all(value.shape[:-3] == lead for value in args[1:3]):

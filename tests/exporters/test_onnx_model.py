@@ -85,3 +85,22 @@ def test_attention_over_windows_is_exported(mask: tuple[int, ...] | None) -> Non
     session = onnxruntime.InferenceSession(to_onnx_bytes(model, (x,)), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, (5, 5), (4, 5, 5)])
+def test_attention_on_three_axes_is_exported(mask: tuple[int, ...] | None) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+            self.bias = None if mask is None else nn.Parameter(torch.randn(mask))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)
+            return F.scaled_dot_product_attention(q, k, v, self.bias)
+
+    torch.manual_seed(0)
+    model, x = Joined().eval(), torch.randn(2, 5, 8)
+    session = onnxruntime.InferenceSession(to_onnx_bytes(model, (x,)), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-5)
