@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mdp_fx.errors import InputError, ModelError, TargetError
+from mdp_fx.files import reading
 from mdp_fx.latency.measuring import time_in_turn
 from mdp_fx.latency.peak_memory import peak_memory
 from mdp_fx.latency.ratio import FEWEST_ROUNDS, ratio_of
@@ -127,10 +128,8 @@ def _prepare(model: nn.Module | str | os.PathLike[str], inputs: tuple[Any, ...],
         assert isinstance(device, RunsOnnx)
         return device.prepare_onnx(path, inputs)
     assert isinstance(device, RunsEngines)
-    try:
+    with reading(path, ModelError):
         data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
     return device.prepare_engine(data, inputs)
 
 

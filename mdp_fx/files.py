@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mdp_fx.errors import OutputError
+from mdp_fx.errors import MdpFxError, OutputError
 
 _pending: ContextVar[list[tuple[Path, Path]]] = ContextVar("_pending")
 """(temporary file, its place) of what is being written together."""
@@ -96,6 +96,19 @@ def reason(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk full; free some space or name a file on another disk"
     return (error.strerror or type(error).__name__).lower()
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], kind: type[MdpFxError]) -> Iterator[None]:
+    """Says in one line why a file cannot be read.
+
+    Raises:
+        MdpFxError: of that kind, where the body meets an error of the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
 
 
 def same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:

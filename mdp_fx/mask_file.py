@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mdp_fx.errors import InputError, MdpFxError, first_line
+from mdp_fx.files import reading
 from mdp_fx.pickle_reader import ForeignClassError, read_plain
 
 _ADMITTED = "mask files hold dictionaries, strings and tensors only"
@@ -75,10 +76,8 @@ def check_mask(value: object, name: str, where: str) -> Tensor:
 def _load(path: Path) -> Any:
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a mask file in it")
-    try:
+    with reading(path, InputError):
         data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
     try:
         if data.startswith(_TORCH_SAVE) or zipfile.is_zipfile(path):
             return read_plain(path)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mdp_fx.errors import InputError, ModelError, first_line
+from mdp_fx.files import reading
 
 if TYPE_CHECKING:
     import onnx
@@ -65,9 +66,8 @@ def _read(path: Path) -> onnx.ModelProto:
     if path.is_dir():
         raise ModelError(f"{path} is a folder; name a file in it")
     try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
+        with reading(path, ModelError):
+            model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise ModelError(f"{path} is not an ONNX model, or is damaged ({first_line(error)})") from error
     if not model.graph.output:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mdp_fx import safe_names
 from mdp_fx.errors import ModelError, first_line
-from mdp_fx.files import holds_json
+from mdp_fx.files import holds_json, reading
 
 # Classes of torchvision's detectors that are no modules: plain attributes and arithmetic.
 _PLAIN_CLASSES = frozenset(
@@ -162,11 +162,8 @@ def _check_kind(path: Path) -> None:
     """Raises a ModelError for what is not a file that torch.save may have made."""
     if path.is_dir():
         raise ModelError(f"{path} is a folder; name a file in it")
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
+    with reading(path, ModelError), path.open("rb") as file:
+        head = file.read(4)
     if not head:
         raise ModelError(f"{path} is empty")
     if path.suffix == ".onnx":

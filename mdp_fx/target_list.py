@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from mdp_fx.errors import TargetError
-from mdp_fx.latency.table_target import PREFIX, SHIPPED, TableTarget
-from mdp_fx.latency.targets import target_class, target_names
+from mdp_fx.latency.table_target import TableTarget
+from mdp_fx.latency.targets import SHIPPED_TABLES, TABLE_PREFIX, target_class, target_names
 from mdp_fx.report.facts import TargetRow
 
-_ANY_TABLE = TargetRow(f"{PREFIX}PATH", available=True, dtypes=(), device="a CSV file of convolution latencies")
+_ANY_TABLE = TargetRow(f"{TABLE_PREFIX}PATH", available=True, dtypes=(), device="a CSV file of convolution latencies")
 
 
 def targets() -> tuple[TargetRow, ...]:
     """Every target: available with its device, or why not."""
-    return (*(_row(name) for name in target_names()), *(_table_row(name) for name in SHIPPED), _ANY_TABLE)
+    return (*(_row(name) for name in target_names()), *(_table_row(name) for name in SHIPPED_TABLES), _ANY_TABLE)
 
 
 def _row(name: str) -> TargetRow:

@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 import pytest
 
-from mdp_fx.errors import OutputError
-from mdp_fx.files import atomic_write, check_output, holds_json, together
+from mdp_fx.errors import InputError, MdpFxError, ModelError, OutputError
+from mdp_fx.files import atomic_write, check_output, holds_json, reading, together
 
 
 def test_check_output_accepts_a_new_file_and_an_old_one_with_force(tmp_path: Path) -> None:
@@ -120,3 +120,9 @@ def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path) ->
         write_all()
     assert old.read_bytes() == b"2"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
+
+
+@pytest.mark.parametrize("kind", [ModelError, InputError])
+def test_what_cannot_be_read_is_one_line(kind: type[MdpFxError], tmp_path: Path) -> None:
+    with pytest.raises(kind, match=r"^cannot read .*absent: no such file or directory$"), reading("absent", kind):
+        (tmp_path / "absent").read_bytes()

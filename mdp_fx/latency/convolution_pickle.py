@@ -8,6 +8,7 @@ with, and for these it has stand-ins that give plain numbers.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mdp_fx.errors import InputError, first_line
+from mdp_fx.files import reading
 from mdp_fx.latency.convolution_table import Channels, ConvolutionTable, Entry, Geometry
 from mdp_fx.latency.csv_rows import unscaled
 from mdp_fx.latency.roofline import macs
@@ -113,11 +115,10 @@ def fastest_rate(table: ConvolutionTable) -> float:
 
 
 def _load(path: Path) -> Any:
+    with reading(path, InputError):
+        data = path.read_bytes()
     try:
-        with path.open("rb") as file:
-            return _Unpickler(file).load()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
+        return _Unpickler(io.BytesIO(data)).load()
     except _ForeignError as error:
         msg = f"{path} needs the class {error}; a latency table holds a dict, text keys and numbers only"
         raise InputError(msg) from error

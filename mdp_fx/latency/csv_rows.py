@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from mdp_fx.errors import InputError
-from mdp_fx.files import atomic_write
+from mdp_fx.files import atomic_write, reading
 
 
 def read_header(path: Path) -> tuple[str, ...]:
@@ -47,9 +47,8 @@ class _Rows(Iterator[list[str]]):
 
     def __init__(self, path: Path) -> None:
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
+            with reading(path, InputError):
+                text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is no CSV file: it holds bytes that are no text") from error
         self._path = path

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mdp_fx.errors import ModelError, first_line
 from mdp_fx.exporters.onnx_model import ONNX_DTYPES, to_onnx_bytes
+from mdp_fx.files import reading
 from mdp_fx.graph.casting import cast_network
 from mdp_fx.latency.casting import CastRegion
 from mdp_fx.latency.cuda import CudaRunner, Enqueue, GpuTarget
@@ -69,10 +70,8 @@ class OnnxGpuTarget(GpuTarget):
         Raises:
             ModelError: the file cannot be read, or the runtime does not take it, or not with these inputs.
         """
-        try:
+        with reading(path, ModelError):
             model = path.read_bytes()
-        except OSError as error:
-            raise ModelError(f"cannot read {path}: {(error.strerror or 'error').lower()}") from error
         return self.runner(model, inputs, str(path))
 
     def runner(self, model: bytes, inputs: tuple[Tensor, ...], what: str) -> Runner:

@@ -81,9 +81,7 @@ class RegionSampler:
 
     def model(self, seconds: Mapping[Sizes, float]) -> RegionModel:
         """The region from what was measured."""
-        lines = [axis.lines for axis in self._axes]
-        grid = np.array([seconds[point] for point in product(*lines)]).reshape([len(each) for each in lines])
-        return RegionModel(tuple(self._axes), grid)
+        return _model(self._axes, seconds)
 
     def _at_probe(self, axis: int, probe: int) -> Sizes:
         return tuple(probe if i == axis else each.lines[-1] for i, each in enumerate(self._axes))
@@ -105,7 +103,8 @@ class RegionSampler:
         off = points[0]
 
         def read(point: Sizes) -> float:
-            return max(_read(self._with(axis, model, seconds), point), _SHORTEST_S)
+            axes = [*self._axes[:axis], model, *self._axes[axis + 1 :]]
+            return max(_read(_model(axes, seconds), point), _SHORTEST_S)
 
         if off[axis] % tread:
             for _ in range(3):  # lines off the treads have the penalty too
@@ -116,11 +115,6 @@ class RegionSampler:
             model = AxisModel(model.lines, tread)
         # Several explanations may fit: no treads is the simplest, and no penalty the next.
         return max(misread) + (_SURE if tread > 1 else 0.0) + (_SURE if model.penalty != 1.0 else 0.0), model
-
-    def _with(self, axis: int, model: AxisModel, seconds: Mapping[Sizes, float]) -> RegionModel:
-        axes = (*self._axes[:axis], model, *self._axes[axis + 1 :])
-        lines = [each.lines for each in axes]
-        return RegionModel(axes, np.array([seconds[p] for p in product(*lines)]).reshape([len(each) for each in lines]))
 
     def _gap_errors(self, model: RegionModel, axis: int) -> list[float]:
         """Per gap between the lines of an axis what reading there adds to the mean error over all of its sizes."""
@@ -177,6 +171,12 @@ def _aligned(sizes: Sequence[int], alignment: int) -> list[int]:
 
 def _nearest(sizes: Sequence[int], wanted: float) -> int:
     return min(sizes, key=lambda size: abs(size - wanted))
+
+
+def _model(axes: Sequence[AxisModel], seconds: Mapping[Sizes, float]) -> RegionModel:
+    lines = [axis.lines for axis in axes]
+    grid = np.array([seconds[point] for point in product(*lines)]).reshape([len(each) for each in lines])
+    return RegionModel(tuple(axes), grid)
 
 
 def _read(model: RegionModel, point: Sizes) -> float:

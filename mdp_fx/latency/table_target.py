@@ -14,13 +14,9 @@ from mdp_fx.latency.convolution_csv import HEADER, is_convolution_csv, read_conv
 from mdp_fx.latency.convolution_table import ConvolutionTable
 from mdp_fx.latency.cpu import check_threads
 from mdp_fx.latency.roofline import Roofline
-from mdp_fx.latency.targets import RegionSpec, Runner, Target
+from mdp_fx.latency.targets import SHIPPED_TABLES, TABLE_PREFIX, RegionSpec, Runner, Target
 from mdp_fx.latency.timing import Effort, Timing
 from mdp_fx.passes.convolutions import Convolution
-
-PREFIX = "table:"
-SHIPPED = {"titan-v": "titan_v_batch256_conv_latency.csv"}
-"""Tables that come with the package, by the name of their target."""
 
 Fill = Literal["analytic"]
 """How latencies that a table does not have are estimated."""
@@ -67,7 +63,7 @@ class TableTarget(Target):
 
     @classmethod
     def named(cls, name: str, threads: int | None = None, fill: Fill | None = None) -> TableTarget:
-        """The target of that name: one of `SHIPPED`, or `table:PATH`.
+        """The target of that name: one of `SHIPPED_TABLES`, or `table:PATH`.
 
         Raises:
             InputError: the file cannot be read or is no table of convolutions.
@@ -154,19 +150,18 @@ class TableTarget(Target):
 
 @cache
 def _shipped(name: str) -> ConvolutionTable:
-    return read_convolutions(Path(__file__).parent / "data" / SHIPPED[name], name)
+    return read_convolutions(Path(__file__).parent / "data" / SHIPPED_TABLES[name], name)
 
 
 def _read(name: str) -> ConvolutionTable:
-    if name in SHIPPED:
+    if name in SHIPPED_TABLES:
         return _shipped(name)
-    path = Path(name.removeprefix(PREFIX))
+    path = Path(name.removeprefix(TABLE_PREFIX))
     if path.suffix in (".pkl", ".pickle"):
         msg = f"{path} is a pickle, which does not say its unit: mdp-fx table import {path} makes a CSV file of it"
         raise InputError(msg)
     if not is_convolution_csv(path):
-        msg = (
-            f"{path} is no table of convolutions: the target {PREFIX}PATH takes CSV with the columns {','.join(HEADER)}"
-        )
+        columns = ",".join(HEADER)
+        msg = f"{path} is no table of convolutions: the target {TABLE_PREFIX}PATH takes CSV with the columns {columns}"
         raise InputError(msg)
     return read_convolutions(path)

@@ -16,6 +16,7 @@ from typing import Self
 import numpy as np
 
 from mdp_fx.errors import TargetError
+from mdp_fx.files import reading
 from mdp_fx.latency.interpolation import FloatArray
 from mdp_fx.latency.timing import Timing
 
@@ -118,12 +119,8 @@ def is_sqlite(path: Path) -> bool:
     Raises:
         TargetError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-    except OSError as error:
-        message = f"cannot read {path}: {(error.strerror or 'error').lower()}"
-        raise TargetError(message) from error
+    with reading(path, TargetError), path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 class LatencyTable:

@@ -170,8 +170,10 @@ _TARGETS = {
 }
 
 
-_TABLES = ("titan-v", "table:PATH")
-"""Targets that are tables, see `table_target.py`."""
+TABLE_PREFIX = "table:"
+SHIPPED_TABLES = {"titan-v": "titan_v_batch256_conv_latency.csv"}
+"""Tables that come with the package, by the name of their target, see `table_target.py`."""
+_TABLES = (*SHIPPED_TABLES, f"{TABLE_PREFIX}PATH")
 
 
 def target_names() -> tuple[str, ...]:
@@ -201,7 +203,7 @@ def get_target(
             cannot run in, a bad thread count, or another batch than a table has.
         InputError: the table cannot be read.
     """
-    if name == "titan-v" or name.startswith("table:"):
+    if name in SHIPPED_TABLES or name.startswith(TABLE_PREFIX):
         from mdp_fx.latency.table_target import TableTarget
 
         if dtype != "float32":

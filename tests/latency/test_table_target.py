@@ -14,8 +14,8 @@ from mdp_fx.latency import Effort, LatencyTable, get_target, target_names
 from mdp_fx.latency.convolution_csv import write_convolutions
 from mdp_fx.latency.convolution_table import ConvolutionTable
 from mdp_fx.latency.network import exact_sum
-from mdp_fx.latency.table_target import SHIPPED, TableTarget
-from mdp_fx.latency.targets import target_class
+from mdp_fx.latency.table_target import TableTarget
+from mdp_fx.latency.targets import SHIPPED_TABLES, target_class
 from mdp_fx.pipeline import analyse
 from tests.latency.convolutions import entry, grid_table, linear_seconds
 from tests.zoo import image
@@ -132,7 +132,7 @@ def test_its_estimate_is_as_good_as_it_says() -> None:
 
 
 def test_the_shipped_table_has_its_source_beside_it() -> None:
-    folder = Path(SHIPPED["titan-v"])
+    folder = Path(SHIPPED_TABLES["titan-v"])
     notes = (Path(__file__).parents[2] / "mdp_fx/latency/data/README.md").read_text(encoding="utf-8")
     assert str(folder) in notes
     assert "Apache-2.0" in notes
