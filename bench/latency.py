@@ -1,9 +1,10 @@
 """Does the sum of measured parts predict a network? `python bench/latency.py [NETWORK ...] [--target T] [--batch N]`
 
-Per network: the latency table that pruning needs, measured cold; then slim variants, random in their sizes and their
-removed blocks, each predicted from the table alone (none of its sizes is measured for it) and timed in turn with the
-dense network. The prediction is calibrated by the dense network only. Beside it stands the one from the regions
-measured at exactly the sizes of the variant (--exact): the difference is what reading the table costs.
+Per network: the latency table that pruning needs, and two whole networks, measured cold; then slim variants, random in
+their sizes and their removed blocks, each predicted from the table alone (none of its sizes is measured for it) and
+timed in turn with the dense network. The prediction is calibrated by the dense network and one slim network that is
+none of the variants. Beside it stands the one from the regions measured at exactly the sizes of the variant (--exact):
+the difference is what reading the table costs.
 Rows go into bench/results/latency.json as they come, by target, threads, batch and network.
 """
 
@@ -27,14 +28,16 @@ import torchvision
 
 from bench.common import load, save
 from mdp_fx.latency.measuring import compare
-from mdp_fx.latency.network import Calibration, exact_sum, region_tables
+from mdp_fx.latency.network import region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
+from mdp_fx.passes.base import silent
 from mdp_fx.passes.build_space import build_space, reachable_sizes, unit_order
 from mdp_fx.passes.choices import choose
 from mdp_fx.passes.importance import score
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, normalise, violations
 from mdp_fx.pipeline import analyse, rewrite
+from mdp_fx.whole_network import exact_seconds, measure_network
 
 NETWORKS = (
     "resnet18",
@@ -80,15 +83,14 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     dense_runner = target.prepare(rewrite(analysis, {}, ()), inputs)
     with tempfile.TemporaryDirectory() as folder, LatencyTable(Path(folder) / "table.sqlite") as table:
         begin = time.perf_counter()
-        tables = region_tables(analysis, choices, target, table)
+        network = measure_network(analysis, choices, target, table, inputs, dense_runner, stage=silent)
         cold_s = time.perf_counter() - begin
         begin = time.perf_counter()
-        region_tables(analysis, choices, target, table)
+        tables = region_tables(analysis, choices, target, table)
         warm_s = time.perf_counter() - begin
         seconds = {region: (points, 1e6 * values) for region, (points, values) in tables.seconds.items()}
         space = build_space(analysis, choices, scores, seconds)
-        dense_sum = evaluate(space, space.unpruned())["latency"] * 1e-6
-        dense_s = compare({"dense": dense_runner}, max_time_s=10)["dense"].low_s
+        dense_s, calibration = network.whole_s, network.calibration
         full = {(r.key, at) for r in analysis.regions for at in [reachable_sizes(analysis, choices, r)]}
         row: dict[str, Any] = {
             "network": name,
@@ -97,16 +99,18 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
             "threads": target.threads,
             "batch": args.batch,
             "dense_ms": 1e3 * dense_s,
-            "dense_sum_ms": 1e3 * dense_sum,
-            "residual_ms": 1e3 * (dense_s - dense_sum),
+            "dense_sum_ms": 1e3 * network.sum_s,
+            "slim_ms": 1e3 * network.slim[1],
+            "slim_sum_ms": 1e3 * network.slim[0],
+            "calibration": calibration.factor,
+            "calibration_offset_ms": 1e3 * calibration.offset_s,
             "cold_s": cold_s,
             "warm_s": warm_s,
-            "points": tables.measured,
+            "points": network.tables.measured,
             "full_grid": sum(prod(len(axis) for axis in sizes) for _, sizes in full),
             "expected_error": tables.expected_error,
             "variants": [],
         }
-        calibration = Calibration(dense_s / dense_sum)
         for seed in range(args.variants):
             selection = random_selection(space, seed)
             kept = {group: sorted(map(int, order[group][:size])) for group, size in selection.sizes.items()}
@@ -125,15 +129,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 "error": calibration.whole(total) / measured - 1,
             }
             if args.exact:
-                sizes = {group.dim: selection.sizes[group.name] for group in analysis.groups}
-                gone = {
-                    node
-                    for block in analysis.blocks.removable
-                    if block.name in selection.removed_blocks
-                    for node in block.nodes
-                }
-                alive = [region for region in analysis.regions if region.nodes[0] not in gone]
-                exact = sum(exact_sum(alive, lambda dim: sizes.get(dim, dim.size), target, table).values())  # noqa: B023
+                exact = sum(exact_seconds(analysis, selection, target, table).values())
                 variant["exact_sum_ms"] = 1e3 * exact
                 variant["exact_error"] = calibration.whole(exact) / measured - 1
             row["variants"].append(variant)

@@ -14,8 +14,7 @@ from mdp_fx.checkpoint import load_slim, save_slim
 from mdp_fx.comparison import bench as bench
 from mdp_fx.errors import RecipeError
 from mdp_fx.example_inputs import random_inputs, recipe_types
-from mdp_fx.latency.measuring import compare
-from mdp_fx.latency.network import exact_sum, region_tables
+from mdp_fx.latency.network import exact_sum
 from mdp_fx.latency.table_target import Fill, TableTarget
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
@@ -37,6 +36,7 @@ from mdp_fx.report.diff import diff as compare_networks
 from mdp_fx.report.facts import Inspection, Prediction, Profile, PruneReport, RegionRow
 from mdp_fx.run_report import inspection, prune_recipe, prune_report
 from mdp_fx.scoring import analyse_and_score, importance_kind
+from mdp_fx.whole_network import measure_network
 
 MeasureProgress = Callable[[int, int, str], None]
 
@@ -337,35 +337,35 @@ def profile(
     analysis = analyse(model, inputs, front_end=front_end, all_examples=device.can_run, stage=stage)
     if isinstance(device, TableTarget):
         return predicted_profile(analysis, device, batch_of(inputs), name or type(model).__name__)
-    stage("measure cost regions")
-    with LatencyTable() as table:
-        tables = region_tables(analysis, choose(analysis, step), device, table, progress=progress)
-        seconds = exact_sum(analysis.regions, lambda dim: dim.size, device, table)
-        where = str(table.path)
-    stage("time the dense network")
+    stage("prepare the dense network")
     runner = device.prepare(rewrite(analysis, {}, ()), inputs)
-    dense_s = compare({"dense": runner})["dense"].median_s
-    runner.close()
-    total = sum(seconds.values())
+    try:
+        with LatencyTable() as table:
+            parts = (analysis, choose(analysis, step), device, table, inputs, runner)
+            found = measure_network(*parts, stage=stage, progress=progress)
+            where = str(table.path)
+    finally:
+        runner.close()
     return Profile(
         model=name or type(model).__name__,
         target=device.name,
         device=device.fingerprint(),
-        dense_ms=1e3 * dense_s,
-        sum_ms=1e3 * total,
-        calibration=dense_s / total,
+        dense_ms=1e3 * found.whole_s,
+        sum_ms=1e3 * found.sum_s,
+        calibration=found.calibration.factor,
+        calibration_offset_ms=1e3 * found.calibration.offset_s,
         regions=tuple(
             RegionRow(
                 region.name,
                 region.key.split(" ")[0],
-                1e3 * seconds[region.name],
-                seconds[region.name] / total,
+                1e3 * found.regions_s[region.name],
+                found.regions_s[region.name] / found.sum_s,
                 round(region.macs(region.dense_sizes)),
             )
             for region in analysis.regions
         ),
-        regions_measured=tables.measured,
-        regions_cached=tables.cached,
+        regions_measured=found.tables.measured,
+        regions_cached=found.tables.cached,
         table=where,
-        expected_error=tables.expected_error,
+        expected_error=found.tables.expected_error,
     )

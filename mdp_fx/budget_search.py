@@ -6,16 +6,16 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
+from mdp_fx import whole_network
 from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError
-from mdp_fx.graph.axes import Dim
-from mdp_fx.latency.measuring import Progress, compare
-from mdp_fx.latency.network import Calibration, KnownNetworks, RegionTables, exact_sum, region_tables
+from mdp_fx.latency.measuring import Progress
+from mdp_fx.latency.network import Calibration, KnownNetworks, RegionTables, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
@@ -28,6 +28,7 @@ from mdp_fx.passes.minlp import Certificate, solve
 from mdp_fx.passes.restrict import restrict
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, share_of
 from mdp_fx.pipeline import rewrite
+from mdp_fx.whole_network import MeasuredNetwork, exact_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -41,19 +42,6 @@ UNDER, OVER = 0.965, 1.02
 """Measured over asked latency with which a round is good enough."""
 MISS = 0.04
 """Share that a prediction may be off in such a round: a model that is further off chose for the wrong costs."""
-
-
-@dataclass(frozen=True)
-class _Dense:
-    """The dense network on the target: seconds of the whole, of its regions, and of those at every size in play."""
-
-    tables: RegionTables
-    sum_s: float
-    whole_s: float
-
-    @property
-    def calibration(self) -> Calibration:
-        return Calibration(self.whole_s / self.sum_s)
 
 
 class BudgetSearch:
@@ -121,8 +109,8 @@ class BudgetSearch:
         """
         self._restricted(self._space())
         with self._dense_runner() as dense_runner:
-            dense = self._measure(dense_runner)
-        return self._restricted(self._space(dense.tables, dense.calibration))
+            calibration = self._measure(dense_runner).calibration
+        return self._restricted(self._space(self._tables(), calibration))
 
     @contextmanager
     def _dense_runner(self) -> Iterator[Runner]:
@@ -133,12 +121,9 @@ class BudgetSearch:
         finally:
             runner.close()
 
-    def _measure(self, dense_runner: Runner) -> _Dense:
-        self._stage("measure cost regions")
-        tables = self._tables()
-        self._stage("time the dense network")
-        whole = _compare({"dense": dense_runner})["dense"].low_s
-        return _Dense(tables, sum(self._exact(Selection({}, ())).values()), whole)
+    def _measure(self, dense_runner: Runner) -> MeasuredNetwork:
+        parts = (self._analysis, self._choices, self._target, self._table, self._inputs, dense_runner)
+        return whole_network.measure_network(*parts, stage=self._stage, progress=self._progress)
 
     def _without_latency(self, dense_runner: Runner, space: SearchSpace, others: Mapping[str, Budget]) -> Outcome:
         space = replace(space, budgets=absolute_limits(space, others))
@@ -154,7 +139,7 @@ class BudgetSearch:
         networks = KnownNetworks(self._analysis.regions, self._target, self._table)
         known = networks.nearest(latency.resolve(dense_s))
         if known is not None:
-            calibration = calibration.through((dense_sum, dense_s), known)
+            calibration = Calibration.through((dense_sum, dense_s), known)
         if latency.amount is not None and latency.amount > dense_s:
             msg = (
                 f"the latency budget of {1e3 * latency.amount:.4g} ms is above the {1e3 * dense_s:.4g} ms of the dense "
@@ -209,7 +194,7 @@ class BudgetSearch:
             if settled or not selection_changes(selection, self._analysis):
                 break
             dense_s = dense.low_s
-            calibration = calibration.through((dense_sum, dense_s), (exact, slim.low_s))
+            calibration = Calibration.through((dense_sum, dense_s), (exact, slim.low_s))
         assert best is not None
         return best
 
@@ -229,7 +214,7 @@ class BudgetSearch:
             space = replace(space, budgets=absolute_limits(space, others) | {"latency": bias * limit_us})
             selection, certificate = self._solve(space)
             self._stage("measure the chosen regions")
-            exact = sum(self._exact(selection).values())
+            exact = self._exact(selection)
             predicted_us = 1e6 * calibration.factor * exact + space.costs["latency"].constant
             told_us, modelled_us = certificate.costs["latency"], certificate.modelled_costs["latency"]
             share = predicted_us / limit_us
@@ -288,24 +273,14 @@ class BudgetSearch:
         self._stage("time dense and slim in turn")
         runner = self._target.prepare(module, self._inputs)
         try:
-            timings = _compare({"dense": dense_runner, "slim": runner})
+            timings = whole_network.time_networks({"dense": dense_runner, "slim": runner})
         finally:
             runner.close()
         return timings["dense"], timings["slim"]
 
-    def _exact(self, selection: Selection) -> dict[str, float]:
-        """Measured seconds of each region that is left, at exactly its sizes."""
-        removed = set(selection.removed_blocks)
-        gone = {node for block in self._analysis.blocks.removable if block.name in removed for node in block.nodes}
-        sizes = {
-            group.dim: selection.sizes[group.name] for group in self._analysis.groups if group.name in selection.sizes
-        }
-
-        def size_of(dim: Dim) -> int:
-            return sizes.get(dim, dim.size)
-
-        alive = [region for region in self._analysis.regions if region.nodes[0] not in gone]
-        return exact_sum(alive, size_of, self._target, self._table)
+    def _exact(self, selection: Selection) -> float:
+        """Seconds of all regions that are left, at exactly their sizes."""
+        return sum(exact_seconds(self._analysis, selection, self._target, self._table).values())
 
 
 def in_users_terms(error: BudgetError, asked_s: float, dense_s: float, reach_s: float) -> BudgetError:
@@ -316,10 +291,6 @@ def in_users_terms(error: BudgetError, asked_s: float, dense_s: float, reach_s: 
     asked, reach = (share_of(1e6 * s, "us", 1e6 * dense_s, r) for s, r in ((asked_s, math.floor), (reach_s, math.ceil)))
     message = f"the latency budget of {asked} cannot be met: the smallest reachable is {reach}"
     return BudgetError(message, error.smallest)
-
-
-def _compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:
-    return compare(runners, min_time_s=0.5, max_time_s=5.0, error=0.01)
 
 
 def absolute_limits(space: SearchSpace, others: Mapping[str, Budget]) -> dict[str, float]:

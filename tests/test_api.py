@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import mdp_fx
-from mdp_fx import budget_search
+from mdp_fx import whole_network
 from mdp_fx.errors import InputError, TargetError
 from mdp_fx.passes.search_space import evaluate, importance, violations
 from tests.test_budget_search import Stages, WorkTarget, compare_fakes
@@ -32,7 +32,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkTarget:
     """Where everything is measured."""
     made = WorkTarget()
     monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(budget_search, "_compare", compare_fakes)
+    monkeypatch.setattr(whole_network, "time_networks", compare_fakes)
     monkeypatch.setattr("mdp_fx.api.get_target", lambda name, threads, dtype, **_: made)
     return made
 
@@ -40,7 +40,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkTarget:
 def test_the_space_of_a_network_is_measured_and_swept(network: nn.Module, inputs: Tensor) -> None:
     seen: list[str] = []
     space = mdp_fx.search_space(network, inputs, step=4, min_keep=0.5, stage=seen.append)
-    assert seen[-3:] == ["prepare the dense network", "measure cost regions", "time the dense network"]
+    assert seen[-3:] == ["prepare the dense network", "measure cost regions", "time the dense and a slim network"]
     assert all(min(dim.sizes) >= dim.dense / 2 for dim in space.dimensions)
     points = mdp_fx.frontier(space, most=10)
     assert len(points) == 10

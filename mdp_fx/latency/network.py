@@ -41,6 +41,11 @@ class KnownNetworks:
         """Keeps the latency of a network whose regions take `total_s` seconds."""
         self._table.put(self._fingerprint, self._key, (round(total_s * 1e9),), timing)
 
+    def measured(self, total_s: float) -> tuple[float, float] | None:
+        """(sum, measured) seconds of the network whose regions take `total_s`; None where it was not measured."""
+        known = self._table.points(self._fingerprint, self._key).get((round(total_s * 1e9),))
+        return None if known is None else (round(total_s * 1e9) * 1e-9, known.low_s)
+
     def nearest(self, wanted_s: float) -> tuple[float, float] | None:
         """(sum, measured) seconds of the network measured closest to `wanted_s`; None where there is none."""
         known = self._table.points(self._fingerprint, self._key)
@@ -69,10 +74,7 @@ class RegionTables:
 
 @dataclass(frozen=True)
 class Calibration:
-    """From the sum of the regions to the whole network: offset_s + factor * sum, both measured.
-
-    With the dense network alone the offset is 0. With a slim one too, the line goes through both.
-    """
+    """From the sum of the regions to the whole network: offset_s + factor * sum."""
 
     factor: float
     offset_s: float = 0.0
@@ -81,7 +83,8 @@ class Calibration:
         """Predicted seconds of a network whose regions take `total_s`."""
         return self.offset_s + self.factor * total_s
 
-    def through(self, dense: tuple[float, float], slim: tuple[float, float]) -> Calibration:
+    @classmethod
+    def through(cls, dense: tuple[float, float], slim: tuple[float, float]) -> Calibration:
         """The line through the (sum, measured) of two networks, seconds.
 
         Where the two are too close to tell, or the line says that more than a quarter of the dense latency lies outside
@@ -91,8 +94,8 @@ class Calibration:
             factor = (dense[1] - slim[1]) / (dense[0] - slim[0])
             offset = slim[1] - factor * slim[0]
             if abs(offset) <= 0.25 * dense[1]:
-                return Calibration(factor, offset)
-        return Calibration(slim[1] / slim[0])
+                return cls(factor, offset)
+        return cls(slim[1] / slim[0])
 
 
 def region_tables(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -19,20 +19,30 @@ class AxisModel:
         lines: measured sizes, ascending; no two on the same tread.
         tread: time follows the size rounded up to a multiple of this (a staircase, from vectors and tiles); 1 where it
             follows the size itself.
-        penalty: factor on the time of sizes that are no multiple of `tread`: padding has its price.
+        first: treads hold from this size on: what does not fill a vector has kernels of its own.
+        penalties: (size, factor) on the time of sizes from `first` on that are no multiple of `tread`: padding has its
+            price. Between two sizes it follows their logarithm, beyond them it stays.
     """
 
     lines: tuple[int, ...]
     tread: int = 1
-    penalty: float = 1.0
+    first: int = 1
+    penalties: tuple[tuple[int, float], ...] = ()
+
+    def off(self, size: int) -> bool:
+        """Whether a size is rounded up."""
+        return size >= self.first and size % self.tread > 0
 
     def places(self, sizes: Sequence[int]) -> list[int]:
         """The sizes rounded up to their treads."""
-        return [-(-size // self.tread) * self.tread for size in sizes]
+        return [-(-size // self.tread) * self.tread if self.off(size) else size for size in sizes]
 
     def factors(self, sizes: Sequence[int]) -> FloatArray:
         """What the time at the places is multiplied by, per size."""
-        return np.array([self.penalty if size % self.tread else 1.0 for size in sizes])
+        if not self.penalties:
+            return np.ones(len(sizes))
+        known, factors = zip(*self.penalties, strict=True)
+        return np.where([self.off(size) for size in sizes], np.interp(np.log(sizes), np.log(known), factors), 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +72,7 @@ class RegionModel:
     def without(self, axis: int, line: int) -> RegionModel:
         """The model as if the line at this position of an axis had not been measured."""
         lines = self.axes[axis].lines
-        left = AxisModel(lines[:line] + lines[line + 1 :], self.axes[axis].tread, self.axes[axis].penalty)
+        left = replace(self.axes[axis], lines=lines[:line] + lines[line + 1 :])
         return RegionModel((*self.axes[:axis], left, *self.axes[axis + 1 :]), np.delete(self.seconds, line, axis))
 
 

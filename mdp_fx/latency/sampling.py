@@ -1,15 +1,16 @@
 """Which sizes of a region to measure: a coarse grid first, finer where reading between its points errs.
 
 A region's time over one of its sizes is a line with a small constant, a staircase with the target's alignment as its
-tread, or something rougher. Three lines per axis tell most of it. Two probes per axis, off the treads and on them, tell
-whether there are treads. Then every inner line is left out in turn and read from its neighbours: where that errs, gaps
-where most sizes lie are halved, until it does not.
+tread, or something rougher. Three lines per axis tell most of it. Three probes per axis, off the treads and on them,
+tell whether there are treads, and what padding costs. Then every inner line is left out in turn and read from its
+neighbours: where that errs, gaps where most sizes lie are halved, until it does not.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -25,8 +26,10 @@ _MOST_LINES = 7
 _MENDED = 0.75  # of an axis' error is left at most where halving its worst gaps helps
 _SHORTEST_S = 1e-9  # some regions take no time at all
 _SURE = 0.02  # a penalty below this is noise
-_PENALTIES = (0.8, 4.0)
+_PENALTIES = (1.0, 20.0)
 _TREADS = (1, 2, 4, 8)  # of the target's alignment: kernels work on several vectors at once
+_WIDER = 0.25  # times as sure
+_LARGE_PROBE = 8  # alignments; the small one is the first size off the treads
 _ACROSS_ONE = 0.5  # reading across one gap errs less than across the two around a line that was left out
 
 
@@ -91,30 +94,33 @@ class RegionSampler:
         for axis, probes in enumerate(self._probes):
             if not probes:
                 continue
-            fits = [self._fit(axis, tread, seconds) for tread in (1, *(k * self._alignment for k in _TREADS))]
+            treads = product((k * self._alignment for k in _TREADS), (1, self._alignment))
+            fits = [self._fit(axis, tread, first, seconds) for tread, first in ((1, 1), *treads)]
             self._axes[axis] = min(fits, key=lambda fit: fit[0])[1]
 
-    def _fit(self, axis: int, tread: int, seconds: Mapping[Sizes, float]) -> tuple[float, AxisModel]:
+    def _fit(self, axis: int, tread: int, first: int, seconds: Mapping[Sizes, float]) -> tuple[float, AxisModel]:
         """Share by which probes, and lines on the tread of another, are misread with such treads; and the axis then."""
         lines = self._axes[axis].lines
-        model = AxisModel(_one_per_tread(lines, tread), tread)
+        model = AxisModel(_one_per_tread(AxisModel(lines, tread, first)), tread, first)
         spare = [line for line in lines if line not in model.lines]
-        points = [self._at_probe(axis, size) for size in (*self._probes[axis], *spare)]
-        off = points[0]
 
-        def read(point: Sizes) -> float:
+        def misread(model: AxisModel, size: int) -> float:
             axes = [*self._axes[:axis], model, *self._axes[axis + 1 :]]
-            return max(_read(_model(axes, seconds), point), _SHORTEST_S)
+            point = self._at_probe(axis, size)
+            return max(seconds[point], _SHORTEST_S) / max(_read(_model(axes, seconds), point), _SHORTEST_S)
 
-        if off[axis] % tread:
+        off = [size for size in self._probes[axis] if model.off(size)]
+        if any(abs(misread(model, size) - 1.0) > _SURE for size in off):
+            penalties = dict.fromkeys(off, 1.0)
             for _ in range(3):  # lines off the treads have the penalty too
-                penalty = model.penalty * max(seconds[off], _SHORTEST_S) / read(off)
-                model = AxisModel(model.lines, tread, float(np.clip(penalty, *_PENALTIES)))
-        misread = [abs(seconds[point] / read(point) - 1.0) for point in points]
-        if abs(model.penalty - 1.0) < _SURE:
-            model = AxisModel(model.lines, tread)
-        # Several explanations may fit: no treads is the simplest, and no penalty the next.
-        return max(misread) + (_SURE if tread > 1 else 0.0) + (_SURE if model.penalty != 1.0 else 0.0), model
+                for size in off:
+                    penalties[size] = float(np.clip(penalties[size] * misread(model, size), *_PENALTIES))
+                    model = replace(model, penalties=tuple(penalties.items()))
+        # Several explanations may fit: no treads is the simplest, narrow ones are simpler than wide ones, those that
+        # hold for all sizes than others, and no penalty than one.
+        wide = max(0.0, math.log2(tread / self._alignment))
+        doubts = (tread > 1) + _WIDER * (wide + (first > 1)) + bool(model.penalties)
+        return max(abs(misread(model, size) - 1.0) for size in (*self._probes[axis], *spare)) + _SURE * doubts, model
 
     def _gap_errors(self, model: RegionModel, axis: int) -> list[float]:
         """Per gap between the lines of an axis what reading there adds to the mean error over all of its sizes."""
@@ -138,7 +144,7 @@ class RegionSampler:
             between = [s for s in self._sizes[axis] if low < s < high and model.places([s])[0] not in taken]
             if between:
                 lines.add(_nearest(_aligned(between, self._alignment), (low + high) / 2))
-        self._axes[axis] = AxisModel(tuple(sorted(lines)), model.tread, model.penalty)
+        self._axes[axis] = replace(model, lines=tuple(sorted(lines)))
 
 
 def _first_lines(sizes: Sequence[int], alignment: int) -> tuple[int, ...]:
@@ -150,18 +156,18 @@ def _first_lines(sizes: Sequence[int], alignment: int) -> tuple[int, ...]:
 
 
 def _probes(sizes: Sequence[int], lines: Sequence[int], alignment: int) -> tuple[int, ...]:
-    """A size off the treads, small enough that rounding it up would show, and the next one on them; empty without."""
-    off = [size for size in sizes if size % alignment and size not in lines]
+    """The first size off the treads, the next one on them, and a larger one off them; empty where none is off."""
+    off = [size for size in sizes if size > alignment and size % alignment and size not in lines]
     if not off or len(sizes) <= len(lines):
         return ()
-    probe = min(off, key=lambda size: abs(math.log(size / (4 * alignment))))
-    on = [size for size in sizes if size > probe and size % alignment == 0]
-    return (probe, *on[:1])
+    on = [size for size in sizes if size > off[0] and size % alignment == 0]
+    large = min(off, key=lambda size: abs(math.log(size / (_LARGE_PROBE * alignment))))
+    return tuple(dict.fromkeys((off[0], *on[:1], large)))
 
 
-def _one_per_tread(lines: Sequence[int], tread: int) -> tuple[int, ...]:
+def _one_per_tread(axis: AxisModel) -> tuple[int, ...]:
     """Of lines on the same tread the one at its end."""
-    by_place = {-(-line // tread): line for line in lines}  # ascending: the last one stays
+    by_place = dict(zip(axis.places(axis.lines), axis.lines, strict=True))  # ascending: the last one stays
     return tuple(by_place.values())
 
 

@@ -221,7 +221,8 @@ class Profile:
         model: name of the network, `target` and `device` what it was measured on.
         dense_ms: the dense network as a whole.
         sum_ms: its regions, each as a part of a network.
-        calibration: `dense_ms` over `sum_ms`.
+        calibration: what a sum of regions is multiplied by to predict a whole network, before `calibration_offset_ms`
+            is added: the line through this network and a slim one of it.
         regions: where the time goes.
         regions_measured: points measured now, `regions_cached` those that were known.
         table: where they are kept.
@@ -241,6 +242,7 @@ class Profile:
     table: str
     prediction: Prediction | None = None
     expected_error: float = 0.0
+    calibration_offset_ms: float = 0.0
 
     @property
     def residual_ms(self) -> float:

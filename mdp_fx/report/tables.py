@@ -142,11 +142,10 @@ def _decision(report: PruneReport) -> Iterator[tuple[str, str, str]]:
         "",
     )
     if facts.dense_sum_ms is not None and facts.calibration is not None:
-        offset = f" + {facts.calibration_offset_ms:.2f} ms" if facts.calibration_offset_ms else ""
         yield (
             "latencies",
             f"{facts.regions_measured} measured now, {facts.regions_cached} known; dense regions add up to "
-            f"{cells.millis(facts.dense_sum_ms)}, calibration {facts.calibration:.3f}{offset}",
+            f"{cells.millis(facts.dense_sum_ms)}, {_calibration(facts.calibration, facts.calibration_offset_ms)}",
             "",
         )
     yield "blocks", _removed(report.blocks), ""
@@ -304,16 +303,22 @@ def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]
     if found.prediction is not None:
         yield cells.Notes(tuple(prediction_notes(found.prediction, verbose=verbose)))
         return
+    line = _calibration(found.calibration, found.calibration_offset_ms)
     residual = cells.share(found.residual_ms / found.dense_ms)
     known = f"{found.regions_measured} measured now, {found.regions_cached} known"
     yield cells.Notes(
         (
-            ("sum", f"{cells.millis(found.sum_ms)}, each region as a part; calibration {found.calibration:.3f}", ""),
+            ("sum", f"{cells.millis(found.sum_ms)}, each region as a part; {line}", ""),
             ("residual", f"{found.residual_ms:+.3f} ms ({residual}) that no region has: calls, layouts", ""),
             ("points", f"{known}; table error about {cells.share(found.expected_error)}", ""),
             ("table", found.table, ""),
         )
     )
+
+
+def _calibration(factor: float, offset_ms: float | None) -> str:
+    """The line from a sum of regions to a whole network."""
+    return f"calibration {factor:.3f}" + (f" {offset_ms:+.2f} ms" if offset_ms else "")
 
 
 def bench_tables(

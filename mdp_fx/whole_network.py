@@ -1,0 +1,115 @@
+"""A network on a target as a whole, beside the sum of its regions: what the sum does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mdp_fx.graph.axes import Dim
+from mdp_fx.latency.measuring import Progress, compare
+from mdp_fx.latency.network import Calibration, KnownNetworks, RegionTables, exact_sum, region_tables
+from mdp_fx.latency.tables import LatencyTable
+from mdp_fx.latency.targets import Runner, Target
+from mdp_fx.latency.timing import Timing
+from mdp_fx.passes.base import Stage
+from mdp_fx.passes.choices import Analysis, Choices
+from mdp_fx.passes.search_space import Selection
+from mdp_fx.pipeline import rewrite
+
+SLIM_SHARE = 0.25
+"""Share of its units that every channel group has in the slim network that calibrates."""
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """A dense network on a target.
+
+    Attributes:
+        tables: of its regions at every size in play.
+        regions_s: seconds of each region at its dense sizes.
+        whole_s: seconds of the whole.
+        slim: seconds of the regions of a slim network of it, and those of its whole, measured once.
+    """
+
+    tables: RegionTables
+    regions_s: dict[str, float]
+    whole_s: float
+    slim: tuple[float, float]
+
+    @property
+    def sum_s(self) -> float:
+        """Seconds of all its regions."""
+        return sum(self.regions_s.values())
+
+    @property
+    def calibration(self) -> Calibration:
+        """The line through both networks."""
+        return Calibration.through((self.sum_s, self.whole_s), self.slim)
+
+
+def measure_network(
+    analysis: Analysis,
+    choices: Choices,
+    target: Target,
+    table: LatencyTable,
+    inputs: tuple[Any, ...],
+    dense_runner: Runner,
+    *,
+    stage: Stage,
+    progress: Progress | None = None,
+) -> MeasuredNetwork:
+    """Measures what `table` lacks of a network's regions, the dense network, and once a slim one.
+
+    What a network takes beyond its regions is in part the same for all that is made of it (calls, what the caches
+    lose), in part a share. The dense network alone cannot tell these apart.
+    """
+    stage("measure cost regions")
+    tables = region_tables(analysis, choices, target, table, progress=progress)
+    regions = exact_seconds(analysis, Selection({}, ()), target, table)
+    slim = _slim_selection(choices)
+    slim_sum = sum(exact_seconds(analysis, slim, target, table).values())
+    networks = KnownNetworks(analysis.regions, target, table)
+    known = networks.measured(slim_sum)
+    if known is not None:
+        stage("time the dense network")
+        return MeasuredNetwork(tables, regions, time_networks({"dense": dense_runner})["dense"].low_s, known)
+    stage("time the dense and a slim network")
+    runner = target.prepare(rewrite(analysis, {name: range(size) for name, size in slim.sizes.items()}, ()), inputs)
+    try:
+        timings = time_networks({"dense": dense_runner, "calibrating": runner})
+    finally:
+        runner.close()
+    whole_s = timings["calibrating"].low_s
+    networks.remember(slim_sum, timings["calibrating"])
+    return MeasuredNetwork(tables, regions, timings["dense"].low_s, (slim_sum, whole_s))
+
+
+def exact_seconds(
+    analysis: Analysis, selection: Selection, target: Target, table: LatencyTable, progress: Progress | None = None
+) -> dict[str, float]:
+    """Seconds of each region that a selection leaves, measured at exactly its sizes where unknown, by region name."""
+    removed = set(selection.removed_blocks)
+    gone = {node for block in analysis.blocks.removable if block.name in removed for node in block.nodes}
+    sizes = {group.dim: selection.sizes[group.name] for group in analysis.groups if group.name in selection.sizes}
+
+    def size_of(dim: Dim) -> int:
+        return sizes.get(dim, dim.size)
+
+    alive = [region for region in analysis.regions if region.nodes[0] not in gone]
+    return exact_sum(alive, size_of, target, table, progress)
+
+
+def time_networks(runners: Mapping[str, Runner]) -> dict[str, Timing]:
+    """Networks timed in turn, to about 1 %."""
+    return compare(runners, min_time_s=0.5, max_time_s=5.0, error=0.01)
+
+
+def _slim_selection(choices: Choices) -> Selection:
+    """Every group at about `SLIM_SHARE` of its units."""
+    sizes = {}
+    for dimension in choices.dimensions:
+        if dimension.name not in choices.held:
+            wanted = SLIM_SHARE * dimension.dense
+            sizes[dimension.name] = min(filter(None, dimension.sizes), key=lambda size: abs(size - wanted))
+    return Selection(sizes, ())
