@@ -58,17 +58,38 @@ def check_threads(threads: int | None) -> int:
 
 def physical_cores() -> int:
     """Physical cores that this process may run on (logical ones where the system does not tell them apart)."""
+    return len(_one_processor_per_core()) or os.cpu_count() or 1
+
+
+def cores_to_pin(threads: int) -> tuple[int, ...]:
+    """Processors for as many threads, each on a core of its own, from the one where this thread is now.
+
+    The system put it where nobody else was. Empty where there are not so many cores, or the system does not pin.
+    """
+    cores = _one_processor_per_core()
+    if threads > len(cores):
+        return ()
+    now = _processor()
+    here = cores.index(now) if now in cores else 0
+    return tuple((cores[here:] + cores[:here])[:threads])
+
+
+def _processor() -> int:
+    """The logical processor that this thread runs on (proc(5): field 39; the second is a name in parentheses)."""
+    text = Path("/proc/thread-self/stat").read_text(encoding="utf-8", errors="replace")
+    return int(text.rpartition(")")[2].split()[36])
+
+
+def _one_processor_per_core() -> list[int]:
+    """The first logical processor of every physical core that this process may run on; empty where nobody says."""
     if sys.platform != "linux":
-        return os.cpu_count() or 1
-    logical = os.sched_getaffinity(0)
-    cores = set()
-    for cpu in logical:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text(encoding="ascii").strip())
-        except OSError:
-            return len(logical)
-    return max(1, len(cores))
+        return []
+    cores: dict[str, int] = {}
+    for processor in sorted(os.sched_getaffinity(0)):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+        name = siblings.read_text(encoding="ascii").strip() if siblings.is_file() else str(processor)
+        cores.setdefault(name, processor)
+    return sorted(cores.values())
 
 
 def vector_alignment() -> int:

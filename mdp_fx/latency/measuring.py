@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
-from mdp_fx.latency.timing import Effort, Runs, Timing, no_garbage_collection
+from mdp_fx.latency.timing import Effort, Runs, Timing, no_garbage_collection, pinned
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def time_in_turn(
     shuffle = random.Random(seed).shuffle
     effort = Effort(error, min_runs, max_runs=sys.maxsize, max_time_s=max_time_s)
     runs = {name: Runs(runners[name].threads) for name in runners}
-    with no_garbage_collection():
+    with no_garbage_collection(), pinned(next((each.core for each in runners.values()), None)):
         for _ in range(3):  # the first inferences allocate buffers and wake threads
             for name in order:
                 runners[name]()

@@ -31,7 +31,7 @@ from mdp_fx.exporters.onnx_model import to_onnx_bytes
 from mdp_fx.exporters.parity import max_relative_error
 from mdp_fx.graph.casting import cast_network
 from mdp_fx.latency.casting import CastRegion, check_dtype
-from mdp_fx.latency.cpu import CacheFlush, check_threads, cpu_model, vector_alignment
+from mdp_fx.latency.cpu import CacheFlush, check_threads, cores_to_pin, cpu_model, vector_alignment
 from mdp_fx.latency.region_onnx import AFTER, PREFIX, InContext, RegionTemplate, direct, in_context
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
 from mdp_fx.latency.timing import Effort, Timing, time_runs
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 FeedArray = NDArray[Any]
 
-_METHOD = 1  # raise it when the way of measuring changes: older measurements are then not comparable
+_METHOD = 2  # raise it when the way of measuring changes: older measurements are then not comparable
 _SILENT = 4  # severity "fatal": errors come as exceptions, a second time on stderr helps nobody
 _CHAIN = 64
 _OVERHEAD_EFFORT = Effort(min_runs=50, max_runs=200)
@@ -59,6 +59,7 @@ class OnnxRuntimeCpu(Target):
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         self.threads = check_threads(threads)
+        self._cores = cores_to_pin(self.threads)
         self.dtype = check_dtype(self.name, dtype, self.dtypes)
         self.device = cpu_model()
         self.alignment = vector_alignment()
@@ -101,7 +102,7 @@ class OnnxRuntimeCpu(Target):
     def _runner(self, session: onnxruntime.InferenceSession, inputs: tuple[Tensor, ...]) -> Runner:
         names = [value.name for value in session.get_inputs()]
         feeds = {name: value.detach().numpy() for name, value in zip(names, inputs, strict=True)}
-        return _OrtRunner(session, feeds, self.threads)
+        return _OrtRunner(session, feeds, self.threads, self._core)
 
     def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
         """Kernel time of the region between neighbours, weights cold."""
@@ -110,10 +111,14 @@ class OnnxRuntimeCpu(Target):
             module, inputs = region.build(sizes)
             session, feeds = self._region_session(region, sizes, module, inputs, Path(folder) / "profile")
             flush = self._flush.for_weights(module)
-            runs = time_runs(lambda: session.run(None, feeds), effort, flush, self.threads)
+            runs = time_runs(lambda: session.run(None, feeds), effort, flush, self.threads, self._core)
             seconds = _kernel_seconds(Path(session.end_profiling()).read_bytes(), self._profiler_overhead())
             # before the timed runs come the one that checked the outputs, and the warm-up
             return runs.timing_of(seconds[-len(runs.seconds) :])
+
+    @property
+    def _core(self) -> int | None:
+        return self._cores[0] if self._cores else None
 
     def _profiler_overhead(self) -> float:
         """Seconds that the profiler adds to each kernel's time.
@@ -134,7 +139,7 @@ class OnnxRuntimeCpu(Target):
 
     def _chain_seconds(self, session: onnxruntime.InferenceSession) -> float:
         feeds = {"x0": np.ones(1, np.float32)}
-        runs = time_runs(lambda: session.run(None, feeds), _OVERHEAD_EFFORT, threads=self.threads)
+        runs = time_runs(lambda: session.run(None, feeds), _OVERHEAD_EFFORT, threads=self.threads, core=self._core)
         return runs.timing_of(runs.seconds).low_s
 
     def _region_session(
@@ -181,6 +186,9 @@ class OnnxRuntimeCpu(Target):
         options.log_severity_level = _SILENT
         # Networks are timed in turn: the idle ones' threads must not spin on the cores that the running one needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if len(self._cores) > 1:  # processors count from 1 here, and the calling thread is not among them
+            others = ";".join(str(core + 1) for core in self._cores[1:])
+            options.add_session_config_entry("session.intra_op_thread_affinities", others)
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -188,8 +196,11 @@ class OnnxRuntimeCpu(Target):
 
 
 class _OrtRunner(Runner):
-    def __init__(self, session: onnxruntime.InferenceSession, feeds: dict[str, FeedArray], threads: int) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, feeds: dict[str, FeedArray], threads: int, core: int | None
+    ) -> None:
         self.threads = threads
+        self.core = core
         self._session: onnxruntime.InferenceSession | None = session
         self._feeds = feeds
 

@@ -50,9 +50,11 @@ class Runner(ABC):
 
     Attributes:
         threads: processor threads that an inference keeps busy; None where it waits for another device.
+        core: the processor that the calling thread is kept on while it is timed; None where it may move.
     """
 
     threads: int | None = None
+    core: int | None = None
 
     @abstractmethod
     def __call__(self) -> float | None:

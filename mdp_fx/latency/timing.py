@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -125,17 +126,22 @@ class Runs:
 
 
 def time_runs(
-    run: Callable[[], object], effort: Effort, between: Callable[[], object] | None = None, threads: int | None = 1
+    run: Callable[[], object],
+    effort: Effort,
+    between: Callable[[], object] | None = None,
+    threads: int | None = 1,
+    core: int | None = None,
 ) -> Runs:
     """Time `run` until the median is steady; `between` goes before every run, untimed.
 
-    On a busy machine it goes on for longer, for enough runs that no other process got in the way of.
+    On a busy machine it goes on for longer, for enough runs that no other process got in the way of. The thread stays
+    on the processor `core`, if given.
 
     Returns:
         Every run after the `effort.warm_up` first ones.
     """
     runs = Runs(threads)
-    with no_garbage_collection():
+    with no_garbage_collection(), pinned(core):
         started = time.perf_counter()
         for index in count():
             if between is not None:
@@ -159,3 +165,17 @@ def no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def pinned(core: int | None) -> Iterator[None]:
+    """Keep this thread on one processor: it finds its caches again. None leaves it where it likes."""
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

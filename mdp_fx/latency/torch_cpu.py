@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from mdp_fx.graph.casting import DTYPES, cast_network
 from mdp_fx.latency.casting import CastRegion, check_dtype
-from mdp_fx.latency.cpu import CacheFlush, check_threads, cpu_model, vector_alignment
+from mdp_fx.latency.cpu import CacheFlush, check_threads, cores_to_pin, cpu_model, vector_alignment
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
 from mdp_fx.latency.timing import Effort, Timing, time_runs
 
-_METHOD = 1  # raise it when the way of measuring changes: older measurements are then not comparable
+_METHOD = 2  # raise it when the way of measuring changes: older measurements are then not comparable
 
 
 class TorchCpu(Target):
@@ -48,7 +48,7 @@ class TorchCpu(Target):
                 value.count_nonzero()
 
         with _thread_count(self.threads):
-            runs = time_runs(runner, effort, cold_weights_warm_inputs, self.threads)
+            runs = time_runs(runner, effort, cold_weights_warm_inputs, self.threads, runner.core)
         return runs.timing_of(runs.seconds)
 
     def _runner(self, module: nn.Module, inputs: tuple[Tensor, ...], what: str) -> Runner:
@@ -63,6 +63,8 @@ class _TorchRunner(Runner):
         self._module = module
         self._inputs = inputs
         self.threads = self._count = threads
+        # Several threads are torch's own, which it gives no core each: one on a core of its own would wait for them.
+        self.core = next(iter(cores_to_pin(threads)), None) if threads == 1 else None
 
     def __call__(self) -> None:
         with _thread_count(self._count), torch.inference_mode():

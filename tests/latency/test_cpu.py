@@ -1,0 +1,65 @@
+"""Facts about this machine's processor."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from mdp_fx.latency.cpu import cores_to_pin, physical_cores
+from mdp_fx.latency.measuring import compare
+from mdp_fx.latency.targets import Runner, get_target
+from mdp_fx.latency.timing import Effort, pinned, time_runs
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux pins threads")
+
+
+@linux
+def test_every_thread_gets_a_core_of_its_own() -> None:
+    allowed = os.sched_getaffinity(0)
+    for threads in range(1, physical_cores() + 1):
+        cores = cores_to_pin(threads)
+        assert len(set(cores)) == threads
+        assert set(cores) <= allowed
+    assert cores_to_pin(physical_cores() + 1) == ()
+
+
+@linux
+def test_the_first_core_is_the_one_where_this_thread_is() -> None:
+    for core in sorted(os.sched_getaffinity(0)):
+        with pinned(core):
+            assert cores_to_pin(1) == (core,)
+
+
+@linux
+def test_a_thread_is_pinned_while_it_is_timed_and_free_before_and_after() -> None:
+    before, seen = os.sched_getaffinity(0), []
+    core = max(before)
+    time_runs(lambda: seen.append(os.sched_getaffinity(0)), Effort(max_time_s=0.01), core=core)
+    assert seen
+    assert all(each == {core} for each in seen)
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(ZeroDivisionError):
+        time_runs(lambda: 1 / 0, Effort(), core=core)
+    assert os.sched_getaffinity(0) == before
+
+
+@linux
+@pytest.mark.parametrize("name", ["onnxruntime:cpu", "torch:cpu"])
+def test_networks_are_timed_on_one_core(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = get_target(name, 1).prepare(nn.Conv2d(3, 8, 3).eval(), (torch.randn(1, 3, 8, 8),))
+    seen: list[set[int]] = []
+    run = type(runner).__call__
+
+    def watched(self: Runner) -> float | None:
+        seen.append(os.sched_getaffinity(0))
+        return run(self)
+
+    monkeypatch.setattr(type(runner), "__call__", watched)
+    compare({"a": runner}, min_time_s=0.0, max_time_s=0.01)
+    assert seen
+    assert all(len(each) == 1 for each in seen)
+    runner.close()
