@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torchvision
 
-from bench.common import load, save
+from bench.common import TORCHVISION, load, save
 from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.network import region_tables
 from mdp_fx.latency.tables import LatencyTable
@@ -39,17 +39,6 @@ from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, normali
 from mdp_fx.pipeline import analyse, rewrite
 from mdp_fx.whole_network import exact_seconds, measure_network
 
-NETWORKS = (
-    "resnet18",
-    "resnet50",
-    "mobilenet_v2",
-    "efficientnet_b0",
-    "regnet_y_400mf",
-    "vgg16_bn",
-    "densenet121",
-    "vit_b_16",
-    "swin_t",
-)
 STEP = 8
 MEAN_ERROR, WORST_ERROR = 0.03, 0.08
 
@@ -145,7 +134,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Runs the named networks, all by default, and puts their rows into the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("networks", nargs="*", default=TORCHVISION)
     parser.add_argument("--target", default="onnxruntime:cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
@@ -156,7 +145,7 @@ def main() -> None:
         row = run(name, args)
         print({key: value for key, value in row.items() if key != "variants"}, flush=True)
         rows = {_key(known): known for known in load("latency").get("rows", ())} | {_key(row): row}
-        ordered = [rows[key] for key in sorted(rows, key=lambda key: (*key[:3], NETWORKS.index(key[3])))]
+        ordered = [rows[key] for key in sorted(rows, key=lambda key: (*key[:3], TORCHVISION.index(key[3])))]
         missed = [_key(row) for row in ordered if row["mean_error"] > MEAN_ERROR or row["worst_error"] > WORST_ERROR]
         limits = {"mean_error": MEAN_ERROR, "worst_error": WORST_ERROR}
         save("latency", {"limits": limits, "missed": missed, "rows": ordered}, quiet=True)
