@@ -19,30 +19,25 @@ class AxisModel:
         lines: measured sizes, ascending; no two on the same tread.
         tread: time follows the size rounded up to a multiple of this (a staircase, from vectors and tiles); 1 where it
             follows the size itself.
-        first: treads hold from this size on: what does not fill a vector has kernels of its own.
-        penalties: (size, factor) on the time of sizes from `first` on that are no multiple of `tread`: padding has its
-            price. Between two sizes it follows their logarithm, beyond them it stays.
+        prices: (size, factor) on the time of sizes that are no multiple of `tread`: padding has its price. Between two
+            sizes it follows their logarithm, beyond them it stays.
     """
 
     lines: tuple[int, ...]
     tread: int = 1
-    first: int = 1
-    penalties: tuple[tuple[int, float], ...] = ()
-
-    def off(self, size: int) -> bool:
-        """Whether a size is rounded up."""
-        return size >= self.first and size % self.tread > 0
+    prices: tuple[tuple[int, float], ...] = ()
 
     def places(self, sizes: Sequence[int]) -> list[int]:
         """The sizes rounded up to their treads."""
-        return [-(-size // self.tread) * self.tread if self.off(size) else size for size in sizes]
+        return [-(-size // self.tread) * self.tread for size in sizes]
 
     def factors(self, sizes: Sequence[int]) -> FloatArray:
         """What the time at the places is multiplied by, per size."""
-        if not self.penalties:
+        if not self.prices:
             return np.ones(len(sizes))
-        known, factors = zip(*self.penalties, strict=True)
-        return np.where([self.off(size) for size in sizes], np.interp(np.log(sizes), np.log(known), factors), 1.0)
+        known, factors = zip(*self.prices, strict=True)
+        padded = [size % self.tread > 0 for size in sizes]
+        return np.where(padded, np.interp(np.log(sizes), np.log(known), factors), 1.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Which sizes of a region to measure: a coarse grid first, finer where reading between its points errs.
 
 A region's time over one of its sizes is a line with a small constant, a staircase with the target's alignment as its
-tread, or something rougher. Three lines per axis tell most of it. Three probes per axis, off the treads and on them,
+tread, or something rougher. Three lines per axis tell most of it. Four probes per axis, off the treads and on them,
 tell whether there are treads, and what padding costs. Then every inner line is left out in turn and read from its
 neighbours: where that errs, gaps where most sizes lie are halved, until it does not.
 """
@@ -25,8 +25,9 @@ _SMALL = 0.001  # or a region's error as a share of the network's latency
 _MOST_LINES = 7
 _MENDED = 0.75  # of an axis' error is left at most where halving its worst gaps helps
 _SHORTEST_S = 1e-9  # some regions take no time at all
-_SURE = 0.02  # a penalty below this is noise
-_PENALTIES = (1.0, 20.0)
+_SURE = 0.02  # a price below this is noise
+_PRICES = (1.0, 20.0)
+_NARROW_PRICES = (0.05, 20.0)  # what does not fill a vector has kernels of its own, which may be faster
 _TREADS = (1, 2, 4, 8)  # of the target's alignment: kernels work on several vectors at once
 _WIDER = 0.25  # times as sure
 _LARGE_PROBE = 8  # alignments; the small one is the first size off the treads
@@ -68,6 +69,8 @@ class RegionSampler:
         if not self._probed:
             self._find_treads(seconds)
             self._probed = True
+            if not all(point in seconds for point in self.wanted()):
+                return True  # Without treads the smallest size is a line as well.
         model = self.model(seconds)
         dense_s = float(model.seconds.reshape(-1)[-1])
         tolerance = max(EXPECTED_ERROR, _SMALL * network_s / dense_s) if dense_s > 0 else math.inf
@@ -92,35 +95,10 @@ class RegionSampler:
     def _find_treads(self, seconds: Mapping[Sizes, float]) -> None:
         """Per axis the tread, and the price of padding, that its probes agree with best."""
         for axis, probes in enumerate(self._probes):
-            if not probes:
-                continue
-            treads = product((k * self._alignment for k in _TREADS), (1, self._alignment))
-            fits = [self._fit(axis, tread, first, seconds) for tread, first in ((1, 1), *treads)]
-            self._axes[axis] = min(fits, key=lambda fit: fit[0])[1]
-
-    def _fit(self, axis: int, tread: int, first: int, seconds: Mapping[Sizes, float]) -> tuple[float, AxisModel]:
-        """Share by which probes, and lines on the tread of another, are misread with such treads; and the axis then."""
-        lines = self._axes[axis].lines
-        model = AxisModel(_one_per_tread(AxisModel(lines, tread, first)), tread, first)
-        spare = [line for line in lines if line not in model.lines]
-
-        def misread(model: AxisModel, size: int) -> float:
-            axes = [*self._axes[:axis], model, *self._axes[axis + 1 :]]
-            point = self._at_probe(axis, size)
-            return max(seconds[point], _SHORTEST_S) / max(_read(_model(axes, seconds), point), _SHORTEST_S)
-
-        off = [size for size in self._probes[axis] if model.off(size)]
-        if any(abs(misread(model, size) - 1.0) > _SURE for size in off):
-            penalties = dict.fromkeys(off, 1.0)
-            for _ in range(3):  # lines off the treads have the penalty too
-                for size in off:
-                    penalties[size] = float(np.clip(penalties[size] * misread(model, size), *_PENALTIES))
-                    model = replace(model, penalties=tuple(penalties.items()))
-        # Several explanations may fit: no treads is the simplest, narrow ones are simpler than wide ones, those that
-        # hold for all sizes than others, and no penalty than one.
-        wide = max(0.0, math.log2(tread / self._alignment))
-        doubts = (tread > 1) + _WIDER * (wide + (first > 1)) + bool(model.penalties)
-        return max(abs(misread(model, size) - 1.0) for size in (*self._probes[axis], *spare)) + _SURE * doubts, model
+            if probes:
+                lines = self._axes[axis].lines
+                known = {size: max(seconds[self._at_probe(axis, size)], _SHORTEST_S) for size in (*lines, *probes)}
+                self._axes[axis] = _best_fit(lines, known, self._alignment)
 
     def _gap_errors(self, model: RegionModel, axis: int) -> list[float]:
         """Per gap between the lines of an axis what reading there adds to the mean error over all of its sizes."""
@@ -148,26 +126,69 @@ class RegionSampler:
 
 
 def _first_lines(sizes: Sequence[int], alignment: int) -> tuple[int, ...]:
-    """The smallest, the largest, and one between them; all where there are no more than three."""
+    """The smallest, the largest, and one between them; all where there are no more than three.
+
+    Where there may be treads, the smallest that fills one.
+    """
     if len(sizes) <= 3:
         return tuple(sizes)
-    middle = _nearest(_aligned(sizes[1:-1], alignment), math.sqrt(sizes[0] * sizes[-1]))
-    return (sizes[0], middle, sizes[-1])
+    smallest = _aligned(sizes, alignment)[0] if _has_treads(sizes, alignment) else sizes[0]
+    between = [size for size in sizes if smallest < size < sizes[-1]]
+    if _has_treads(sizes, alignment):
+        between = [size for size in between if size % alignment == 0]
+    middle = [_nearest(_aligned(between, alignment), math.sqrt(smallest * sizes[-1]))] if between else []
+    return (smallest, *middle, sizes[-1])
 
 
 def _probes(sizes: Sequence[int], lines: Sequence[int], alignment: int) -> tuple[int, ...]:
-    """The first size off the treads, the next one on them, and a larger one off them; empty where none is off."""
-    off = [size for size in sizes if size > alignment and size % alignment and size not in lines]
-    if not off or len(sizes) <= len(lines):
+    """The smallest size, the first off the treads and the next one on them, and a larger one off them."""
+    if len(sizes) <= len(lines) or not _has_treads(sizes, alignment):
         return ()
-    on = [size for size in sizes if size > off[0] and size % alignment == 0]
+    off = [size for size in sizes if size % alignment]
+    first = next((size for size in off if size > alignment), off[0])
+    on = [size for size in sizes if size > first and size % alignment == 0]
     large = min(off, key=lambda size: abs(math.log(size / (_LARGE_PROBE * alignment))))
-    return tuple(dict.fromkeys((off[0], *on[:1], large)))
+    return tuple(sorted({sizes[0], first, *on[:1], large} - set(lines)))
 
 
-def _one_per_tread(axis: AxisModel) -> tuple[int, ...]:
+def _has_treads(sizes: Sequence[int], alignment: int) -> bool:
+    """Whether sizes lie on and off the treads that there may be."""
+    on = sum(size % alignment == 0 for size in sizes)
+    return 2 <= on < len(sizes)
+
+
+def _best_fit(lines: Sequence[int], known: Mapping[int, float], alignment: int) -> AxisModel:
+    """The treads and prices that agree best with the seconds known along an axis; its lines are `lines` or fewer.
+
+    Several explanations may fit: no treads is the simplest, narrow ones are simpler than wide ones, and no price than
+    one.
+    """
+    found: list[tuple[float, AxisModel]] = []
+    for tread in (1, *(k * alignment for k in _TREADS)):
+        model = AxisModel(_one_per_tread(lines, tread) if tread > 1 else (min(known), *lines[1:]), tread)
+        padded = [size for size in known if size % tread and size not in model.lines]
+        if tread == alignment and any(abs(_misread(model, known, size) - 1.0) > _SURE for size in padded):
+            prices = dict.fromkeys(sorted(padded), 1.0)
+            for _ in range(3):  # lines off the treads have their price too
+                for size in padded:
+                    least, most = _PRICES if size > alignment else _NARROW_PRICES
+                    prices[size] = min(max(prices[size] * _misread(model, known, size), least), most)
+                    model = replace(model, prices=tuple(prices.items()))
+        doubts = (tread > 1) + _WIDER * max(0.0, math.log2(tread / alignment)) + bool(model.prices)
+        misread = max(abs(_misread(model, known, size) - 1.0) for size in known)
+        found.append((misread + _SURE * doubts, model))
+    return min(found, key=lambda each: each[0])[1]
+
+
+def _misread(model: AxisModel, known: Mapping[int, float], size: int) -> float:
+    """What was measured at a size over what the model reads there."""
+    region = RegionModel((model,), np.array([known[line] for line in model.lines]))
+    return known[size] / float(region.at([(size,)])[0])
+
+
+def _one_per_tread(lines: Sequence[int], tread: int) -> tuple[int, ...]:
     """Of lines on the same tread the one at its end."""
-    by_place = dict(zip(axis.places(axis.lines), axis.lines, strict=True))  # ascending: the last one stays
+    by_place = {-(-line // tread): line for line in lines}  # ascending: the last one stays
     return tuple(by_place.values())
 
 
@@ -183,10 +204,6 @@ def _model(axes: Sequence[AxisModel], seconds: Mapping[Sizes, float]) -> RegionM
     lines = [axis.lines for axis in axes]
     grid = np.array([seconds[point] for point in product(*lines)]).reshape([len(each) for each in lines])
     return RegionModel(tuple(axes), grid)
-
-
-def _read(model: RegionModel, point: Sizes) -> float:
-    return float(model.at([(size,) for size in point]).reshape(()))
 
 
 def _left_out_error(model: RegionModel, axis: int, line: int) -> float:

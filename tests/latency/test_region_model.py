@@ -24,7 +24,7 @@ def test_measured_points_are_read_as_measured(first: list[int], second: list[int
 
 
 def test_a_line_off_the_treads_is_read_as_measured_too() -> None:
-    model = RegionModel((AxisModel((24, 64, 256), 16, 16, ((24, 1.25),)),), np.array([2.5, 4.0, 16.0]))
+    model = RegionModel((AxisModel((24, 64, 256), 16, ((24, 1.25),)),), np.array([2.5, 4.0, 16.0]))
     assert [read(model, size) for size in (24, 64, 256)] == pytest.approx([2.5, 4.0, 16.0])
 
 
@@ -35,13 +35,13 @@ def test_sizes_on_one_tread_take_the_same_time() -> None:
 
 
 def test_what_is_padded_costs_more_than_its_tread() -> None:
-    model = RegionModel((AxisModel((16, 256), 16, 16, ((120, 1.5),)),), np.array([1.0, 16.0]))
+    model = RegionModel((AxisModel((16, 256), 16, ((120, 1.5),)),), np.array([1.0, 16.0]))
     assert read(model, 32) == pytest.approx(2.0)
     assert read(model, 24) == pytest.approx(3.0)
 
 
-def test_penalties_of_several_axes_multiply() -> None:
-    axis = AxisModel((16, 256), 16, 16, ((120, 1.5),))
+def test_prices_of_several_axes_multiply() -> None:
+    axis = AxisModel((16, 256), 16, ((120, 1.5),))
     model = RegionModel((axis, axis), np.outer([1.0, 16.0], [1.0, 16.0]))
     assert read(model, 24, 24) == pytest.approx(2.0 * 2.0 * 1.5 * 1.5)
     assert read(model, 24, 32) == pytest.approx(2.0 * 2.0 * 1.5)

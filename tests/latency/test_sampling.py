@@ -9,12 +9,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mdp_fx.latency.region_model import RegionModel
+from mdp_fx.latency.region_model import AxisModel, RegionModel
 from mdp_fx.latency.sampling import EXPECTED_ERROR, RegionSampler, Sizes
 
 EIGHTS = tuple(range(8, 513, 8))
-FEW = 15
-"""Three lines on each of two axes, and three probes for each."""
+FEW = 20
+"""Three lines on each of two axes, four probes for each, and three points more where there are no treads."""
 
 Formula = Callable[..., float]
 
@@ -34,6 +34,16 @@ def stairs(*sizes: int) -> float:
 def padded(*sizes: int) -> float:
     """Sizes off the treads are copied first."""
     return stairs(*sizes) * 1.4 ** sum(size % 16 > 0 for size in sizes)
+
+
+def reordered(*sizes: int) -> float:
+    """Sizes off the treads are copied first, which is dear where there is little else to do."""
+    return stairs(*sizes) * (1 + 12 / sizes[0] * (sizes[0] % 16 > 0))
+
+
+def narrow(*sizes: int) -> float:
+    """What does not fill a vector has a kernel of its own."""
+    return 1e-8 * math.prod(3 if size < 16 else ceil(size, 16) for size in sizes)
 
 
 def bent(*sizes: int) -> float:
@@ -73,8 +83,8 @@ def test_lines_and_stairs_need_few_points(formula: Formula) -> None:
 @pytest.mark.parametrize("formula", [bent, cliff], ids=lambda f: f.__name__)
 def test_rougher_regions_get_more_until_reading_them_is_good_enough(formula: Formula) -> None:
     model, _, points = sampled(formula, (EIGHTS, EIGHTS))
-    coarse = RegionSampler((EIGHTS, EIGHTS), 16)
-    few = coarse.model({point: formula(*point) for point in coarse.wanted()})
+    lines = (8, 64, 512)
+    few = RegionModel((AxisModel(lines),) * 2, np.array([[formula(a, b) for b in lines] for a in lines]))
     assert FEW < points < len(EIGHTS) ** 2 / 10
     assert mean_error(model, formula, (EIGHTS, EIGHTS)) < 0.5 * mean_error(few, formula, (EIGHTS, EIGHTS))
 
@@ -91,7 +101,7 @@ def test_treads_are_found_by_probes(tread: int) -> None:
         return affine(*(ceil(size, tread) for size in sizes))
 
     model, _, points = sampled(steps, (EIGHTS, EIGHTS))
-    assert [(axis.tread, axis.penalties) for axis in model.axes] == [(tread, ())] * 2
+    assert [(axis.tread, axis.prices) for axis in model.axes] == [(tread, ())] * 2
     assert mean_error(model, steps, (EIGHTS, EIGHTS)) < 1e-9
     assert points <= 2 * FEW
 
@@ -103,7 +113,31 @@ def test_no_treads_are_found_where_there_are_none() -> None:
 def test_padding_is_found_with_its_price() -> None:
     found = sampled(padded, (EIGHTS, EIGHTS))[0].axes
     assert [axis.tread for axis in found] == [16, 16]
-    assert [factor for axis in found for _, factor in axis.penalties] == pytest.approx([1.4] * 4, rel=0.02)
+    assert [factor for axis in found for _, factor in axis.prices] == pytest.approx([1.4] * 6)
+
+
+def test_the_price_of_padding_follows_the_size() -> None:
+    model, _, points = sampled(reordered, (EIGHTS, EIGHTS))
+    axis = model.axes[0]
+    assert axis.tread == 16
+    _, (_, small), (_, large) = axis.prices
+    assert small == pytest.approx(1.5, rel=0.02)
+    assert large == pytest.approx(1.1, rel=0.02)
+    assert points <= FEW
+    assert mean_error(model, reordered, (EIGHTS, EIGHTS)) < 0.03
+
+
+def test_sizes_that_do_not_fill_a_vector_are_no_tread() -> None:
+    model, _, points = sampled(narrow, (EIGHTS, EIGHTS))
+    assert [axis.tread for axis in model.axes] == [16, 16]
+    assert points <= FEW
+    assert mean_error(model, narrow, (EIGHTS, EIGHTS)) < 1e-9
+
+
+def test_few_sizes_on_and_off_the_treads_are_read_right() -> None:
+    sizes = tuple(range(8, 65, 8))
+    model, _, _ = sampled(narrow, (sizes, sizes))
+    assert mean_error(model, narrow, (sizes, sizes)) < 1e-9
 
 
 def test_where_every_size_is_a_multiple_there_is_no_probe() -> None:

@@ -1,0 +1,85 @@
+"""A network as a whole beside the sum of its regions, on a target whose times are a formula."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mdp_fx import whole_network
+from mdp_fx.latency import LatencyTable
+from mdp_fx.passes.choices import choose
+from mdp_fx.passes.search_space import Selection
+from mdp_fx.whole_network import SLIM_SHARE, MeasuredNetwork, exact_seconds, measure_network
+from tests.test_budget_search import Analysed, WorkTarget, analysed, compare_fakes, dense_time
+
+__all__ = ["analysed"]  # a fixture
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[LatencyTable]:
+    with LatencyTable(tmp_path / "t.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _no_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_network, "time_networks", compare_fakes)
+
+
+def measure(analysed: Analysed, target: WorkTarget, table: LatencyTable, told: list[str]) -> MeasuredNetwork:
+    analysis, _, inputs = analysed
+    runner = target.prepare(analysis.graph.module, inputs)
+    try:
+        return measure_network(analysis, choose(analysis, 2), target, table, inputs, runner, stage=told.append)
+    finally:
+        runner.close()
+
+
+def test_what_is_constant_beside_the_regions_is_told_from_what_is_a_share(
+    analysed: Analysed, table: LatencyTable
+) -> None:
+    dense = dense_time(analysed)
+    found = measure(analysed, WorkTarget(whole=lambda seconds: 0.1 * dense + 1.2 * seconds), table, [])
+    assert found.sum_s == pytest.approx(dense, rel=1e-3)
+    assert found.whole_s == pytest.approx(1.3 * dense)
+    assert found.calibration.factor == pytest.approx(1.2, rel=0.01)
+    assert found.calibration.offset_s == pytest.approx(0.1 * dense, rel=0.02)
+
+
+def test_the_slim_network_is_timed_once(analysed: Analysed, table: LatencyTable) -> None:
+    told: list[str] = []
+    target = WorkTarget()
+    first = measure(analysed, target, table, told)
+    assert told == ["measure cost regions", "time the dense and a slim network"]
+    assert len(target.prepared) == 2
+    assert target.open == set()
+    again = measure(analysed, target, table, told)
+    assert told[2:] == ["measure cost regions", "time the dense network"]
+    assert len(target.prepared) == 3
+    assert again.slim == pytest.approx(first.slim)
+    assert again.tables.measured == 0
+
+
+def test_every_group_of_the_slim_network_has_its_share(analysed: Analysed) -> None:
+    analysis = analysed[0]
+    choices = choose(analysis, 2, keep=["two.1"])
+    slim = whole_network._slim_selection(choices)
+    assert slim.removed_blocks == ()
+    assert set(slim.sizes) == {group.name for group in analysis.groups} - choices.held
+    assert choices.held
+    for group in analysis.groups:
+        if group.name in slim.sizes:
+            assert abs(slim.sizes[group.name] - SLIM_SHARE * group.size) <= 1
+
+
+def test_a_removed_block_takes_its_regions_along(analysed: Analysed, table: LatencyTable) -> None:
+    analysis = analysed[0]
+    block = analysis.blocks.removable[0]
+    target = WorkTarget()
+    whole = exact_seconds(analysis, Selection({}, ()), target, table)
+    left = exact_seconds(analysis, Selection({}, (block.name,)), target, table)
+    gone = {region.name for region in analysis.regions if region.nodes[0] in block.nodes}
+    assert gone
+    assert left == {name: seconds for name, seconds in whole.items() if name not in gone}
