@@ -14,7 +14,9 @@ EXP_RATE = 0.05
 # Share of the dense latency asked for when a share `done` of the steps is done, for a target share `target`.
 _CURVES: dict[str, Callable[[float, float, int], float]] = {
     "linear": lambda done, target, steps: 1 - (1 - target) * done,
-    "exp": lambda done, target, steps: 1 - (1 - target) * math.expm1(-EXP_RATE * steps * done) / math.expm1(-EXP_RATE * steps),
+    "exp": lambda done, target, steps: (
+        1 - (1 - target) * math.expm1(-EXP_RATE * steps * done) / math.expm1(-EXP_RATE * steps)
+    ),
     "exp2": lambda done, target, steps: target**done,
 }
 CURVES: tuple[str, ...] = tuple(_CURVES)
