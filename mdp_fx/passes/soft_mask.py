@@ -155,8 +155,7 @@ class MaskedNetwork:
     Attributes:
         module: the network; it has parameters and buffers of its own.
         paths: where it stores each parameter and buffer of the typed network, by name.
-        everywhere: names of the dimensions' groups are not known here: the dimensions that are masked wherever they are
-            mentioned, all of them with hard masks.
+        everywhere: the dimensions that are masked wherever they are mentioned: with hard masks all of them.
     """
 
     module: fx.GraphModule
@@ -206,9 +205,8 @@ def masked_network(graph: PruneGraph, blocks: Blocks, *, soft: bool) -> MaskedNe
         soft: whether what is masked goes on learning.
     """
     module = slice_channels(graph, {})
-    reading = _reading_axes(graph)
     everywhere = summed_by_others(graph) if soft else _all_dims(graph)
-    builder = _Builder(graph, module, reading, everywhere, soft=soft)
+    builder = _Builder(graph, module, everywhere, soft=soft)
     norms = builder.mask_norms()
     gates = builder.gate(blocks)
     builder.mask_layers()
@@ -267,18 +265,10 @@ def _outer(types: TensorType, masks: Mapping[Dim, BoolArray], shape: torch.Size)
 class _Builder:
     """Puts masks into a copy of a typed network."""
 
-    def __init__(
-        self,
-        graph: PruneGraph,
-        module: fx.GraphModule,
-        reading: Mapping[int, frozenset[int]],
-        everywhere: frozenset[Dim],
-        *,
-        soft: bool,
-    ) -> None:
+    def __init__(self, graph: PruneGraph, module: fx.GraphModule, everywhere: frozenset[Dim], *, soft: bool) -> None:
         self._graph = graph
         self._module = module
-        self._reading = reading
+        self._reading = _reading_axes(graph)
         self._everywhere = everywhere
         self._soft = soft
         self._nodes = {node.name: node for node in module.graph.nodes}

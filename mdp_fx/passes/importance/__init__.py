@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mdp_fx.passes.importance.accumulator import ImportanceAccumulator
+from mdp_fx.passes.importance.activations import observe
 from mdp_fx.passes.importance.kinds import KINDS, NEEDS, SMALLEST, check_kind
 from mdp_fx.passes.importance.layers import FloatArray, Layer, LayerImportance, find_layers, find_readers
 from mdp_fx.passes.importance.score import Loss, cross_entropy, score
@@ -20,5 +21,6 @@ __all__ = [
     "cross_entropy",
     "find_layers",
     "find_readers",
+    "observe",
     "score",
 ]
