@@ -49,12 +49,12 @@ def test_scores_of_another_model_are_refused() -> None:
     other = make_network()
     with torch.no_grad():
         other.head.bias.add_(1e-3)  # type: ignore[operator, union-attr]
-    with pytest.raises(InputError, match="^the scores belong to another model: "):
+    with pytest.raises(InputError, match=r"^the scores belong to another model: "):
         mdp_fx.search_space(other, INPUTS, target=None, scores=scored())
 
 
 def test_scores_and_what_they_are_made_of_exclude_each_other() -> None:
-    with pytest.raises(InputError, match="^scores take the place of scoring"):
+    with pytest.raises(InputError, match=r"^scores take the place of scoring"):
         mdp_fx.search_space(make_network(), INPUTS, target=None, scores=scored(), importance="l2")
 
 
@@ -89,7 +89,7 @@ def test_scores_of_another_graph_are_refused() -> None:
 
 
 def test_no_file_and_no_json_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="^cannot read .*: no such file or directory$"):
+    with pytest.raises(InputError, match=r"^cannot read .*: no such file or directory$"):
         Scores.load(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text(json.dumps({})[:-1])
     with pytest.raises(InputError, match=r"bad.json holds no mdp-fx scores"):

@@ -11,7 +11,7 @@ import numpy as np
 from mdp_fx.errors import MOST_NAMED, BudgetError, InputError, one_of
 from mdp_fx.passes.arguments import check_restrictions
 from mdp_fx.passes.search_space import CostTerm, Dimension, SearchSpace, Selection, interpolation_weights
-from mdp_fx.passes.space_blocks import ancestors, emptied, emptied_by
+from mdp_fx.passes.space_blocks import ancestors, emptied, emptied_by, exclusive_parent
 
 # A share of a size may round up what it should equal.
 ROUNDING = 1e-9
@@ -43,6 +43,7 @@ def restrict(
     check_restrictions(min_keep, fixed, keep_blocks)
     fixed = dict(fixed or {})
     at_most = at_most or {}
+    may_be_empty = emptied_by(space.blocks)
     space = _without(space, removed) if removed else space
     _check_fixed(space, fixed)
     names = [block.name for block in space.blocks]
@@ -61,8 +62,8 @@ def restrict(
     held = {**space.fixed, **fixed}
 
     def allowed(dim: Dimension, size: int) -> bool:
-        if dim.name in emptying and size == 0:
-            return dim.name in left
+        if dim.name in may_be_empty and size == 0:
+            return dim.name in left or held.get(dim.name) == 0
         floor = 0.0 if min_keep is None or dim.name in held else min_keep * dim.dense * (1 - ROUNDING)
         return floor <= size <= at_most.get(dim.name, dim.dense)
 
@@ -111,11 +112,11 @@ def _without(space: SearchSpace, removed: Collection[str]) -> SearchSpace:
         for block in space.blocks
         if block.name not in gone
     )
-    exclusive = (tuple(name for name in names if name not in gone) for names in space.exclusive)
+    exclusive = (left for names in space.exclusive for left in _left_of(space, names, gone))
     return replace(
         space,
         blocks=blocks,
-        exclusive=tuple(names for names in exclusive if names),
+        exclusive=tuple(dict.fromkeys(exclusive)),
         importance=tuple(term for term in space.importance if term.block not in gone),
         costs={
             name: replace(model, terms=tuple(term for term in model.terms if term.block not in gone))
@@ -123,6 +124,20 @@ def _without(space: SearchSpace, removed: Collection[str]) -> SearchSpace:
         },
         fixed={**space.fixed, **dict.fromkeys(empty, 0)},
     )
+
+
+def _left_of(space: SearchSpace, names: tuple[str, ...], gone: Collection[str]) -> Iterator[tuple[str, ...]]:
+    """What an exclusive set still asks for when blocks are gone: the sets that say so."""
+    left = tuple(name for name in names if name not in gone)
+    if not left:
+        return
+    # A set holds while the block around all of it is alive, which may be a smaller one now: that has to stay as well.
+    around = exclusive_parent(space, names)
+    for inner in ancestors(space.blocks, exclusive_parent(space, left)):
+        if inner == around:
+            break
+        yield (inner,)
+    yield left
 
 
 def with_removed(space: SearchSpace, selection: Selection, removed: Collection[str]) -> Selection:
@@ -134,10 +149,10 @@ def with_removed(space: SearchSpace, selection: Selection, removed: Collection[s
         for block in space.blocks
         if not set(ancestors(space.blocks, block.name)).isdisjoint((*removed, *selection.removed_blocks))
     )
-    empty = emptied(space.blocks, gone)
-    dense = space.dense().sizes
-    # What a block emptied that goes together with the one around it is not there to be empty.
-    sizes = {name: size if size or name in empty else dense[name] for name, size in selection.sizes.items()}
+    empty, dense = emptied(space.blocks, gone), space.dense().sizes
+    # What a block emptied that went with the one around it later is used by nothing, and not called empty.
+    idle = emptied_by(space.blocks).keys() - empty
+    sizes = {name: dense[name] if name in idle and not size else size for name, size in selection.sizes.items()}
     return Selection(sizes | dict.fromkeys(empty, 0), gone)
 
 
