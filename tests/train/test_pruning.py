@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mdp_fx
@@ -16,7 +17,7 @@ from mdp_fx.passes.importance import KINDS
 from mdp_fx.recipe import fingerprint
 from mdp_fx.train.pruning import Pruner
 from mdp_fx.train.schedule import Schedule
-from tests.train.networks import PREDICTED, images, optimizer_of, small, train
+from tests.train.networks import PREDICTED, batch, images, optimizer_of, small, train
 
 STEPPED = Schedule(steps=3, curve="exp2", start=1, gather=2, every=3)
 
@@ -256,3 +257,34 @@ def test_the_masked_network_can_be_copied() -> None:
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(copied(x), found.module(x))
     assert copied.state_dict().keys() == found.module.state_dict().keys()
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accelerate_may_wrap_the_network(precision: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
+    found = pruner(schedule=Schedule(steps=2, gather=2), masks="soft")
+    network, optimizer = accelerator.prepare(found.module, optimizer_of(found))
+    network.train()
+    while not found.done:
+        x, y = batch(found.iteration)
+        accelerator.backward(F.cross_entropy(network(x).float(), y))
+        found.after_backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.step()
+    assert found.finish().report.latency.predicted_ms > 0
+
+
+def test_a_measured_target_is_timed_once_at_the_end(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path))
+    measured = {"target": "torch:cpu", "threads": 1, "step": 8}
+    found = Pruner(small(), torch.randn(1, 3, 16, 16), latency="70%", **measured, schedule=Schedule(2, "exp2", 0, 1))
+    (first, last) = train(found, optimizer_of(found), 2)
+    assert first.asked_s is not None
+    assert last.asked_s is not None
+    assert last.asked_s < first.asked_s
+    facts = found.finish().report.latency
+    assert facts.measured_ms is not None
+    assert facts.measured_ms < facts.dense_ms
