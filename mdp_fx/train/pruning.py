@@ -252,7 +252,7 @@ class Pruner:
         device = next(iter(values.values())).device if values else "cpu"
         self._gathered.all_reduce(device)
         scores = self._masks.standing(self._gathered.scores(values))
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             last = number == self._schedule.steps
             state = on_first(lambda: outcome_state(self._search(scores, number, last=last)))
             outcome = outcome_of(state)
