@@ -554,3 +554,38 @@ def test_methods_that_hold_blocks_keep_every_branch(method: str, fires: Analysed
     outcome = search(fires, WorkTarget(), table, method=method).run(Budget(share=0.6), {})
     assert outcome.selection.removed_blocks == ()
     assert min(outcome.selection.sizes.values()) > 0
+
+
+def test_a_plan_is_what_the_first_round_builds(
+    analysed: Analysed, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget_search, "MOST_ROUNDS", 1)
+    target = WorkTarget()
+    plan = search(analysed, target, table).plan(Budget(share=0.5), {})
+    assert len(target.prepared) == 1, "only the dense network is timed"
+    assert target.open == set()
+    assert (plan.dense, plan.slim) == (None, None)
+    outcome = search(analysed, WorkTarget(), table).run(Budget(share=0.5), {})
+    assert plan.selection == outcome.selection
+    assert plan.kept == outcome.kept
+    assert (plan.asked_s, plan.predicted_s) == pytest.approx((outcome.asked_s, outcome.predicted_s))
+    assert plan.predicted_s <= plan.asked_s
+    assert search(analysed, target, table).plan(None, {"params": Budget(share=0.6)}).asked_s is None
+    with pytest.raises(BudgetError, match="the smallest reachable is"):
+        search(analysed, target, table).plan(Budget(share=0.001), {})
+
+
+@pytest.mark.parametrize("method", ["mdp", "mgp", "mdlm", "halp"])
+def test_a_later_step_takes_more_of_what_an_earlier_one_left(
+    method: str, analysed: Analysed, table: LatencyTable
+) -> None:
+    first = search(analysed, WorkTarget(), table, method=method).plan(Budget(share=0.7), {})
+    at_most = {name: size for name, size in first.selection.sizes.items() if size}
+    removed = first.selection.removed_blocks
+    held = search(analysed, WorkTarget(), table, method=method, at_most=at_most, removed=removed)
+    second = held.run(Budget(share=0.45), {})
+    # The model of mgp and halp is not the tables: what really fits may be smaller than what was asked.
+    assert (LEAST if method in ("mdp", "mdlm") else 0.8) <= second.ratio <= OVER
+    assert set(removed) <= set(second.selection.removed_blocks)
+    assert all(second.selection.sizes[name] <= size for name, size in at_most.items())
+    assert second.certificate.costs["params"] == parameters(second.module)

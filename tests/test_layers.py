@@ -43,3 +43,9 @@ def test_nothing_imports_the_command_line() -> None:
     for path in PACKAGE.rglob("*.py"):
         if "cli" not in path.parts and path.name not in ("__main__.py", "demo.py"):
             assert "cli" not in imported(path), path.name
+
+
+def test_only_the_command_line_and_the_public_names_know_training() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if not {"cli", "train"} & set(path.parts) and path.name not in ("__init__.py", "training.py", "demo.py"):
+            assert "train" not in imported(path), path.name

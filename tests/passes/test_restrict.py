@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mdp_fx.errors import InputError
-from mdp_fx.passes.restrict import restrict
+from mdp_fx.passes.restrict import restrict, with_removed
 from mdp_fx.passes.search_space import (
     Block,
     Dimension,
@@ -22,7 +22,7 @@ from mdp_fx.passes.search_space import (
     importance,
     violations,
 )
-from mdp_fx.passes.space_blocks import ancestors, emptied_by
+from mdp_fx.passes.space_blocks import ancestors, emptied, emptied_by, unused
 from tests.passes.spaces import branch_space, chain_space, emptying_space, every_selection, nested_space, random_space
 
 
@@ -155,3 +155,58 @@ def test_contradictions_and_long_lists() -> None:
         restrict(wide(*range(1, 21)), fixed={"d": 21})
     with pytest.raises(InputError, match="unknown block 'b' is to stay; the search space has none"):
         restrict(wide(1, 2), keep_blocks=["b"])
+
+
+def chosen(space: SearchSpace, selection: Selection) -> tuple[Any, ...]:
+    """What is decided on dimensions that something uses."""
+    idle = unused(space, set(selection.removed_blocks))
+    used = {name: size for name, size in selection.sizes.items() if name not in idle}
+    return (*sorted(used.items()), frozenset(selection.removed_blocks))
+
+
+@given(seed=st.integers(0, 2**32 - 1), make=st.sampled_from([random_space, emptying_space]), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_what_was_removed_for_good_stays_removed_and_nothing_grows(
+    seed: int, make: Callable[[int], SearchSpace], data: st.DataObject
+) -> None:
+    space = make(seed)
+    members = list(every_selection(space))
+    now = data.draw(st.sampled_from(members))
+    gone = now.removed_blocks
+    at_most = {name: size for name, size in now.sizes.items() if size}
+    idle = unused(space, set(gone))
+
+    def settled(selection: Selection) -> bool:
+        # In a network, nothing outside of a block uses what a block inside of it would empty.
+        lost = unused(space, selection.removed_blocks)
+        return all(not selection.sizes[name] or name in lost for name in emptied(space.blocks, gone))
+
+    def wanted(selection: Selection) -> bool:
+        # What nothing uses any more has no size to speak of.
+        smaller = all(selection.sizes[name] <= size for name, size in at_most.items() if name not in idle)
+        return smaller and set(gone) <= set(selection.removed_blocks)
+
+    narrow = restrict(space, at_most=at_most, removed=gone)
+    found = [(each, with_removed(space, each, gone)) for each in every_selection(narrow)]
+    found = [pair for pair in found if settled(pair[1])]
+    expected = {chosen(space, each) for each in members if wanted(each) and settled(each)}
+    assert {chosen(space, whole) for _, whole in found} == expected
+    for each, whole in found:
+        assert violations(space, whole) == []
+        assert evaluate(narrow, each) == pytest.approx(evaluate(space, whole))
+        assert importance(narrow, each) == pytest.approx(importance(space, whole))
+
+
+def test_a_table_ends_where_a_dimension_does() -> None:
+    narrow = restrict(chain_space(), at_most={"a": 1})
+    assert {d.name: d.sizes for d in narrow.dimensions}["a"] == (1,)
+    selection = Selection({"a": 1, "b": 2})
+    assert evaluate(narrow, selection) == evaluate(chain_space(), selection)
+
+
+def test_the_last_of_an_exclusive_set_has_to_stay() -> None:
+    narrow = restrict(nested_space(), removed=["left"])
+    assert [block.name for block in narrow.blocks] == ["outer", "right"]
+    assert narrow.exclusive == (("right",),)
+    assert violations(narrow, Selection(narrow.dense().sizes, ("right",)))
+    assert not violations(narrow, Selection(narrow.dense().sizes, ("outer", "right")))

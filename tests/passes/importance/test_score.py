@@ -379,8 +379,8 @@ def test_taylor_without_data_is_refused() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^unknown importance 'l3': use one of l2, l1, bn, taylor, random$"):
-        scored("l3")
+    with pytest.raises(InputError, match=r"^unknown importance 'fischer': .* activation; did you mean 'fisher'\?$"):
+        scored("fischer")
 
 
 def test_several_inputs_are_passed_as_a_tuple() -> None:
