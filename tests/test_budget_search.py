@@ -562,7 +562,7 @@ def test_a_plan_is_what_the_first_round_builds(
     monkeypatch.setattr(budget_search, "MOST_ROUNDS", 1)
     target = WorkTarget()
     plan = search(analysed, target, table).plan(Budget(share=0.5), {})
-    assert len(target.prepared) == 1, "only the dense network is timed"
+    assert len(target.prepared) == 2, "only the dense network is timed, and the slim one that calibrates"
     assert target.open == set()
     assert (plan.dense, plan.slim) == (None, None)
     outcome = search(analysed, WorkTarget(), table).run(Budget(share=0.5), {})
