@@ -159,41 +159,40 @@ def ssd300_mobilenet_v2(
     weights_backbone: Weights = None,
     trainable_backbone_layers: int | None = None,
     size: int = 300,
-    anchor_generator: DefaultBoxGenerator | None = None,
     **options: Any,
 ) -> nn.Module:
-    """SSD300 with MobileNetV2: 6 maps, 19 x 19 to 1 x 1.
+    """SSD300 with MobileNetV2: 6 maps, 38 x 38 to 2 x 2, with the scales and aspect ratios of SSD300.
 
-    The first map is the expansion of the first layer with stride 32, the second the end of the backbone (Sandler et
-    al., arXiv 1801.04381, section 6.2); four more layers follow, with the widths of torchvision's SSDLite. Heads and
-    extra layers are dense convolutions, those of SSD. Any size will do.
+    Maps are taken where SSDLite takes them (Sandler et al., arXiv 1801.04381, section 6.2), inside of the layers that
+    halve the map, after their expansion: with strides 8 and 16, and at the end of the backbone. Three more layers
+    follow, padded, so that any size will do.
 
     Args:
         num_classes: with the background.
         weights_backbone: of torchvision's mobilenet_v2; see `ssd512_resnet50`.
         trainable_backbone_layers: stages of the backbone that are trained, the last ones, 0 to 6.
         size: side that images are resized to.
-        anchor_generator: default boxes for 6 maps, those of torchvision's SSDLite by default.
         **options: of torchvision's SSD.
 
     Raises:
         InputError: an option makes no sense.
     """
-    layers = _loaded(mobilenet_v2, MobileNet_V2_Weights, weights_backbone).features
-    first = next(i for i, layer in reversed(list(enumerate(layers))) if getattr(layer, "_is_cn", False))
-    starts = [0, *(i for i, layer in enumerate(layers) if getattr(layer, "_is_cn", False)), len(layers) - 1]
-    _freeze([layers[a:b] for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)], trainable_backbone_layers)
-    expand, *rest = layers[first].conv
-    out_channels = [expand.out_channels, layers[-1].out_channels, 512, 256, 256, 128]
-    shrink = [
-        _block(entry, [_Conv(out // 2), _Conv(out, 3, 2, 1)], nn.ReLU6)
-        for entry, out in itertools.pairwise(out_channels[1:])
+    layers = list(_loaded(mobilenet_v2, MobileNet_V2_Weights, weights_backbone).features)
+    halving = [i for i, layer in enumerate(layers) if getattr(layer, "stride", 1) == 2]
+    starts = [0, *halving, len(layers) - 1, len(layers)]
+    _freeze([nn.ModuleList(layers[i:j]) for i, j in itertools.pairwise(starts)], trainable_backbone_layers)
+    eighth, sixteenth = halving[-2:]  # whose expansions see the maps with these strides
+    (expand_8, *shrink_8), (expand_16, *shrink_16) = layers[eighth].conv, layers[sixteenth].conv
+    features = nn.Sequential(*layers[:eighth], expand_8)
+    extra = [
+        nn.Sequential(*shrink_8, *layers[eighth + 1 : sixteenth], expand_16),
+        nn.Sequential(*shrink_16, *layers[sixteenth + 1 :]),
     ]
-    features = SSDFeatures(
-        nn.Sequential(*layers[:first], expand), [nn.Sequential(*rest, *layers[first + 1 :]), *shrink], out_channels
-    )
-    boxes = anchor_generator or DefaultBoxGenerator([[2, 3] for _ in out_channels], min_ratio=0.2, max_ratio=0.95)
-    return _assemble(features, boxes, size, 300, num_classes, options)
+    out_channels = [expand_8.out_channels, expand_16.out_channels, layers[-1].out_channels, 512, 256, 256]
+    for channels, out in itertools.pairwise(out_channels[2:]):
+        extra.append(_block(channels, [_Conv(out // 2), _Conv(out, 3, 2, 1)], nn.ReLU6))
+    boxes = _default_boxes(_SSD300, published=False)
+    return _assemble(SSDFeatures(features, extra, out_channels), boxes, size, 300, num_classes, options)
 
 
 def _ssd_resnet50(
@@ -221,13 +220,15 @@ def _ssd_resnet50(
     last = (_Conv(512, 3, 2, 1), _Conv(256, 3, 2, 1), *layout.tail)
     for channels, middle, conv in zip(out_channels[1:-1], inner, last, strict=True):
         extra.append(_block(channels, [_Conv(middle), conv]))
-    boxes = DefaultBoxGenerator(
-        [list(ratios) for ratios in layout.ratios],
-        scales=list(layout.scales),
-        steps=list(layout.steps) if size == layout.size else None,  # at other sizes the maps themselves say it
-    )
+    boxes = _default_boxes(layout, published=size == layout.size)
     features = SSDFeatures(nn.Sequential(parts), extra, out_channels)
     return _assemble(features, boxes, size, layout.size, num_classes, options)
+
+
+def _default_boxes(layout: _Layout, *, published: bool) -> DefaultBoxGenerator:
+    """Default boxes; where sizes are not the published ones, the maps themselves say how far their cells lie apart."""
+    ratios, scales = [list(each) for each in layout.ratios], list(layout.scales)
+    return DefaultBoxGenerator(ratios, scales=scales, steps=list(layout.steps) if published else None)
 
 
 def _light(channels: int) -> nn.Sequential:

@@ -12,7 +12,6 @@ pytest.importorskip("torchvision")
 
 from torchvision.models import mobilenet_v2, resnet50
 from torchvision.models.detection import ssd300_vgg16
-from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
@@ -68,11 +67,16 @@ def test_the_extras_of_mdp_make_a_second_map_of_1024_channels() -> None:
     assert detector.backbone.out_channels[1] == 1024
 
 
-def test_ssd300_mobilenet_v2_has_six_maps() -> None:
+def test_ssd300_mobilenet_v2_has_six_maps_at_any_size() -> None:
     detector: Any = models.ssd300_mobilenet_v2()
-    assert maps(detector, 300) == [(576, 19, 19), (1280, 10, 10), (512, 5, 5), (256, 3, 3), (256, 2, 2), (128, 1, 1)]
-    boxes = DefaultBoxGenerator([[2]] * 6)
-    assert models.ssd300_mobilenet_v2(anchor_generator=boxes).anchor_generator is boxes
+    shapes = maps(detector, 300)
+    assert shapes == [(192, 38, 38), (576, 19, 19), (1280, 10, 10), (512, 5, 5), (256, 3, 3), (256, 2, 2)]
+    assert detector.backbone.out_channels == [channels for channels, _, _ in shapes]
+    assert detector.anchor_generator.num_anchors_per_location() == [4, 6, 6, 6, 4, 4]
+    width, height = (default_boxes(detector, shapes, 300)[0, 2:] - default_boxes(detector, shapes, 300)[0, :2]).tolist()
+    assert (width, height) == (pytest.approx(21), pytest.approx(21))
+    small: Any = models.ssd300_mobilenet_v2(size=32)
+    assert [side for _, side, _ in maps(small, 32)] == [4, 2, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", models.__all__)
@@ -115,9 +119,9 @@ def test_the_first_stages_can_be_held() -> None:
     assert trained(models.ssd300_resnet50(trainable_backbone_layers=2)) == {"layer2", "layer3"}
     assert trained(models.ssd300_resnet50(trainable_backbone_layers=0)) == set()
     held: Any = models.ssd300_mobilenet_v2(trainable_backbone_layers=1)
-    trained_extra = {name.split(".")[0] for name, p in held.backbone.extra.named_parameters() if p.requires_grad}
     assert trained(held) == set()
-    assert trained_extra == {"0", "1", "2", "3", "4"}
+    extra = {name.split(".")[0] for name, p in held.backbone.extra.named_parameters() if p.requires_grad}
+    assert extra == {"1", "2", "3", "4"}
 
 
 @pytest.mark.parametrize(
