@@ -1,10 +1,10 @@
 """A detector on real data: what does each method leave of it at half of its latency? `python bench/detection_bccd.py`
 
-SSD300 with MobileNetV2 (ImageNet weights) is trained on the train split of BCCD (blood cells), pruned to half of its measured ONNX
-Runtime latency by mdp, halp and uniform (Taylor importance of the detector's own losses), and each is fine-tuned with
-the same steps, batches and learning rate (rates were chosen on the val split). Reported are mAP@0.5 on the test split
-and latency. Rows are written as they are made; a run that was stopped goes on with those that are missing, and with
-`--keep FOLDER` also with the detector that it had trained. `--steps 4 --fine-tune 2 --name smoke` tries it out.
+SSD300 with MobileNetV2 (ImageNet weights) is trained on the train split of BCCD (blood cells), pruned to half of its
+measured ONNX Runtime latency by mdp, halp and uniform (Taylor importance of the detector's own losses), and each is
+fine-tuned with the same steps, batches and learning rate (rates were chosen on the val split). Reported are mAP@0.5 on
+the test split and latency. Rows are written as they are made; a run that was stopped goes on with those that are
+missing, and with `--keep FOLDER` also with the detector that it had trained. `--steps 4 --fine-tune 2 --name smoke` tries it out.
 """
 
 from __future__ import annotations
@@ -126,10 +126,12 @@ def pruned(detector: nn.Module, data: Data, method: str, steps: int, seed: int) 
     seconds = time.perf_counter() - begin
     slim: nn.Module = result.module
     latency = result.report.latency
+    in_turn = mdp_fx.bench({"dense": detector, "slim": slim}, images, threads=THREADS)[1]
     facts: dict[str, Any] = {"method": method, "seed": seed, "steps": steps, "prune_seconds": seconds}
     facts |= {"dense_ms": latency.dense_ms, "measured_ms": latency.measured_ms, "predicted_ms": latency.predicted_ms}
     facts |= {
-        "share": latency.slim_ms / latency.dense_ms,
+        "share": in_turn.ratio,
+        "interval": in_turn.interval,
         "params_share": result.report.params.share,
         "removed_blocks": list(result.recipe.removed_blocks),
         "gap": result.report.solver["gap"],
