@@ -4,7 +4,8 @@ SSD300 with MobileNetV2 (ImageNet weights) is trained on the train split of BCCD
 measured ONNX Runtime latency by mdp, halp and uniform (Taylor importance of the detector's own losses), and each is
 fine-tuned with the same steps, batches and learning rate (rates were chosen on the val split). Reported are mAP@0.5 on
 the test split and latency. Rows are written as they are made; a run that was stopped goes on with those that are
-missing, and with `--keep FOLDER` also with the detector that it had trained. `--steps 4 --fine-tune 2 --name smoke` tries it out.
+missing, and with `--keep FOLDER` also with the detector that it had trained. To try it out:
+`--steps 4 --fine-tune 2 --name smoke`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import copy
 import itertools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torchvision.ops import Conv2dNormActivation
 from mdp_fx.errors import InputError, one_of
 
 Extras = Literal["light", "vgg"]
-Weights = str | Mapping[str, Tensor] | ResNet50_Weights | MobileNet_V2_Weights | None
+Weights: TypeAlias = str | Mapping[str, Tensor] | ResNet50_Weights | MobileNet_V2_Weights | None
 
 
 class SSDFeatures(nn.Module):
