@@ -257,7 +257,7 @@ def test_a_file_that_says_nothing_of_some_groups_may_be_of_another_network(
         "the masks say nothing of 3 of 12 channel groups, such as 'value', which keep all: "
         "were they made for another network?"
     )
-    path.write_bytes(pickle.dumps(SOME | {"value": torch.ones(12)}))
+    path.write_bytes(pickle.dumps(SOME | {"value": torch.ones(12), "grouped": torch.ones(12)}))
     assert apply_masks(network, path, inputs).report.warnings == ()
 
 
