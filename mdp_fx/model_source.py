@@ -201,8 +201,8 @@ def _build(spec: str) -> LoadedModel:
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
         with _seeded():
             return LoadedModel(_build_factory(prefix, name), name)
-    names = ", ".join(SHORT_NAMES)
-    hint = f"MODEL is a .pt file, torchvision:NAME, timm:NAME, package.module:factory or one of {names}"
+    ours = ", ".join(SHORT_NAMES)
+    hint = f"MODEL is a .pt file, torchvision:NAME, timm:NAME, package.module:factory or one of {ours}"
     near = difflib.get_close_matches(spec.lower(), SHORT_NAMES, 1, 0.75)
     if near:
         hint = f"did you mean {near[0]}?"
