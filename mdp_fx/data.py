@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,13 @@ def load_loader(spec: str, shape: tuple[int, ...], *, batch_size: int, seed: int
     return loader
 
 
-def load_detection_loader(spec: str, *, batch_size: int) -> Iterable[Any]:
+def load_detection_loader(spec: str, *, batch_size: int, classes: Sequence[str] | None = None) -> Iterable[Any]:
     """Batches of (images, targets) to evaluate a detector on, in the data's own order and sizes.
 
     Args:
         spec: "voc:PATH:split" (the split is "test" where none is named), or "package.module:make_loader".
         batch_size: of a folder.
+        classes: names in the order of their labels; by default those of the folder, sorted.
 
     Raises:
         DataError: there is no such loader or folder, or it is one of images without boxes.
@@ -70,7 +71,7 @@ def load_detection_loader(spec: str, *, batch_size: int) -> Iterable[Any]:
     if kind == VOC and rest:
         from mdp_fx.detection_data import voc_loader
 
-        return voc_loader(rest, None, batch_size=batch_size, default_split="test")
+        return voc_loader(rest, None, batch_size=batch_size, default_split="test", classes=classes)
     if kind == IMAGE_FOLDER:
         msg = f"{spec} has images without boxes; evaluate takes voc:PATH:split or package.module:make_loader"
         raise DataError(msg)

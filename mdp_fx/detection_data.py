@@ -203,7 +203,8 @@ def _split_names(root: Path, split: str) -> tuple[str, ...]:
     if not path.is_file():
         known = sorted(each.stem for each in folder.glob("*.txt"))
         raise DataError(f"there is no split {split!r} in {folder}{one_of(split, known, 'there are')}")
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise DataError(f"{path} names no images")
     return names

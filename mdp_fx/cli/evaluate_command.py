@@ -11,12 +11,24 @@ from mdp_fx.cli import options
 @options.model_argument()
 @click.option("--data", metavar="SPEC", required=True, help="voc:PATH:split, or package.module:make_loader.")
 @click.option(
+    "--classes",
+    metavar="NAMES",
+    help="cat,dog,...: in the order of the labels.  [default: those of the folder, sorted]",
+)
+@click.option(
     "--batch", type=click.IntRange(min=1), metavar="N", default=8, show_default=True, help="Images at a time."
 )
 @options.model_options
 @options.output_format
 def command(
-    model: str, data: str, batch: int, arch: str | None, trust_pickle: bool, as_json: bool, verbose: bool
+    model: str,
+    data: str,
+    classes: str | None,
+    batch: int,
+    arch: str | None,
+    trust_pickle: bool,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Measure how well a detector MODEL detects: average precision per class and its mean.
 
@@ -31,10 +43,11 @@ def command(
         from mdp_fx.detection import evaluate
         from mdp_fx.report.detection import detection_tables
 
-        loader = load_detection_loader(data, batch_size=batch)
+        names = [name.strip() for name in classes.split(",")] if classes is not None else None
+        loader = load_detection_loader(data, batch_size=batch, classes=names)
         loaded = options.load(model, arch, trust_pickle)
         reporter.stage("detect")
-        scores = evaluate(loaded.module, loader)
+        scores = evaluate(loaded.module, loader, classes=names)
     if as_json:
         print_json({"model": loaded.name, "data": data, **scores})
         return

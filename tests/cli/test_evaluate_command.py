@@ -38,6 +38,14 @@ def test_as_json_of_a_state_dict(run: Run, voc: Path) -> None:
     assert 0 <= facts["map"] <= facts["map_50"] <= 1
 
 
+def test_classes_say_the_order_of_the_labels(run: Run, voc: Path) -> None:
+    command = ("evaluate", "ssd300-mobilenet-v2", "--data", f"voc:{voc}:train", "--json", "--classes")
+    assert list(run(*command, "person, dog,cat").json["map_50_per_class"]) == ["dog", "cat"]
+    done = run(*command, "cat")
+    assert done.code == 1
+    assert "a.xml has an object of class 'dog'; the classes are cat" in done.err
+
+
 @pytest.mark.parametrize(
     ("model", "data", "says"),
     [
