@@ -29,6 +29,8 @@ bench: $(VENV)/installed
 	$(BIN)/python bench/coverage.py
 	$(BIN)/python bench/solver.py
 	$(BIN)/python bench/titan_v.py
+	$(BIN)/python bench/layer_masks.py
+	$(BIN)/python bench/detection_bccd.py
 
 clean:
 	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

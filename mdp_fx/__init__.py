@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mdp_fx import detection, models
     from mdp_fx.api import PruneResult, apply, diff, inspect, load, profile, prune, save, search_space
     from mdp_fx.checkpoint import SlimCheckpoint, load_slim
     from mdp_fx.comparison import bench
@@ -62,6 +63,9 @@ _HOMES = {
     "targets": "mdp_fx.target_list",
 }
 
+_MODULES = ("detection", "models")
+"""Parts of the package that are public as a whole."""
+
 __all__ = [
     "Decision",
     "FrontierPoint",
@@ -78,6 +82,7 @@ __all__ = [
     "apply",
     "apply_masks",
     "bench",
+    "detection",
     "diff",
     "export_onnx",
     "export_tensorrt",
@@ -85,6 +90,7 @@ __all__ = [
     "inspect",
     "load",
     "load_slim",
+    "models",
     "profile",
     "prune",
     "save",
@@ -96,6 +102,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mdp_fx.{name}")
     if name not in _HOMES:
         msg = f"module 'mdp_fx' has no attribute {name!r}"
         raise AttributeError(msg)

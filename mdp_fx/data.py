@@ -1,40 +1,48 @@
-"""Data as users name it: a loader of their own, or a folder of images."""
+"""Data as users name it: a loader of their own, a folder of images, or one with boxes."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mdp_fx.errors import DataError, first_line
 
 IMAGE_FOLDER = "imagefolder"
+VOC = "voc"
 
 
 def load_loader(spec: str, shape: tuple[int, ...], *, batch_size: int, seed: int) -> Iterable[Any]:
     """Batches of (inputs, targets).
 
     Args:
-        spec: "package.module:make_loader" (called without arguments, it returns an iterable of batches), or
-            "imagefolder:PATH" (a folder with one sub-folder of images per class, normalised as ImageNet is).
+        spec: "package.module:make_loader" (called without arguments, it returns an iterable of batches),
+            "imagefolder:PATH" (a folder with one sub-folder of images per class, normalised as ImageNet is), or
+            "voc:PATH:split" (a folder in Pascal VOC's format, for detectors; the split is "train" where none is named).
         shape: (channels, height, width) that images are resized to.
-        batch_size: of an image folder.
-        seed: of the order in which an image folder is read.
+        batch_size: of a folder.
+        seed: of the order in which a folder is read.
 
     Raises:
         DataError: there is no such loader or folder.
     """
     kind, separator, rest = spec.partition(":")
     if not separator or not rest:
-        msg = f"cannot read the data spec {spec!r}: write package.module:make_loader or imagefolder:PATH"
+        msg = f"cannot read the data spec {spec!r}: write package.module:make_loader, imagefolder:PATH or voc:PATH"
         raise DataError(msg)
     if kind == IMAGE_FOLDER:
         return _image_folder(Path(rest), shape, batch_size, seed)
-    if difflib.get_close_matches(kind, [IMAGE_FOLDER], cutoff=0.8):
-        msg = f"there is no data kind {kind!r}; did you mean {IMAGE_FOLDER}:{rest}?"
+    if kind == VOC:
+        from mdp_fx.detection_data import voc_loader
+
+        _check_colour(kind, shape)
+        return voc_loader(rest, (shape[1], shape[2]), batch_size=batch_size, seed=seed, shuffle=True)
+    near = difflib.get_close_matches(kind.lower(), [IMAGE_FOLDER, VOC], n=1, cutoff=0.8)
+    if near:
+        msg = f"there is no data kind {kind!r}; did you mean {near[0]}:{rest}?"
         raise DataError(msg)
     make_loader = load_function(spec, "data")
     try:
@@ -46,6 +54,28 @@ def load_loader(spec: str, shape: tuple[int, ...], *, batch_size: int, seed: int
         msg = f"{spec} returned a {type(loader).__name__}, not an iterable of (inputs, targets)"
         raise DataError(msg)
     return loader
+
+
+def load_detection_loader(spec: str, *, batch_size: int, classes: Sequence[str] | None = None) -> Iterable[Any]:
+    """Batches of (images, targets) to evaluate a detector on, in the data's own order and sizes.
+
+    Args:
+        spec: "voc:PATH:split" (the split is "test" where none is named), or "package.module:make_loader".
+        batch_size: of a folder.
+        classes: names in the order of their labels; by default those of the folder, sorted.
+
+    Raises:
+        DataError: there is no such loader or folder, or it is one of images without boxes.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == VOC and rest:
+        from mdp_fx.detection_data import voc_loader
+
+        return voc_loader(rest, None, batch_size=batch_size, default_split="test", classes=classes)
+    if kind == IMAGE_FOLDER:
+        msg = f"{spec} has images without boxes; evaluate takes voc:PATH:split or package.module:make_loader"
+        raise DataError(msg)
+    return load_loader(spec, (), batch_size=batch_size, seed=0)
 
 
 def load_function(spec: str, what: str) -> Callable[..., Any]:
@@ -88,9 +118,7 @@ def _image_folder(path: Path, shape: tuple[int, ...], batch_size: int, seed: int
     if not path.is_dir():
         msg = f"no image folder {path}: it must hold one sub-folder of images per class"
         raise DataError(msg)
-    if len(shape) != 3 or shape[0] != 3:
-        msg = f"imagefolder data gives 3-channel images, the input has shape {'x'.join(map(str, shape))}"
-        raise DataError(msg)
+    _check_colour(IMAGE_FOLDER, shape)
     height, width = shape[1:]
     pipeline = transforms.Compose(
         [
@@ -107,3 +135,9 @@ def _image_folder(path: Path, shape: tuple[int, ...], batch_size: int, seed: int
         raise DataError(msg) from error
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(dataset, batch_size=batch_size, shuffle=True, generator=generator)
+
+
+def _check_colour(kind: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 or shape[0] != 3:
+        msg = f"{kind} data gives 3-channel images, the input has shape {'x'.join(map(str, shape))}"
+        raise DataError(msg)

@@ -122,7 +122,7 @@ def apply_masks(
         params=Change(_count(model), _count(slim)),
         groups=tuple(GroupRow(g.name, g.size, len(kept[g.name]), g.modules) for g in analysis.groups),
         removed_blocks=tuple(block.name for block in removed),
-        warnings=tuple(fit.warnings(removed)),
+        warnings=(*fit.warnings(removed), *(fit.unnamed() if "sha256" in source else ())),
     )
     return MaskedResult(slim, recipe, report)
 
@@ -233,6 +233,17 @@ class _Fit:
                     f"block {block.name} is removed because nothing passes it; what {', '.join(alive)} would still add "
                     "as a constant, from norms and biases, goes with it"
                 )
+
+    def unnamed(self) -> Iterable[str]:
+        """That groups have no mask: a file of HALP or MDP has one for every convolution, unless the network is another.
+
+        Masks from Python may name what they like.
+        """
+        named = {dim for layer in self._layers if layer.mask is not None for dim, _ in occurrences(layer.out)}
+        rest = [name for dim, name in self._groups.items() if dim not in named]
+        if rest:
+            what = f"the masks say nothing of {len(rest)} of {len(self._groups)} channel groups"
+            yield f"{what}, such as {rest[0]!r}, which keep all: were they made for another network?"
 
     def kept(self, removed: Iterable[ResidualBlock]) -> dict[str, list[int]]:
         """The units that every channel group keeps.

@@ -1,4 +1,4 @@
-"""MODEL as a user names it: a file, `torchvision:NAME`, `timm:NAME` or `package.module:factory`."""
+"""MODEL as a user names it: a file, one of ours, `torchvision:NAME`, `timm:NAME` or `package.module:factory`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from mdp_fx import checkpoint
 from mdp_fx.errors import ModelError, first_line
+from mdp_fx.models import SHORT_NAMES
 from mdp_fx.pickle_reader import materialise, read_pickle, working_folder_importable
 from mdp_fx.recipe import Recipe
 
@@ -51,8 +52,9 @@ def load_model(spec: str, *, arch: str | None = None, trust_pickle: bool = False
     """Loads the model that `spec` names.
 
     Args:
-        spec: a .pt or .safetensors file, `torchvision:NAME`, `timm:NAME` or `package.module:factory`.
-        arch: for a file that holds a state dict, the network it belongs to, in one of the last three forms.
+        spec: a .pt or .safetensors file, a name such as `ssd512-resnet50`, `torchvision:NAME`, `timm:NAME` or
+            `package.module:factory`.
+        arch: for a file that holds a state dict, the network it belongs to, in one of the last four forms.
         trust_pickle: unpickle files fully, which runs whatever code they name.
 
     Raises:
@@ -187,6 +189,10 @@ def _some(names: list[str]) -> str:
 
 def _build(spec: str) -> LoadedModel:
     """Builds a network by name, with random weights that are the same in every run."""
+    if spec in SHORT_NAMES:
+        _require("torchvision")
+        with _seeded():
+            return LoadedModel(_build_factory("mdp_fx.models", SHORT_NAMES[spec]), spec, pretrained=False)
     prefix, colon, name = spec.partition(":")
     builder = {"torchvision": _build_torchvision, "timm": _build_timm}.get(prefix)
     if colon and builder is not None:
@@ -195,7 +201,11 @@ def _build(spec: str) -> LoadedModel:
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
         with _seeded():
             return LoadedModel(_build_factory(prefix, name), name)
-    hint = "MODEL is a .pt file, torchvision:NAME, timm:NAME or package.module:factory"
+    ours = ", ".join(SHORT_NAMES)
+    hint = f"MODEL is a .pt file, torchvision:NAME, timm:NAME, package.module:factory or one of {ours}"
+    near = difflib.get_close_matches(spec.lower(), SHORT_NAMES, 1, 0.75)
+    if near:
+        hint = f"did you mean {near[0]}?"
     for library, names in (("torchvision", _torchvision_names), ("timm", _timm_names)):
         if not colon and spec in names():
             hint = f"did you mean {library}:{spec}?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -246,11 +247,32 @@ def test_masks_that_do_not_fit_are_refused(
     assert "\n" not in str(refused.value)
 
 
+def test_a_file_that_says_nothing_of_some_groups_may_be_of_another_network(
+    network: nn.Module, inputs: Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "masks.pkl"
+    path.write_bytes(pickle.dumps(SOME))
+    (warning,) = apply_masks(network, path, inputs).report.warnings
+    assert warning == (
+        "the masks say nothing of 3 of 12 channel groups, such as 'value', which keep all: "
+        "were they made for another network?"
+    )
+    path.write_bytes(pickle.dumps(SOME | {"value": torch.ones(12), "grouped": torch.ones(12)}))
+    assert apply_masks(network, path, inputs).report.warnings == ()
+
+
 def test_whole_groups_of_a_grouped_convolution_may_go(network: nn.Module, inputs: Tensor) -> None:
     masks = {name: keep(12, 0, 1, 8, 9) for name in ("value", "gate", "grouped")}
     result = apply_masks(network, masks, inputs)
     assert result.module.get_submodule("grouped").groups == 2
     assert difference(masked(network, masks), result.module, inputs) < 1e-12
+
+
+@pytest.mark.skipif(not MASK_FILE.exists(), reason="the mask file published with MDP is not here")
+def test_the_masks_of_mdp_on_another_network() -> None:
+    says = "the network has no layer 'module.layer1.2.conv1': the masks belong to another network"
+    with pytest.raises(RecipeError, match=says):
+        apply_masks(torchvision.models.resnet18(weights=None).eval(), MASK_FILE, torch.randn(1, 3, 32, 32))
 
 
 @pytest.mark.skipif(not MASK_FILE.exists(), reason="the mask file published with MDP is not here")

@@ -74,6 +74,16 @@ def test_torchvision_detectors_are_built_without_a_download(monkeypatch: pytest.
     assert type(load_model("torchvision:ssdlite320_mobilenet_v3_large").module).__name__ == "SSD"
 
 
+def test_our_own_models_have_short_names() -> None:
+    pytest.importorskip("torchvision")
+    first, second = load_model("ssd300-mobilenet-v2"), load_model("ssd300-mobilenet-v2")
+    assert (first.name, first.pretrained, type(first.module).__name__) == ("ssd300-mobilenet-v2", False, "SSD")
+    assert all(map(torch.equal, first.module.parameters(), second.module.parameters()))
+    assert "did you mean ssd512-resnet50?" in message("SSD512_resnet-50")
+    assert "did you mean torchvision:ssd300_vgg16?" in message("ssd300_vgg16")
+    assert "ssd300-resnet50, ssd512-resnet50" in message("nothing like it")
+
+
 def test_timm_models_are_built() -> None:
     pytest.importorskip("timm")
     loaded = load_model("timm:mobilenetv3_small_050")

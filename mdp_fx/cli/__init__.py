@@ -22,6 +22,7 @@ _COMMANDS = {
     "profile": "Measure the latency tables of a network on a target.",
     "table": "Show, share and clean up the latency tables that were measured.",
     "bench": "Time networks against each other on a target.",
+    "evaluate": "Measure how well a detector detects: average precision on data with boxes.",
     "diff": "Compare two networks module by module.",
     "apply": "Apply a recipe or layer masks to the dense network they were made for.",
     "export": "Export a network to ONNX or TensorRT, checked against torch.",

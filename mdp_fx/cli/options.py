@@ -105,7 +105,7 @@ def model_options(function: F) -> F:
         click.option(
             "--arch",
             metavar="MODEL",
-            help="Network of a state dict: torchvision:NAME, timm:NAME, package.module:factory.",
+            help="Network of a state dict: torchvision:NAME, timm:NAME, package.module:factory, ssd512-resnet50, ...",
         ),
         click.option("--trust-pickle", is_flag=True, help="Load pickles with foreign classes: they can run any code."),
     )(function)

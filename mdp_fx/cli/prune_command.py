@@ -88,8 +88,9 @@ def command(
 ) -> None:
     """Make MODEL faster: prune it to a latency budget on a target.
 
-    MODEL is a .pt file (a pickled network, or a state dict with --arch), torchvision:NAME, timm:NAME, or
-    package.module:factory. The slim network is written as <model>-slim.pt; load it with mdp_fx.load.
+    MODEL is a .pt file (a pickled network, or a state dict with --arch), torchvision:NAME, timm:NAME,
+    package.module:factory, or a detector of ours (ssd512-resnet50, ssd300-resnet50, ssd300-mobilenet-v2). The slim
+    network is written as <model>-slim.pt; load it with mdp_fx.load.
     """
     from mdp_fx.budgets import parse_budget
     from mdp_fx.cli.console import Reporter, print_json, show

@@ -20,8 +20,8 @@ from tests.cli.running import Run
 from tests.passes.spaces import chain_space
 
 COMMANDS = (
-    *("prune", "inspect", "score", "solve", "frontier", "targets", "profile", "table", "bench", "diff", "apply"),
-    "export",
+    *("prune", "inspect", "score", "solve", "frontier", "targets", "profile", "table", "bench", "evaluate"),
+    *("diff", "apply", "export"),
 )
 HEAVY = ("torch", "numpy", "pyomo", "onnx", "onnxruntime", "torchvision", "timm", "plotly")
 
