@@ -24,6 +24,8 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BIN)/python bench/speedup.py
+	$(BIN)/python bench/latency.py
+	$(BIN)/python bench/table_cost.py
 	$(BIN)/python bench/graph_speed.py
 	$(BIN)/python bench/random_networks.py
 	$(BIN)/python bench/coverage.py

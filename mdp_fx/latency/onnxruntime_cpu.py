@@ -63,7 +63,7 @@ class OnnxRuntimeCpu(Target):
         self.dtype = check_dtype(self.name, dtype, self.dtypes)
         self.device = cpu_model()
         self.alignment = vector_alignment()
-        self._flush = CacheFlush()
+        self._flush = CacheFlush(self.threads)
         self._templates: dict[str, RegionTemplate] = {}
         self._overhead_s: float | None = None
         onnxruntime.set_default_logger_severity(_SILENT)
