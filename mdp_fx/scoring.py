@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
-
+from mdp_fx.detectors.subject import Subject
 from mdp_fx.latency.measuring import Progress
 from mdp_fx.model_source import check_finite
 from mdp_fx.passes.base import Stage
@@ -22,8 +21,7 @@ def importance_kind(importance: str | None, data: Iterable[Any] | None) -> str:
 
 
 def analyse_and_score(
-    model: nn.Module,
-    inputs: tuple[Any, ...],
+    subject: Subject,
     importance: str,
     data: Iterable[Any] | None,
     loss: Loss | None,
@@ -37,17 +35,18 @@ def analyse_and_score(
     *,
     all_examples: bool = True,
 ) -> tuple[Analysis, Choices, tuple[LayerImportance, ...]]:
-    """The network analysed, what may be chosen of it, and what that is worth; the arguments are those of `prune`.
+    """The network analysed, what may be chosen of it, and what that is worth.
 
-    `all_examples` is that of `analyse`.
+    `subject` is the network with its inputs; the other arguments are those of `prune`. `all_examples` is that of `analyse`.
 
     Raises:
         MdpFxError: one line that says what, where and what to do.
     """
-    analysis = analyse(model, inputs, front_end=front_end, all_examples=all_examples, stage=stage)
-    check_finite(model)
+    analysis = analyse(subject.module, subject.inputs, front_end=front_end, all_examples=all_examples, stage=stage)
+    check_finite(subject.model)
     choices = choose(analysis, step, keep, only)
     stage("score importance")
+    model, loss = subject.scored(loss)
     scores = score(
         analysis.graph, analysis.groups, importance, model=model, data=data, loss=loss, seed=seed, progress=progress
     )
