@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from mdp_fx.detectors.graph_part import cut
+from mdp_fx.detectors.graph_part import Elsewhere, cut
 from mdp_fx.detectors.observation import tensors_of
-from mdp_fx.detectors.tensor_part import Boundary, NodeName, TensorPart
+from mdp_fx.detectors.tensor_part import Boundary, NodeName, TensorPart, join
 from mdp_fx.errors import ModelError, ParityError, first_line
 from mdp_fx.exporters.parity import compare
 from mdp_fx.graph.ops.box_pooling import BoxPooling
-from mdp_fx.graph.trace import detached_copy
+from mdp_fx.graph.trace import detached_copy, trace
 from mdp_fx.graph.tracer import SHAPE, attribute
 from mdp_fx.passes.choices import Analysis
 
@@ -88,6 +88,7 @@ class _Return:
         self._calls = part.boundaries.calls
         self._dense = {node.name: node for node in analysis.graph.module.graph.nodes}
         self._flows = _flows(analysis, slim)
+        self._elsewhere = Elsewhere(self._dense, lambda: _traced_larger(detector, analysis.graph.example_inputs))
         modes = {path: module.training for path, module in self.made.named_modules()}
         self.made.eval()
         self._replace(analysis)
@@ -141,7 +142,7 @@ class _Return:
         if fault is None:
             return
         calls = self._calls.get(path, [])
-        made = cut(self.made.get_submodule(path), self._slim, path, self._resolved(calls[0])) if calls else None
+        made = self._cut(path, calls[0]) if calls else None
         if made is not None:
             self.made.set_submodule(path, made)
             fault = self._fault(path)
@@ -150,6 +151,9 @@ class _Return:
                 f"{path} ({type(self.made.get_submodule(path)).__name__}) needs channels of a fixed number: {fault}; "
                 f"leave it alone with --keep '{path}*'"
             )
+
+    def _cut(self, path: str, call: Boundary) -> fx.GraphModule | None:
+        return cut(self.made.get_submodule(path), self._slim, path, self._resolved(call), self._elsewhere)
 
     def _mend_children(self, path: str) -> None:
         for name, _ in list(self.made.get_submodule(path).named_children()):
@@ -212,6 +216,13 @@ class _Return:
                         setattr(module, name, pairs[0][1])
                     elif pairs and isinstance(value, list | tuple) and list(value) == [old for old, _ in pairs]:
                         setattr(module, name, type(value)(new for _, new in pairs))
+
+
+def _traced_larger(detector: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
+    """The tensor part traced on images of another size, in both directions."""
+    batch, channels, height, width = inputs[0].shape
+    images = torch.rand(batch, channels, height + 64, width + 128, dtype=inputs[0].dtype, device=inputs[0].device)
+    return trace(*join(detector, (images,))).module
 
 
 def _owner(name: str) -> str:

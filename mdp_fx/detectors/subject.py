@@ -13,7 +13,7 @@ from mdp_fx.detectors.put_back import put_back
 from mdp_fx.detectors.tensor_part import TensorPart, join
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.importance import Loss
-from mdp_fx.pipeline import first_example
+from mdp_fx.pipeline import analyse, first_example, rewrite
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ class Subject:
     def is_part(self) -> bool:
         """Whether the model is a detector, of which a part is traced."""
         return self.module is not self.model
+
+    def runnable(self) -> nn.Module:
+        """What can be exported and timed on `inputs`: the model, or the graph of its tensor part."""
+        if not self.is_part:
+            return self.model
+        return rewrite(analyse(self.module, self.inputs), {}, ())
 
     def returned(self, analysis: Analysis, slim: fx.GraphModule) -> nn.Module:
         """The user's model made slim: the graph itself, or a detector of the same class that holds its layers.
