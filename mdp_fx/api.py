@@ -230,7 +230,9 @@ def search_space(
         return restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
     options = SolverOptions(min_keep=min_keep, fixed=dict(fixed or {}), keep_blocks=tuple(keep_blocks))
     with LatencyTable() as table:
-        search = search_for(analysis, choices, scores, device, table, subject.inputs, batch, step, options, stage, progress)
+        search = search_for(
+            analysis, choices, scores, device, table, subject.inputs, batch, step, options, stage, progress
+        )
         if isinstance(search, PredictedSearch) and predicted is not None:
             predicted(search.prediction())
         return search.measured_space()

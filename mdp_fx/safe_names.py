@@ -46,7 +46,10 @@ _MODULE_PACKAGES = (
 _DETECTION = "torchvision.models.detection._utils."
 HELPERS = frozenset(
     (
-        *(_DETECTION + name for name in words("BalancedPositiveNegativeSampler BoxCoder BoxLinearCoder Matcher SSDMatcher")),
+        *(
+            _DETECTION + name
+            for name in words("BalancedPositiveNegativeSampler BoxCoder BoxLinearCoder Matcher SSDMatcher")
+        ),
         "torchvision.ops.poolers.LevelMapper",
     )
 )

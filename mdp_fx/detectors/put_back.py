@@ -240,4 +240,3 @@ def _flows(analysis: Analysis, slim: fx.GraphModule) -> dict[str, NodeName]:
             name = kept[name]
         found[join] = NodeName(name)
     return found
-

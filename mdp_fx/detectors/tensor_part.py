@@ -227,7 +227,9 @@ class _Joint:
     """
 
     def __init__(self, seen: Observation, paths: Sequence[str], batch: int) -> None:
-        calls = _useful(seen, sorted((call for path in paths for call in seen.calls[path]), key=lambda call: call.start))
+        calls = _useful(
+            seen, sorted((call for path in paths for call in seen.calls[path]), key=lambda call: call.start)
+        )
         self.inputs: list[Tensor] = []
         self.steps: list[_Step] = []
         self.outputs: dict[str, int] = {}
