@@ -98,7 +98,7 @@ def detect(model: nn.Module, name: str) -> list[dict[str, Tensor]]:
 
 
 def parity(model: nn.Module, result: PruneResult, name: str) -> float:
-    """Largest error of the slim detector's raw maps in float64 against the zeroed dense ones, over the largest value."""
+    """Largest error of the slim raw maps in float64 against the zeroed dense ones, over the largest value."""
     wide = copy.deepcopy(model).double()
     part, inputs = join(wide, (images(name, 1).double(),))
     analysis = analyse(part, inputs)

@@ -36,7 +36,8 @@ def bench(
     """Times networks in turn on a target; ratios are over the first one.
 
     Args:
-        models: networks (of detectors, what computes on tensors alone: backbone and heads), ONNX files (`.onnx`) and TensorRT engines (`.engine`, `.plan`), by the names to show.
+        models: networks (of detectors their tensor part: backbone and heads), ONNX files (`.onnx`) and TensorRT
+            engines (`.engine`, `.plan`), by the names to show.
         example_inputs: a tensor, or the positional arguments of the networks' forward. An ONNX file gets inputs of its
             own shapes and types; what it leaves open is as in `example_inputs`.
         target: where to time them.

@@ -114,7 +114,7 @@ def _take_over(module: fx.GraphModule, root: nn.Module) -> None:
 
 
 def _describe_graph(module: fx.GraphModule) -> tuple[list[Any], set[int], dict[int, set[str]]]:
-    """The nodes of a graph, ids of the modules that it calls, and the plain attributes that it reads, by id of module."""
+    """The nodes of a graph, ids of the modules that it calls, and plain attributes that it reads, by id of module."""
     called: set[int] = set()
     read: dict[int, set[str]] = {}
     for node in module.graph.nodes:

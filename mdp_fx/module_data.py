@@ -277,7 +277,7 @@ def _decode_helper(payload: Any) -> Any:
     cls = safe_names.plain_class_named(path, safe_names.HELPERS)
     if cls is None:
         raise ModelError(f"class {str(path)[:80]} is not known or not allowed in a file")
-    made = cls.__new__(cls)
+    made: Any = object.__new__(cls)
     attributes = decode(data, _REFERENCES)
     vars(made).update({_check_attribute(cls, name): value for name, value in attributes.items()})
     return made

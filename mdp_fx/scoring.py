@@ -37,7 +37,8 @@ def analyse_and_score(
 ) -> tuple[Analysis, Choices, tuple[LayerImportance, ...]]:
     """The network analysed, what may be chosen of it, and what that is worth.
 
-    `subject` is the network with its inputs; the other arguments are those of `prune`. `all_examples` is that of `analyse`.
+    `subject` is the network with its inputs; the other arguments are those of `prune`, and `all_examples` is that of
+    `analyse`.
 
     Raises:
         MdpFxError: one line that says what, where and what to do.

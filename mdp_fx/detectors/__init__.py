@@ -1,4 +1,4 @@
-"""Detectors: networks whose forward cannot be traced whole, because boxes, anchors and post-processing decide on values.
+"""Detectors: networks that cannot be traced whole, because boxes, anchors and post-processing decide on values.
 
 detector + images
   | observe        one run with hooks: what every module is given and gives         observation.py

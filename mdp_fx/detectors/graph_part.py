@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
@@ -46,16 +45,19 @@ class Elsewhere:
         as_here = len(leaves) == len(here) and all(isinstance(here[i], int) and leaves[i] == here[i] for i in found)
         return found if as_here else None
 
+    @property
+    def _both(self) -> tuple[Mapping[str, fx.Node], Mapping[str, fx.Node]]:
+        return self._here, self._there
+
     def source(self, node: fx.Node, leaf: int, known: list[fx.Node]) -> tuple[fx.Node, int] | None:
         """The latest of known values that has an axis of the size that a leaf of a node stands for, and that axis."""
         wanted = _leaves(self._here[node.name])[leaf], _leaves(self._there[node.name])[leaf]
         for each in reversed(known):
-            if each.name in self._here and each.name in self._there:
-                shapes = self._here[each.name].meta.get(SHAPE), self._there[each.name].meta.get(SHAPE)
-                if all(isinstance(shape, torch.Size) for shape in shapes):
-                    for axis, sizes in enumerate(zip(*shapes, strict=False)):
-                        if sizes == wanted:
-                            return each, axis
+            here, there = (nodes[each.name].meta.get(SHAPE) if each.name in nodes else None for nodes in self._both)
+            if isinstance(here, torch.Size) and isinstance(there, torch.Size):
+                for axis, sizes in enumerate(zip(here, there, strict=False)):
+                    if sizes == wanted:
+                        return each, axis
         return None
 
 

@@ -102,13 +102,13 @@ def observe(model: nn.Module, images: tuple[Any, ...]) -> Observation:
 
 def own_size(model: nn.Module) -> tuple[int, int] | None:
     """(height, width) to which a detector of torchvision brings square images; None for other networks."""
-    for module in model.modules():
-        if _is_transform(module):
-            if module.fixed_size is not None:
-                width, height = module.fixed_size
-                return int(height), int(width)
-            side = min(int(module.min_size[-1]), int(module.max_size))
-            return side, side
+    for transform in filter(_is_transform, model.modules()):
+        module: Any = transform
+        if module.fixed_size is not None:
+            width, height = module.fixed_size
+            return int(height), int(width)
+        side = min(int(module.min_size[-1]), int(module.max_size))
+        return side, side
     return None
 
 
@@ -121,9 +121,8 @@ def _keep_size(network: nn.Module, images: tuple[Any, ...]) -> None:
     sizes = {tuple(leaf.shape[-2:]) for leaf in tensors_of(images) if leaf.ndim >= 3}
     if len(sizes) == 1:
         ((height, width),) = sizes
-        for module in network.modules():
-            if _is_transform(module):
-                module.fixed_size = (width, height)
+        for transform in filter(_is_transform, network.modules()):
+            vars(transform)["fixed_size"] = (width, height)
 
 
 def _refusal(model: nn.Module, images: tuple[Any, ...], where: str, error: Exception) -> str:
@@ -138,11 +137,11 @@ def _refusal(model: nn.Module, images: tuple[Any, ...], where: str, error: Excep
     )
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the calls of a network's modules while it runs, and which ops read what they give."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = Observation(network)
         self.inside: list[str] = []
         self._known: set[int] = set()

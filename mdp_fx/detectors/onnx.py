@@ -68,7 +68,7 @@ def _whole(model: nn.Module, image: Tensor) -> tuple[bytes, ParityReport]:
             torch.onnx.export(
                 model,
                 ([image],),
-                buffer,
+                buffer,  # type: ignore[arg-type]
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=["image"],

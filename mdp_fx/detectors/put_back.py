@@ -234,9 +234,9 @@ def _flows(analysis: Analysis, slim: fx.GraphModule) -> dict[str, NodeName]:
     there = {node.name for node in slim.graph.nodes}
     kept = {block.join: block.kept for block in analysis.blocks.removable if block.join not in there and block.kept}
     found: dict[str, NodeName] = {}
-    for join in kept:
-        name: str = join
+    for addition in kept:
+        name: str = addition
         while name in kept:
             name = kept[name]
-        found[join] = NodeName(name)
+        found[addition] = NodeName(name)
     return found

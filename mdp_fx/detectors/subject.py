@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mdp_fx.detectors.observation import is_detector
+from mdp_fx.detectors.observation import is_detector, observe
 from mdp_fx.detectors.put_back import put_back
 from mdp_fx.detectors.tensor_part import TensorPart, join
+from mdp_fx.errors import InputError, ModelError, first_line
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.importance import Loss
 from mdp_fx.pipeline import analyse, first_example, rewrite
@@ -24,11 +25,13 @@ class Subject:
         model: the user's model.
         module: what is traced: the model, or its tensor part.
         inputs: example inputs of `module`.
+        given: example inputs of `model`.
     """
 
     model: nn.Module
     module: nn.Module
     inputs: tuple[Any, ...]
+    given: tuple[Any, ...]
 
     @property
     def is_part(self) -> bool:
@@ -47,7 +50,18 @@ class Subject:
         Raises:
             ModelError: a module of the detector cannot take the sizes that were chosen.
         """
-        return put_back(self.model, self.module, analysis, slim) if isinstance(self.module, TensorPart) else slim
+        if not isinstance(self.module, TensorPart):
+            return slim
+        made = put_back(self.model, self.module, analysis, slim)
+        try:
+            observe(made, self.given)
+        except InputError as error:
+            fault = first_line(error.__cause__)
+            what = f"the slim {type(made).__name__} fails outside of what was traced: {fault}"
+            raise ModelError(
+                f"{what}; where it counts on a number of channels, leave them alone with --keep"
+            ) from error
+        return made
 
     def scored(self, loss: Loss | None) -> tuple[nn.Module, Loss | None]:
         """What gradients are taken of, and the loss: a detector is trained by the sum of its own losses."""
@@ -69,8 +83,8 @@ def subject_of(model: nn.Module, inputs: tuple[Any, ...]) -> Subject:
     """
     if isinstance(model, nn.Module) and _takes_images(inputs) and is_detector(model, first_example(inputs)):
         part, given = join(model, inputs)
-        return Subject(model, part, given)
-    return Subject(model, model, inputs)
+        return Subject(model, part, given, inputs)
+    return Subject(model, model, inputs, inputs)
 
 
 def _takes_images(inputs: tuple[Any, ...]) -> bool:

@@ -182,17 +182,16 @@ def _regions(seen: Observation, path: str, batch: int) -> Iterator[str]:
     """Names of the outermost modules below one that can be traced."""
     for name, child in seen.network.get_submodule(path).named_children():
         inner = f"{path}.{name}" if path else name
-        if _is_pooling(child) and inner in seen.calls:
-            yield inner
-        elif all(map(_is_plain, seen.calls.get(inner, [None]))) and _can_trace(seen, inner, batch):
+        calls = seen.calls.get(inner, [])
+        if calls and (_is_pooling(child) or (all(map(_is_plain, calls)) and _can_trace(seen, inner, batch))):
             yield inner
         else:
             yield from _regions(seen, inner, batch)
 
 
-def _is_plain(call: Call | None) -> bool:
+def _is_plain(call: Call) -> bool:
     """Whether a call takes and gives tensors, in containers that torch knows."""
-    if call is None or not tensors_of(call.given) or not tensors_of(call.result):
+    if not tensors_of(call.given) or not tensors_of(call.result):
         return False
     return all(isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves((call.given, call.result)))
 
@@ -318,4 +317,4 @@ def _by_example(rows: Tensor, batch: int) -> Tensor:
     each = max(1, -(-len(rows) // batch))
     if not len(rows):
         return rows.new_zeros(batch, MOST_BOXES, *rows.shape[1:])
-    return rows[torch.arange(each * batch) % len(rows)].unflatten(0, (batch, each))
+    return rows[torch.arange(each * batch) % len(rows)].reshape(batch, each, *rows.shape[1:])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from mdp_fx.checkpoint import load_slim, save_slim
 from mdp_fx.detectors.put_back import put_back
+from mdp_fx.detectors.subject import subject_of
 from mdp_fx.detectors.tensor_part import TensorPart, join
 from mdp_fx.errors import ModelError
 from mdp_fx.passes.choices import Analysis
@@ -164,10 +167,29 @@ class _Wide(nn.Module):
         return self.conv(x)
 
 
+def test_a_module_that_counts_on_its_width_becomes_a_graph() -> None:
+    model = detector("retinanet")
+    model.backbone.fpn.layer_blocks[0] = _Wide(32)
+    made = put_back(model, *_without_kept(pruned(model)))
+    assert isinstance(made.backbone.fpn.layer_blocks[0], fx.GraphModule)
+    raw_maps(made, 96)
+
+
+class _Anchors(AnchorGenerator):
+    """Anchors that count on the number of channels of the maps."""
+
+    def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
+        assert feature_maps[0].shape[1] == 32, "maps must have 32 channels"
+        return super().forward(image_list, feature_maps)
+
+
 def test_a_fixed_width_is_told_with_what_to_do() -> None:
     model = detector("retinanet")
-    model.backbone.fpn.inner_blocks[0] = _Wide(24)
+    model.anchor_generator = _Anchors(((8,), (16,), (32,), (48,)), ((0.5, 1.0),) * 4)
+    subject = subject_of(model, (images(),))
+    analysis = analyse(subject.module, subject.inputs)
+    kept = random_kept(analysis.groups, np.random.default_rng(0))
     with pytest.raises(ModelError) as caught:
-        put_back(model, *_without_kept(pruned(model)))
-    assert "fixed number" in str(caught.value)
+        subject.returned(analysis, rewrite(analysis, kept, ()))
+    assert "maps must have 32 channels" in str(caught.value)
     assert "--keep" in str(caught.value)

@@ -72,9 +72,9 @@ def retinanet() -> nn.Module:
 
 
 def fcos() -> nn.Module:
-    """Heads that all levels share, with group norms."""
-    anchors = AnchorGenerator(((8,), (16,), (32,), (48,)), ((1.0,),) * 4)
-    backbone = pyramid(LastLevelP6P7(32, 32))
+    """Heads that all levels share, with group norms, which need more than one place."""
+    anchors = AnchorGenerator(((8,), (16,), (32,)), ((1.0,),) * 3)
+    backbone = pyramid(LastLevelMaxPool())
     return FCOS(backbone, 3, min_size=SIDE, max_size=SIDE, anchor_generator=anchors)
 
 
