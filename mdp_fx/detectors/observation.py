@@ -145,7 +145,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen = Observation(network)
         self.inside: list[str] = []
         self._known: set[int] = set()
-        self._starts: list[int] = []
+        self._starts: list[tuple[int, Any]] = []
         self._count = 0
 
     def __torch_dispatch__(
@@ -162,8 +162,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handles = []
         for path, module in self.seen.network.named_modules():
             if path:
-                handles.append(module.register_forward_pre_hook(self._entering(path)))
-                handles.append(module.register_forward_hook(self._left(path), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(self._entering(path), with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leaving(path)))
         try:
             with self:
                 yield
@@ -172,17 +172,19 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 handle.remove()
 
     def _entering(self, path: str) -> Any:
-        def enter(_module: nn.Module, _args: Any) -> None:
+        def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.inside.append(path)
-            self._starts.append(self._count)
+            # A forward may add to a list that it was given.
+            self._starts.append((self._count, pytree.tree_map(lambda leaf: leaf, (args, kwargs))))
             self._count += 1
 
         return enter
 
-    def _left(self, path: str) -> Any:
-        def leave(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _leaving(self, path: str) -> Any:
+        def leave(_module: nn.Module, _args: Any, result: Any) -> None:
             self.inside.pop()
-            self.seen.calls.setdefault(path, []).append(Call(path, (args, kwargs), result, self._starts.pop()))
+            start, given = self._starts.pop()
+            self.seen.calls.setdefault(path, []).append(Call(path, given, result, start))
             # They live as long as the calls, so no other tensor gets their identity.
             self._known.update(map(id, tensors_of(result)))
 

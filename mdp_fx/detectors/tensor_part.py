@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from mdp_fx.detectors.observation import Call, Observation, observe, tensors_of
 from mdp_fx.errors import MdpFxError, ModelError
@@ -83,26 +84,38 @@ class Boundaries:
 
     calls: dict[str, list[Boundary]] = field(default_factory=dict)
     _tracer: object = None
+    _open: list[tuple[tuple[Any, ...], pytree.TreeSpec]] = field(default_factory=list)
+    _handles: list[RemovableHandle] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Boundaries:
         return self  # Copies of the network that are traced tell the one that asked.
 
-    def hook(self, path: str) -> Callable[..., None]:
-        """A forward hook that notes calls with proxies."""
+    def watch(self, path: str, module: nn.Module) -> None:
+        """Notes the calls of a module that are given proxies."""
 
-        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            given, given_spec = pytree.tree_flatten((args, kwargs))
-            proxies = [leaf for leaf in given if type(leaf) is ValueProxy]
-            if not proxies:
-                return
-            if proxies[0].tracer is not self._tracer:
-                self._tracer = proxies[0].tracer
+        def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            tracer = next((leaf.tracer for leaf in leaves if type(leaf) is ValueProxy), None)
+            if tracer is not None and tracer is not self._tracer:
+                self._tracer = tracer
                 self.calls.clear()
-            gives, result_spec = pytree.tree_flatten(result)
-            boundary = Boundary(_names(given), given_spec, _names(gives), result_spec)
-            self.calls.setdefault(path, []).append(boundary)
+                self._open.clear()
+            # A forward may add to a list that it was given.
+            self._open.append((_names(leaves), spec))
 
-        return note
+        def leave(_module: nn.Module, _args: Any, result: Any) -> None:
+            given, given_spec = self._open.pop()
+            if any(isinstance(leaf, NodeName) for leaf in given):
+                leaves, spec = pytree.tree_flatten(result)
+                self.calls.setdefault(path, []).append(Boundary(given, given_spec, _names(leaves), spec))
+
+        self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(leave))
+
+    def close(self) -> None:
+        """Notes no more calls."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def _names(leaves: Sequence[Any]) -> tuple[Any, ...]:
@@ -131,7 +144,7 @@ class TensorPart(nn.Module):
             for inner, module in self.get_submodule(path).named_modules():
                 if not is_leaf(module):
                     name = f"{path}.{inner}" if inner else path
-                    module.register_forward_hook(self.boundaries.hook(name), with_kwargs=True)
+                    self.boundaries.watch(name, module)
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The maps that leave the regions, by the names of the regions and of their results."""
@@ -201,14 +214,13 @@ def _can_trace(seen: Observation, path: str, batch: int) -> bool:
     if next(module.parameters(), None) is None:
         return is_leaf(module)  # It only joins others.
     joint = _Joint(seen, [path], batch)
+    part = TensorPart(seen.network, joint.steps, joint.outputs)
     try:
-        trace(TensorPart(seen.network, joint.steps, joint.outputs), tuple(joint.inputs))
+        trace(part, tuple(joint.inputs))
     except MdpFxError:
         return False
     finally:
-        for part in module.modules():
-            part._forward_hooks.clear()
-            part._forward_hooks_with_kwargs.clear()
+        part.boundaries.close()
     return True
 
 
