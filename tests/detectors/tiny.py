@@ -12,6 +12,9 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
@@ -20,6 +23,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from tests.pruning import randomise
 
 SIDE = 64
+CLASSES = 3
 
 
 def body(*returned: str) -> IntermediateLayerGetter:
@@ -45,8 +49,10 @@ def _boxes(pixels: int = 7) -> MultiScaleRoIAlign:
 
 def _two_stage(kind: Callable[..., nn.Module], **settings: Any) -> nn.Module:
     anchors = AnchorGenerator(((16,), (32,), (48,)), ((0.5, 1.0, 2.0),) * 3)
-    heads = {"box_roi_pool": _boxes(), **settings}
-    return kind(pyramid(LastLevelMaxPool()), 3, min_size=SIDE, max_size=SIDE, rpn_anchor_generator=anchors, **heads)
+    heads: dict[str, Any] = {"box_roi_pool": _boxes(), **settings}
+    heads |= {"box_head": TwoMLPHead(32 * 7 * 7, 64), "box_predictor": FastRCNNPredictor(64, CLASSES)}
+    heads |= {"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 10}
+    return kind(pyramid(LastLevelMaxPool()), None, min_size=SIDE, max_size=SIDE, rpn_anchor_generator=anchors, **heads)
 
 
 def faster_rcnn() -> nn.Module:
@@ -56,31 +62,33 @@ def faster_rcnn() -> nn.Module:
 
 def mask_rcnn() -> nn.Module:
     """Two stages, and a mask for each box."""
-    return _two_stage(MaskRCNN, mask_roi_pool=_boxes(14))
+    heads = {"mask_head": MaskRCNNHeads(32, (32, 32), 1), "mask_predictor": MaskRCNNPredictor(32, 32, CLASSES)}
+    return _two_stage(MaskRCNN, mask_roi_pool=_boxes(14), **heads)
 
 
 def keypoint_rcnn() -> nn.Module:
     """Two stages, and points for each box."""
-    return _two_stage(KeypointRCNN, keypoint_roi_pool=_boxes(14), num_keypoints=5)
+    heads = {"keypoint_head": KeypointRCNNHeads(32, (32, 32)), "keypoint_predictor": KeypointRCNNPredictor(32, 5)}
+    return _two_stage(KeypointRCNN, keypoint_roi_pool=_boxes(14), **heads)
 
 
 def retinanet() -> nn.Module:
     """Heads that all levels share."""
     anchors = AnchorGenerator(((8,), (16,), (32,), (48,)), ((0.5, 1.0),) * 4)
     backbone = pyramid(LastLevelP6P7(32, 32))
-    return RetinaNet(backbone, 3, min_size=SIDE, max_size=SIDE, anchor_generator=anchors)
+    return RetinaNet(backbone, CLASSES, min_size=SIDE, max_size=SIDE, anchor_generator=anchors)
 
 
 def fcos() -> nn.Module:
     """Heads that all levels share, with group norms, which need more than one place."""
     anchors = AnchorGenerator(((8,), (16,), (32,)), ((1.0,),) * 3)
     backbone = pyramid(LastLevelMaxPool())
-    return FCOS(backbone, 3, min_size=SIDE, max_size=SIDE, anchor_generator=anchors)
+    return FCOS(backbone, CLASSES, min_size=SIDE, max_size=SIDE, anchor_generator=anchors)
 
 
 def ssd() -> nn.Module:
     """A head for each level."""
-    return SSD(body("one", "three"), DefaultBoxGenerator([[2], [2]]), (SIDE, SIDE), 3)
+    return SSD(body("one", "three"), DefaultBoxGenerator([[2], [2]]), (SIDE, SIDE), CLASSES)
 
 
 DETECTORS: dict[str, Callable[[], nn.Module]] = {
