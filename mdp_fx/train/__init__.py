@@ -1,0 +1,1 @@
+"""Training: fine-tuning on Accelerate, distillation, checkpoints that resume exactly."""
