@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from mdp_fx import checkpoint
-from mdp_fx.data import load_function
-from mdp_fx.errors import InputError, TrainingError
-from mdp_fx.example_inputs import parameter_type, random_inputs
+from mdp_fx.errors import TrainingError
 from mdp_fx.files import atomic_write, check_output
-from mdp_fx.model_source import LoadedModel, load_model
 from mdp_fx.passes.base import Stage, silent
 from mdp_fx.pipeline import analyse
 from mdp_fx.recipe import Recipe, fingerprint
 from mdp_fx.report.training import Accuracy, TrainReport
 from mdp_fx.train.collapse import find_collapse
 from mdp_fx.train.config import TrainConfig
-from mdp_fx.train.config_file import differing, from_data, to_data, to_yaml
-from mdp_fx.train.distillation import Teacher, check_teacher, correspondences
+from mdp_fx.train.config_file import from_data, to_data, to_yaml
+from mdp_fx.train.distillation import Teacher, correspondences
 from mdp_fx.train.evaluation import evaluate
-from mdp_fx.train.objective import check_finite_loss, classes_of, split_batch
+from mdp_fx.train.objective import not_finite, split_batch
 from mdp_fx.train.run_log import RunLog
-from mdp_fx.train.run_state import (
-    FILE,
-    load_run,
-    mixed_seed,
-    random_state,
-    restore_random_state,
-    save_run,
-    seed_all,
-)
+from mdp_fx.train.run_state import FILE, mixed_seed, random_kept, random_state, restore_random_state, save_run, seed_all
 from mdp_fx.train.trainer import Trainer, make_accelerator
-from mdp_fx.training_data import Shard, load_batches
+from mdp_fx.training_data import Shard
+from mdp_fx.training_setup import check_same, find_run, make_pruner, prepare
 
 if TYPE_CHECKING:
     from mdp_fx.train.pruning import Pruner, PruneStep
@@ -48,11 +38,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 
 _log = logging.getLogger(__name__)
-
-_FREE = ("log.", "data.workers", "folder", "output", "device")
-"""Keys that may change when a run is taken up again: they do not change what it computes."""
-
-_DEFAULT_SHAPE = (3, 224, 224)
 
 
 def run(
@@ -86,37 +71,10 @@ def run(
     output = Path(config.output)
     folder = Path(config.folder) if config.folder is not None else output.with_name(f"{output.stem}-run")
     check_output(output, force or resume)
-    state = _find_run(folder, resume, force)
+    state = find_run(folder, resume, force)
     if state is not None:
-        _check_same(from_data(state["config"], str(folder / FILE)), config, folder)
+        check_same(from_data(state["config"], str(folder / FILE)), config, folder)
     return _Run(config, folder, output, state, prune, trust_pickle, stage, progress).finish()
-
-
-def _find_run(folder: Path, resume: bool, force: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from.
-
-    Raises:
-        TrainingError: the folder holds a run, and what is to become of it was not said.
-        InputError: the folder cannot be one.
-    """
-    if folder.exists() and not folder.is_dir():
-        msg = f"{folder} is a file, not the folder of a run: name another one with --folder"
-        raise InputError(msg)
-    if resume:
-        return load_run(folder) if folder.exists() else None
-    if (folder / FILE).exists() and not force:
-        msg = f"{folder} holds a run already: go on with it (--resume), start anew (--force), or name another --folder"
-        raise TrainingError(msg)
-    return None
-
-
-def _check_same(old: TrainConfig, new: TrainConfig, folder: Path) -> None:
-    for name, before, after in differing(old, new):
-        if not name.startswith(_FREE):
-            msg = (
-                f"the run in {folder} was begun with {name} {before}, not {after}: set it back, or start anew (--force)"
-            )
-            raise TrainingError(msg)
 
 
 class _Run:
@@ -133,37 +91,16 @@ class _Run:
         stage: Stage,
         progress: Progress | None,
     ) -> None:
-        self._config, self._folder, self._output = config, folder, output
+        self._config, self._folder, self._output, self._prune = config, folder, output, prune
         self._begun, self._warnings = time.perf_counter(), list[str]()
         self._accelerator = make_accelerator(config.device, config.precision)
         self._main = self._accelerator.is_main_process
         self._stage: Stage = stage if self._main else silent
         self._progress = progress if self._main else None
         shard = Shard(self._accelerator.process_index, self._accelerator.num_processes)
-        self._stage("load the network")
-        assert config.model is not None
-        loaded = load_model(config.model, arch=config.arch, trust_pickle=trust_pickle)
-        self._name = loaded.name
-        if not prune and loaded.recipe is None:
-            msg = f"{config.model} is no slim network: prune it first (mdp-fx prune, or mdp-fx train)"
-            raise InputError(msg)
-        self._shape = _shape(config, loaded.recipe)
-        self._inputs = random_inputs([(2, *self._shape)], [parameter_type(loaded.module)])
-        self._classes = _classes(loaded, self._inputs)
-        self._stage("read the data")
-        self._train, self._val, classes = load_batches(config.data, self._shape, shard, config.seed)
-        if classes is not None and classes > self._classes:
-            msg = f"{config.data.train} has {classes} classes, the network {self._classes}: they must fit"
-            raise InputError(msg)
-        self._loss = None if config.tune.loss == "cross-entropy" else load_function(config.tune.loss, "loss")
-        self._epoch_steps = len(self._train) // config.tune.accumulate
-        if not self._epoch_steps:
-            msg = f"an epoch of {len(self._train)} batches has no step of tune.accumulate {config.tune.accumulate}"
-            raise InputError(msg)
-        self._total = config.tune.epochs * self._epoch_steps
-        if prune:
-            config.check_pruning(self._epoch_steps)
-        self._teacher_network = self._load_teacher(loaded, prune, trust_pickle)
+        self._setup = prepare(config, shard, prune=prune, trust_pickle=trust_pickle, stage=self._stage)
+        loaded = self._setup.loaded
+        self._total = config.tune.epochs * self._setup.epoch_steps
         self._facts: dict[str, Any] = {"dense": None, "pruned": None, "best": None, "seconds": 0.0}
         self._fingerprint = fingerprint(loaded.module)
         self._packed: dict[str, Any] | None = None
@@ -171,6 +108,7 @@ class _Run:
         self._pruner: Pruner | None = None
         self._teacher: Teacher | None = None
         self._random: list[dict[str, Any]] = []
+        self._probed: tuple[Any, ...] | None = None
         self._validated: tuple[int, Accuracy | None] | None = None
         if state is not None:
             self._check_state(state)
@@ -181,7 +119,7 @@ class _Run:
             unpacked = checkpoint.unpack(self._packed, str(folder / FILE))
             slim, self._recipe, self._report = unpacked.module, unpacked.recipe, unpacked.report
         elif prune:
-            self._pruner = self._make_pruner(loaded)
+            self._pruner = make_pruner(config, self._setup, self._stage, self._progress)
             slim = self._pruner.module
             if state is not None:
                 self._pruner.load_state_dict(state["pruner"])
@@ -202,6 +140,9 @@ class _Run:
 
     def _check_state(self, state: dict[str, Any]) -> None:
         """Raises a TrainingError where a checkpoint does not belong to this run."""
+        if state["prune"] != self._prune:
+            msg = f"the run in {self._folder} was begun by mdp-fx {'train' if state['prune'] else 'finetune'}: use that"
+            raise TrainingError(msg)
         if state["fingerprint"] != self._fingerprint:
             msg = f"{self._config.model} has other weights than when the run in {self._folder} began: bring those back"
             raise TrainingError(msg)
@@ -211,54 +152,15 @@ class _Run:
             msg = f"the run in {self._folder} was made by {processes} processes, this one has {mine}: start as many"
             raise TrainingError(msg)
 
-    def _make_pruner(self, loaded: LoadedModel) -> Pruner:
-        from mdp_fx.train.pruning import Pruner
-        from mdp_fx.train.schedule import Schedule
-
-        prune = self._config.prune
-        images = random_inputs([(prune.batch, *self._shape)], [parameter_type(loaded.module)])
-        return Pruner(
-            loaded.module,
-            images,
-            latency=prune.latency,
-            params=prune.params,
-            macs=prune.macs,
-            target=prune.target,
-            threads=prune.threads,
-            dtype=prune.dtype,
-            fill="analytic" if prune.fill == "analytic" else None,
-            method=prune.method,
-            importance=prune.importance,
-            schedule=Schedule(prune.steps, prune.curve, prune.start, prune.gather, prune.every),
-            masks="soft" if prune.masks == "soft" else "hard",
-            step=prune.step,
-            keep=prune.keep,
-            only=prune.only,
-            min_keep=prune.min_keep,
-            max_removed=prune.max_removed,
-            front_end="auto"
-            if prune.front_end == "auto"
-            else "symbolic"
-            if prune.front_end == "symbolic"
-            else "export",
-            seed=self._config.seed,
-            gap=prune.gap,
-            time_limit=prune.time_limit,
-            name=loaded.name,
-            pretrained=loaded.pretrained,
-            stage=self._stage,
-            progress=self._progress,
-        )
-
     def _make_trainer(self, network: nn.Module, step: int) -> Trainer:
         trainer = Trainer(
             self._accelerator,
             network,
             self._config.tune,
-            epoch_steps=self._epoch_steps,
-            shape=self._shape,
-            classes=self._classes,
-            loss=self._loss,
+            epoch_steps=self._setup.epoch_steps,
+            shape=self._setup.shape,
+            classes=self._setup.classes,
+            loss=self._setup.loss,
             average=self._pruner is None,
             step=step,
         )
@@ -266,32 +168,17 @@ class _Run:
             trainer.after_backward = self._pruner.after_backward
         return trainer
 
-    def _load_teacher(self, loaded: LoadedModel, prune: bool, trust_pickle: bool) -> nn.Module | None:
-        """The dense network, where it is to teach."""
-        distill = self._config.distill
-        if not (distill.logits or distill.features):
-            return None
-        if distill.teacher is not None:
-            teacher = load_model(distill.teacher, arch=distill.teacher_arch, trust_pickle=trust_pickle).module
-        elif prune:
-            teacher = copy.deepcopy(loaded.module)
-        else:
-            msg = "distillation needs the dense network: name it with --teacher MODEL (distill.teacher)"
-            raise InputError(msg)
-        check_teacher(teacher, loaded.module, self._inputs)
-        return teacher
-
     def _teach(self) -> None:
         """Sets the teacher on the network that is trained now; features are taught once it is sliced."""
-        if self._teacher_network is None:
+        if self._setup.teacher is None:
             return
         if self._teacher is not None:
             self._teacher.close()
-        distill, network, pairs = self._config.distill, self._teacher_network, ()
+        distill, network, pairs = self._config.distill, self._setup.teacher, ()
         if distill.features and self._pruner is None:
             self._stage("compare the teacher's features")
             recipe = self._known_recipe
-            analysis = analyse(network.cpu(), self._inputs, front_end=recipe.front_end)
+            analysis = analyse(network.cpu(), self._setup.inputs, front_end=recipe.front_end)
             pairs = correspondences(analysis, self._trainer.module, recipe.kept)
             network = analysis.graph.module
         self._teacher = Teacher(
@@ -330,7 +217,7 @@ class _Run:
         batches: Iterator[Any] | None = None
         since, losses = time.perf_counter(), list[float]()
         while self._trainer.step < self._total:
-            epoch, done = divmod(self._trainer.step, self._epoch_steps)
+            epoch, done = divmod(self._trainer.step, self._setup.epoch_steps)
             if batches is None or not done:
                 batches = self._begin(epoch, done)
             rate = self._trainer.rate
@@ -344,46 +231,36 @@ class _Run:
                 self._progress(step, self._total, f"loss {value:.3g}")
             if log is not None and (step % self._config.log.every == 0 or step == self._total):
                 now = time.perf_counter()
-                facts = {
-                    "epoch": step / self._epoch_steps,
-                    "loss": sum(losses) / len(losses),
-                    "rate": rate,
-                }
-                log.write("train", step, **facts, steps_per_second=len(losses) / (now - since))
+                speed, mean = len(losses) / (now - since), sum(losses) / len(losses)
+                log.write("train", step, epoch=step / self._setup.epoch_steps, loss=mean, rate=rate, speed=speed)
                 since, losses = now, []
-            at_end = step % self._epoch_steps == 0
-            if at_end and (step // self._epoch_steps) % self._config.log.evaluate == 0:
+            at_end = step % self._setup.epoch_steps == 0
+            if at_end and (step // self._setup.epoch_steps) % self._config.log.evaluate == 0:
                 self._validate(log)
             if step % self._config.log.checkpoint == 0 if self._config.log.checkpoint else at_end:
                 self._save()
 
     def _begin(self, epoch: int, done: int) -> Iterator[Any]:
         """The batches of an epoch, some steps of which are done, with the random numbers that come after these."""
-        rank = 0 if self._train.in_step else self._accelerator.process_index
+        rank = 0 if self._setup.train.in_step else self._accelerator.process_index
         seed_all(mixed_seed(self._config.seed, epoch, rank))
-        batches = self._train.epoch(epoch, done * self._config.tune.accumulate)
+        batches = self._setup.train.epoch(epoch, done * self._config.tune.accumulate)
         if done:
             restore_random_state(self._random[self._accelerator.process_index])
         return batches
 
     def _check_loss(self, value: float) -> None:
-        layer = None
-        if value != value or abs(value) == float("inf"):
-            network = self._trainer.module
-            found = find_collapse(network, self._placed(self._inputs)) if isinstance(network, fx.GraphModule) else None
+        if not math.isfinite(value):
+            found = find_collapse(self._trainer.module, self._probe())
             layer = None if found is None or found.finite else found.layer
-        check_finite_loss(value, self._trainer.step + 1, layer)
+            raise not_finite(value, self._trainer.step + 1, layer)
 
     def _pruned(self, taken: PruneStep, log: RunLog | None) -> None:
         """A pruning step was taken; after the last one the network is sliced."""
         assert self._pruner is not None
-        with _random_kept():
+        with random_kept():
             if log is not None:
-                kept = {"asked_ms": _ms(taken.asked_s), "predicted_ms": _ms(taken.predicted_s)}
-                blocks = {"removed_blocks": list(taken.removed_blocks), "returned": taken.returned}
-                log.write(
-                    "prune", self._trainer.step, number=taken.number, importance=taken.importance, **kept, **blocks
-                )
+                log.write("prune", self._trainer.step, **asdict(taken))
             if self._pruner.done:
                 self._slice()
             if self._config.log.estimate:
@@ -405,29 +282,29 @@ class _Run:
 
     def _guard(self) -> None:
         """Warns of a layer that has collapsed."""
-        network = self._trainer.module
-        if not isinstance(network, fx.GraphModule):
-            return
-        with _random_kept():
-            inputs, _ = split_batch(next(iter((self._val or self._train).validation())))
-        found = find_collapse(network, self._placed(inputs))
+        found = find_collapse(self._trainer.module, self._probe())
         if found is not None and str(found) not in self._warnings:
             self._warnings.append(str(found))
             if self._main:
                 _log.warning("warning: %s", found)
 
-    def _placed(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.to(self._accelerator.device) if isinstance(x, Tensor) else x for x in inputs)
+    def _probe(self) -> tuple[Any, ...]:
+        """The inputs of one batch, always the same ones."""
+        if self._probed is None:
+            with random_kept():
+                self._probed, _ = split_batch(next(iter((self._setup.val or self._setup.train).validation())))
+        device = self._accelerator.device
+        return tuple(x.to(device) if isinstance(x, Tensor) else x for x in self._probed)
 
     def _measure(self, network: nn.Module, limit: int | None) -> Accuracy | None:
         """Accuracy on the validation data, or some batches of it; None without any, or with a loss of one's own."""
-        if self._val is None or self._loss is not None:
+        if self._setup.val is None or self._setup.loss is not None:
             return None
-        with _random_kept():
+        with random_kept():
             return evaluate(
                 network,
-                self._val.validation(),
-                self._shape,
+                self._setup.val.validation(),
+                self._setup.shape,
                 device=self._accelerator.device,
                 autocast=self._accelerator.autocast,
                 total=lambda counts: self._accelerator.reduce(counts.to(self._accelerator.device), "sum"),
@@ -461,6 +338,7 @@ class _Run:
             self._folder,
             {
                 "config": to_data(self._config),
+                "prune": self._prune,
                 "fingerprint": self._fingerprint,
                 "slim": self._packed,
                 "pruner": None if self._pruner is None else self._pruner.state_dict(),
@@ -484,7 +362,7 @@ class _Run:
             self._teacher.close()
         self._trainer.check_finite()
         report = TrainReport(
-            model=self._name,
+            model=self._setup.loaded.name,
             output=str(self._output),
             folder=str(self._folder),
             dense=self._facts["dense"],
@@ -510,52 +388,3 @@ class _Run:
             )
         self._accelerator.wait_for_everyone()
         return report
-
-
-@contextmanager
-def _random_kept() -> Iterator[None]:
-    """What is drawn within it does not show outside: a run that is taken up again may not draw it."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        restore_random_state(state)
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else 1e3 * seconds
-
-
-def _shape(config: TrainConfig, recipe: Recipe | None) -> tuple[int, ...]:
-    """Shape of one example: as set, a slim network's own, or the default.
-
-    Raises:
-        InputError: what is set is no shape.
-    """
-    text = config.data.input
-    if text is not None:
-        parts = text.split("x")
-        if not all(part.isdecimal() and int(part) for part in parts):
-            msg = f"data.input {text!r} is not a shape such as 3x224x224"
-            raise InputError(msg)
-        return tuple(map(int, parts))
-    return tuple(recipe.input_shapes[0][1:]) if recipe is not None and recipe.input_shapes else _DEFAULT_SHAPE
-
-
-def _classes(loaded: LoadedModel, inputs: tuple[Tensor, ...]) -> int:
-    """Classes of a network, from a run of it.
-
-    Raises:
-        InputError: it rejects the inputs.
-    """
-    from mdp_fx.errors import first_line
-
-    loaded.module.eval()
-    try:
-        with torch.no_grad():
-            outputs = loaded.module(*inputs)
-    except Exception as error:  # the network's own code
-        shape = "x".join(map(str, inputs[0].shape))
-        msg = f"{loaded.name} rejects an input of shape {shape}: {first_line(error)}; set the shape with data.input"
-        raise InputError(msg) from error
-    return classes_of(outputs)

@@ -214,14 +214,14 @@ class _Order(Sampler[list[tuple[int, int]]]):
         return whole // (self._batch * self._shard.world)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self._indices
+        epoch, order = self._epoch, self._indices
         if self._seed is not None:
-            generator = torch.Generator().manual_seed(mixed_seed(self._seed, self._epoch))
+            generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
             order = [order[i] for i in torch.randperm(len(order), generator=generator).tolist()]
         # Every process takes each world-th example: together they see what one process would, in one batch of all.
         mine = order[self._shard.rank :: self._shard.world]
         for number in range(self._start, len(self)):
-            yield [(self._epoch, index) for index in mine[number * self._batch : (number + 1) * self._batch]]
+            yield [(epoch, index) for index in mine[number * self._batch : (number + 1) * self._batch]]
 
 
 class _ImageFolder(Dataset[tuple[Tensor, int]]):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 DEAD_SHARE = 0.95
 """A layer has collapsed where at least this share of its units gives the same for every example."""
@@ -38,18 +38,18 @@ class Collapse:
         return f"{self.layer} has collapsed: {self.dead} of its {self.units} units give the same for every example"
 
 
-def find_collapse(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Collapse | None:
+def find_collapse(module: nn.Module, inputs: tuple[Any, ...]) -> Collapse | None:
     """The first layer at which the network collapses on a batch, in eval mode; None where none does.
 
     A layer is blamed where its output has collapsed and what flows into it has not. A layer of which one unit is left
     to fluctuate has not collapsed.
 
     Args:
-        module: the network.
+        module: the network; one that is no graph is not looked into.
         inputs: a batch of at least two examples, where the network is.
     """
     images = inputs[0]
-    if not isinstance(images, Tensor) or len(images) < 2:
+    if not isinstance(module, fx.GraphModule) or not isinstance(images, Tensor) or len(images) < 2:
         return None
     watch = _Watch(module, len(images))
     before = module.training

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -117,17 +116,16 @@ def cross_entropy(label_smoothing: float) -> Loss:
     return loss
 
 
-def check_finite_loss(value: float, step: int, layer: str | None) -> None:
-    """Stops a run whose loss is no number any more.
+def not_finite(value: float, step: int, layer: str | None) -> TrainingError:
+    """Why a run stops whose loss is no number any more.
 
-    Raises:
-        TrainingError: it is NaN or infinite; names the step and, where it is known, the layer.
+    Args:
+        value: the loss.
+        step: number of the step that gave it.
+        layer: the first layer without finite values, where it is known.
     """
-    if value == value and abs(value) != torch.inf:
-        return
     where = f" (the first layer without finite values is {layer})" if layer else ""
-    msg = (
+    return TrainingError(
         f"the loss is {value} at step {step}{where}: training has stopped, the last checkpoint is kept; lower "
-        "tune.rate, set tune.clip or a longer tune.warmup, and go on with --resume"
+        "tune.rate, or set tune.clip or a longer tune.warmup, and start anew with --force"
     )
-    raise TrainingError(msg)

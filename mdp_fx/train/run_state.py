@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # foreign transforms draw from it
     torch.manual_seed(seed)
+
+
+@contextmanager
+def random_kept() -> Iterator[None]:
+    """What is drawn within it does not show outside: a run that is taken up again may not draw it."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)
 
 
 def random_state() -> dict[str, Any]:
