@@ -62,7 +62,7 @@ class PruneConfig:
     dtype: str = key("float32", "number format that the target runs in", choices=("float32", "float16", "bfloat16"))
     fill: str | None = key(None, "how convolutions that a table lacks are estimated", choices=("analytic",))
     method: str = key("mdp", "how to choose", choices=("mdp", "mgp", "mdlm", "halp", "uniform"))
-    importance: str = key("taylor", "what units are worth, see `mdp-fx score`")
+    importance: str | None = key(None, "what units are worth, see `mdp-fx score`; taylor by default")
     steps: int = key(1, "pruning steps; each solves again on the network as it is then", low=1)
     curve: str = key(
         "exp2", "latency that the steps ask for on the way to the budget", choices=("linear", "exp", "exp2")
