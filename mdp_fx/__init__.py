@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from mdp_fx.passes.frontier import FrontierPoint, frontier
     from mdp_fx.passes.search_space import SearchSpace
     from mdp_fx.recipe import Recipe
+    from mdp_fx.scores import Scores
+    from mdp_fx.scoring import score
     from mdp_fx.target_list import targets
+    from mdp_fx.train.pruning import Pruner
+    from mdp_fx.train.schedule import Schedule
 
 __version__ = "0.1.0"
 
@@ -33,7 +37,10 @@ _HOMES = {
     "MaskedResult": "mdp_fx.layer_masks",
     "MdpFxError": "mdp_fx.errors",
     "PruneResult": "mdp_fx.api",
+    "Pruner": "mdp_fx.train.pruning",
     "Recipe": "mdp_fx.recipe",
+    "Schedule": "mdp_fx.train.schedule",
+    "Scores": "mdp_fx.scores",
     "SearchSpace": "mdp_fx.passes.search_space",
     "SlimCheckpoint": "mdp_fx.checkpoint",
     "apply": "mdp_fx.api",
@@ -49,6 +56,7 @@ _HOMES = {
     "profile": "mdp_fx.api",
     "prune": "mdp_fx.api",
     "save": "mdp_fx.api",
+    "score": "mdp_fx.scoring",
     "search_space": "mdp_fx.api",
     "solve": "mdp_fx.decision",
     "targets": "mdp_fx.target_list",
@@ -60,7 +68,10 @@ __all__ = [
     "MaskedResult",
     "MdpFxError",
     "PruneResult",
+    "Pruner",
     "Recipe",
+    "Schedule",
+    "Scores",
     "SearchSpace",
     "SlimCheckpoint",
     "__version__",
@@ -77,6 +88,7 @@ __all__ = [
     "profile",
     "prune",
     "save",
+    "score",
     "search_space",
     "solve",
     "targets",

@@ -36,6 +36,7 @@ from mdp_fx.report.diff import Diff
 from mdp_fx.report.diff import diff as compare_networks
 from mdp_fx.report.facts import Inspection, Prediction, Profile, PruneReport, RegionRow
 from mdp_fx.run_report import inspection, prune_recipe, prune_report
+from mdp_fx.scores import Scores
 from mdp_fx.scoring import analyse_and_score, importance_kind
 
 MeasureProgress = Callable[[int, int, str], None]
@@ -74,6 +75,7 @@ def prune(
     importance: str | None = None,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    scores: Scores | None = None,
     step: int = 8,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
@@ -105,9 +107,10 @@ def prune(
         dtype: number format that it runs in: "float32", "float16" or "bfloat16"; the slim network keeps its own.
         fill: "analytic" estimates convolutions that a table does not have; without it they are an error.
         method: "mdp", "mgp", "mdlm", "halp" or "uniform".
-        importance: "taylor" (default with data), "l2" (default without), "l1", "bn", "random".
-        data: batches of (inputs, targets), for taylor.
+        importance: one of `mdp_fx.passes.importance.KINDS`; "taylor" by default with data, "l2" without.
+        data: batches of (inputs, targets), for the kinds that need them.
         loss: of (outputs, targets), cross-entropy by default.
+        scores: importance that was made before, in place of the three above.
         step: channel step.
         keep: patterns of module names to leave alone.
         only: patterns of module names to prune.
@@ -130,20 +133,21 @@ def prune(
     check_restrictions(min_keep, fixed, keep_blocks)
     check_limits(gap, time_limit, threads, seed, max_removed)
     budgets = _budgets(latency, params, macs)
-    kind = importance_kind(importance, data)
+    kind = importance_kind(importance, data, scores)
     inputs = as_inputs(example_inputs)
     batch = batch_of(inputs)
     device = get_target(target, threads, dtype, fill=fill, batch=batch)
     watch = Stopwatch(stage)
-    analysis, choices, scores = analyse_and_score(
+    analysis, choices, worth = analyse_and_score(
         *(model, inputs, kind, data, loss, step, keep, only, front_end, seed, watch, progress),
         all_examples=device.can_run,
+        scores=scores,
     )
     if not device.can_run:
         inputs = analysis.graph.example_inputs  # Those few that the network was traced with: no other will be needed.
     options = SolverOptions(method, gap, time_limit, seed, min_keep, dict(fixed or {}), tuple(keep_blocks), max_removed)
     with LatencyTable() as table, named_restrictions(min_keep, fixed, keep_blocks):
-        search = search_for(analysis, choices, scores, device, table, inputs, batch, step, options, watch, progress)
+        search = search_for(analysis, choices, worth, device, table, inputs, batch, step, options, watch, progress)
         outcome = search.run(budgets.get("latency"), {k: v for k, v in budgets.items() if k != "latency"})
     watch("")
     recipe = prune_recipe(model, analysis, outcome, kind, step, inputs, device.name)
@@ -154,7 +158,7 @@ def prune(
         device,
         importance=kind,
         batch=batch,
-        has_data=data is not None,
+        has_data=data is not None or (scores is not None and scores.batches > 0),
         pretrained=pretrained,
         seconds=watch.seconds,
     )
@@ -172,6 +176,7 @@ def search_space(
     importance: str | None = None,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    scores: Scores | None = None,
     step: int = 8,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
@@ -196,6 +201,7 @@ def search_space(
         importance: what channels are worth.
         data: batches of (inputs, targets).
         loss: of (outputs, targets).
+        scores: importance that was made before, in place of the three above.
         step: channel step.
         keep: patterns of module names to leave alone.
         only: patterns of module names to prune.
@@ -212,20 +218,21 @@ def search_space(
         MdpFxError: one line that says what, where and what to do.
     """
     check_restrictions(min_keep, fixed, keep_blocks)
-    kind = importance_kind(importance, data)
+    kind = importance_kind(importance, data, scores)
     inputs = as_inputs(example_inputs)
     batch = batch_of(inputs)
     device = None if target is None else get_target(target, threads, dtype, fill=fill, batch=batch)
-    analysis, choices, scores = analyse_and_score(
+    analysis, choices, worth = analyse_and_score(
         *(model, inputs, kind, data, loss, step, keep, only, front_end, seed, stage, progress),
         all_examples=device is None or device.can_run,
+        scores=scores,
     )
     if device is None:
-        space = build_space(analysis, choices, scores, {})
+        space = build_space(analysis, choices, worth, {})
         return restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
     options = SolverOptions(min_keep=min_keep, fixed=dict(fixed or {}), keep_blocks=tuple(keep_blocks))
     with LatencyTable() as table:
-        search = search_for(analysis, choices, scores, device, table, inputs, batch, step, options, stage, progress)
+        search = search_for(analysis, choices, worth, device, table, inputs, batch, step, options, stage, progress)
         if isinstance(search, PredictedSearch) and predicted is not None:
             predicted(search.prediction())
         return search.measured_space()

@@ -25,7 +25,7 @@ from mdp_fx.passes.build_space import build_space, unit_order
 from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.importance import LayerImportance
 from mdp_fx.passes.minlp import Certificate, solve
-from mdp_fx.passes.restrict import restrict
+from mdp_fx.passes.restrict import restrict, with_removed
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, share_of
 from mdp_fx.pipeline import rewrite
 
@@ -113,6 +113,24 @@ class BudgetSearch:
                 return self._without_latency(dense_runner, unmeasured, others)
             return self._within_latency(dense_runner, latency, others)
 
+    def plan(self, latency: Budget | None, others: Mapping[str, Budget]) -> Outcome:
+        """What `run` begins with: a structure of the right predicted latency, built and not timed.
+
+        The arguments and errors are those of `run`.
+        """
+        unmeasured = self._space()
+        self._restricted(unmeasured)
+        if latency is None:
+            return self._without_latency(None, unmeasured, others)
+        with self._dense_runner() as dense_runner:
+            measured = self._measure(dense_runner)
+        asked, calibration = latency.resolve(measured.whole_s), measured.calibration
+        space, selection, certificate, exact = self._choose_within(asked, measured.whole_s, calibration, others)
+        module, kept = self._build(selection)
+        tables, predicted = measured.tables, calibration.whole(exact)
+        known = (asked, predicted, measured.sum_s, calibration, None, None, 1, tables.measured, tables.cached)
+        return Outcome(module, kept, selection, space, certificate, *known)
+
     def measured_space(self) -> SearchSpace:
         """What the first round would be asked of a network never pruned before, without a budget.
 
@@ -140,11 +158,13 @@ class BudgetSearch:
         whole = _compare({"dense": dense_runner})["dense"].low_s
         return _Dense(tables, sum(self._exact(Selection({}, ())).values()), whole)
 
-    def _without_latency(self, dense_runner: Runner, space: SearchSpace, others: Mapping[str, Budget]) -> Outcome:
+    def _without_latency(
+        self, dense_runner: Runner | None, space: SearchSpace, others: Mapping[str, Budget]
+    ) -> Outcome:
         space = replace(space, budgets=absolute_limits(space, others))
         selection, certificate = self._solve(space)
         module, kept = self._build(selection)
-        dense, slim = self._time(dense_runner, module)
+        dense, slim = self._time(dense_runner, module) if dense_runner is not None else (None, None)
         return Outcome(module, kept, selection, space, certificate, None, None, None, None, dense, slim, 1, 0, 0)
 
     def _within_latency(self, dense_runner: Runner, latency: Budget, others: Mapping[str, Budget]) -> Outcome:
@@ -164,16 +184,12 @@ class BudgetSearch:
         best: Outcome | None = None
         for attempt in range(1, MOST_ROUNDS + 1):
             asked = latency.resolve(dense_s)
-            # A negative offset (a slim network gains more than its regions) counts on the side of the budget.
-            gain = max(0.0, -1e6 * calibration.offset_s)
-            limit = 1e6 * asked * AIM + gain
             try:
-                chosen = self._choose(calibration, others, limit)
-            except BudgetError as error:
+                chosen = self._choose_within(asked, dense_s, calibration, others)
+            except BudgetError:
                 if best is not None and best.ratio <= OVER:
                     break  # The corrected model says that no structure comes closer than the best so far.
-                reach = 1e-6 * (error.smallest.get("latency", 0.0) - gain) / AIM
-                raise in_users_terms(error, asked, dense_s, reach) from error
+                raise
             space, selection, certificate, exact = chosen
             predicted = calibration.whole(exact)
             module, kept = self._build(selection)
@@ -198,7 +214,7 @@ class BudgetSearch:
                 "round %d: asked %.3f ms, table %.3f, predicted %.3f, measured %.3f, dense %.3f",
                 attempt,
                 1e3 * asked,
-                1e-3 * (certificate.costs["latency"] - gain),
+                1e-3 * (certificate.costs["latency"] - _gain(calibration)),
                 1e3 * predicted,
                 1e3 * slim.median_s,
                 1e3 * dense.median_s,
@@ -212,6 +228,17 @@ class BudgetSearch:
             calibration = calibration.through((dense_sum, dense_s), (exact, slim.low_s))
         assert best is not None
         return best
+
+    def _choose_within(
+        self, asked_s: float, dense_s: float, calibration: Calibration, others: Mapping[str, Budget]
+    ) -> tuple[SearchSpace, Selection, Certificate, float]:
+        """What `_choose` gives for an asked latency; that it cannot be met is said in the user's terms."""
+        gain = _gain(calibration)
+        try:
+            return self._choose(calibration, others, 1e6 * asked_s * AIM + gain)
+        except BudgetError as error:
+            reach = 1e-6 * (error.smallest.get("latency", 0.0) - gain) / AIM
+            raise in_users_terms(error, asked_s, dense_s, reach) from error
 
     def _choose(
         self, calibration: Calibration, others: Mapping[str, Budget], limit_us: float
@@ -260,12 +287,19 @@ class BudgetSearch:
 
     def _restricted(self, space: SearchSpace) -> SearchSpace:
         options = self._options
-        return restrict(space, min_keep=options.min_keep, fixed=options.fixed, keep_blocks=options.keep_blocks)
+        return restrict(
+            space,
+            min_keep=options.min_keep,
+            fixed=options.fixed,
+            keep_blocks=options.keep_blocks,
+            at_most=options.at_most,
+            removed=options.removed,
+        )
 
     def _solve(self, space: SearchSpace) -> tuple[Selection, Certificate]:
         self._stage("solve")
         options = self._options
-        return solve(
+        selection, certificate = solve(
             self._restricted(space),
             space.budgets,
             method=options.method,
@@ -273,8 +307,9 @@ class BudgetSearch:
             time_limit=options.time_limit,
             threads=self._target.threads,
             seed=options.seed,
-            max_removed=options.max_removed,
+            max_removed=None if options.max_removed is None else options.max_removed - len(options.removed),
         )
+        return with_removed(space, selection, options.removed), certificate
 
     def _build(self, selection: Selection) -> tuple[fx.GraphModule, dict[str, list[int]]]:
         self._stage("rewrite")
@@ -306,6 +341,11 @@ class BudgetSearch:
 
         alive = [region for region in self._analysis.regions if region.nodes[0] not in gone]
         return exact_sum(alive, size_of, self._target, self._table)
+
+
+def _gain(calibration: Calibration) -> float:
+    """Microseconds of a negative offset (a slim network gains more than its regions), on the side of the budget."""
+    return max(0.0, -1e6 * calibration.offset_s)
 
 
 def in_users_terms(error: BudgetError, asked_s: float, dense_s: float, reach_s: float) -> BudgetError:

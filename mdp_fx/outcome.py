@@ -16,7 +16,7 @@ from mdp_fx.report.facts import Prediction
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """What the solver is asked, see `solve` and `restrict`."""
+    """What the solver is asked, see `solve` and `restrict`; `max_removed` counts those of `removed`."""
 
     method: str = "mdp"
     gap: float = 1e-3
@@ -26,6 +26,8 @@ class SolverOptions:
     fixed: Mapping[str, int] = field(default_factory=dict)
     keep_blocks: tuple[str, ...] = ()
     max_removed: int | None = None
+    at_most: Mapping[str, int] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,10 @@ class PredictedSearch(BudgetSearch):
             prediction=self.prediction(predicted),
         )
 
+    def plan(self, latency: Budget | None, others: Mapping[str, Budget]) -> Outcome:
+        """As `run`, which times nothing."""
+        return self.run(latency, others)
+
     def measured_space(self) -> SearchSpace:
         """What `run` decides on, without a budget: the table takes the place of measurements.
 

@@ -7,18 +7,88 @@ from typing import Any
 
 from torch import nn
 
+from mdp_fx.errors import InputError
 from mdp_fx.latency.measuring import Progress
 from mdp_fx.model_source import check_finite
-from mdp_fx.passes.base import Stage
+from mdp_fx.passes.arguments import check_whole
+from mdp_fx.passes.base import Stage, silent
 from mdp_fx.passes.choices import Analysis, Choices, choose
 from mdp_fx.passes.front_end import Choice
-from mdp_fx.passes.importance import LayerImportance, Loss, score
+from mdp_fx.passes.importance import LayerImportance, Loss, check_kind
+from mdp_fx.passes.importance import score as score_units
 from mdp_fx.pipeline import analyse
+from mdp_fx.recipe import fingerprint
+from mdp_fx.run_report import versions
+from mdp_fx.scores import Scores
 
 
-def importance_kind(importance: str | None, data: Iterable[Any] | None) -> str:
-    """The importance asked for, or the default."""
-    return importance or ("taylor" if data is not None else "l2")
+def importance_kind(importance: str | None, data: Iterable[Any] | None, scores: Scores | None = None) -> str:
+    """The importance asked for, or the default; that of scores that were made before.
+
+    Raises:
+        InputError: both scores and what they would be made of.
+    """
+    if scores is None:
+        return importance or ("taylor" if data is not None else "l2")
+    if importance is not None or data is not None:
+        raise InputError("scores take the place of scoring: leave out importance and data, or the scores")
+    return scores.importance
+
+
+def score(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    importance: str | None = None,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    batches: int = 50,
+    front_end: Choice = "auto",
+    seed: int = 0,
+    stage: Stage = silent,
+    progress: Progress | None = None,
+) -> Scores:
+    """What the channels of a network are worth, for `prune` and `search_space` on the same network.
+
+    Args:
+        model: the trained dense network; left unchanged.
+        example_inputs: a tensor, or the positional arguments of its forward.
+        importance: the kind, see `mdp_fx.passes.importance.score`; "taylor" with data, else "l2".
+        data: batches of (inputs, targets).
+        loss: of (outputs, targets), cross-entropy by default.
+        batches: at most this many batches are read.
+        front_end: what makes the graph.
+        seed: of "random".
+        stage: called with the name of each stage as it starts.
+        progress: called with (done, total, text).
+
+    Raises:
+        MdpFxError: one line that says what, where and what to do.
+    """
+    kind = importance_kind(importance, data)
+    check_kind(kind)
+    check_whole("batches", batches, 1)
+    analysis = analyse(model, example_inputs, front_end=front_end, stage=stage)
+    check_finite(model)
+    stage("score importance")
+    read = 0
+
+    def counted(done: int, total: int, text: str) -> None:
+        nonlocal read
+        read = done
+        if progress is not None:
+            progress(done, total, text)
+
+    layers = score_units(
+        *(analysis.graph, analysis.groups, kind),
+        model=model,
+        data=data,
+        loss=loss,
+        seed=seed,
+        batches=batches,
+        progress=counted,
+    )
+    return Scores(kind, fingerprint(model), layers, read, versions())
 
 
 def analyse_and_score(
@@ -36,10 +106,11 @@ def analyse_and_score(
     progress: Progress | None,
     *,
     all_examples: bool = True,
+    scores: Scores | None = None,
 ) -> tuple[Analysis, Choices, tuple[LayerImportance, ...]]:
     """The network analysed, what may be chosen of it, and what that is worth; the arguments are those of `prune`.
 
-    `all_examples` is that of `analyse`.
+    `all_examples` is that of `analyse`. `scores` that were made before take the place of scoring.
 
     Raises:
         MdpFxError: one line that says what, where and what to do.
@@ -47,8 +118,11 @@ def analyse_and_score(
     analysis = analyse(model, inputs, front_end=front_end, all_examples=all_examples, stage=stage)
     check_finite(model)
     choices = choose(analysis, step, keep, only)
+    if scores is not None:
+        nodes = [node.name for node in analysis.graph.module.graph.nodes]
+        return analysis, choices, scores.of(fingerprint(model), analysis.groups, nodes)
     stage("score importance")
-    scores = score(
+    found = score_units(
         analysis.graph, analysis.groups, importance, model=model, data=data, loss=loss, seed=seed, progress=progress
     )
-    return analysis, choices, scores
+    return analysis, choices, found

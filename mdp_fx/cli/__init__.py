@@ -15,6 +15,7 @@ from mdp_fx.errors import MdpFxError
 _COMMANDS = {
     "prune": "Make a network faster: prune it to a latency budget on a target.",
     "inspect": "Show what of a network can be pruned, and why the rest cannot.",
+    "score": "Score what the channels of a network are worth, and keep the scores for later runs.",
     "solve": "Decide on a saved search space: what to keep within budgets, and a proof.",
     "frontier": "Show how much importance is kept at every latency: the whole curve.",
     "targets": "List where latency can be measured, and what this machine has of it.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from mdp_fx.cli import options
+from mdp_fx.cli.score_options import load_scores, scores_option
 from mdp_fx.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class _Command(click.Command):
 @options.fill_option
 @options.input_options
 @options.scoring_options
+@scores_option
 @options.step_option
 @options.pattern_options
 @options.seed_option
@@ -153,6 +155,7 @@ def _measure(
     importance: str | None,
     data: str | None,
     loss: str | None,
+    scores: Path | None,
     step: int,
     keep: tuple[str, ...],
     only: tuple[str, ...],
@@ -165,6 +168,7 @@ def _measure(
     from mdp_fx.latency.targets import get_target
 
     device = get_target(target, threads, dtype, fill=fill, batch=batch)
+    known = load_scores(scores)
     model = options.load_to_score(source, arch, trust_pickle, shapes, batch, data, loss, seed)
     from mdp_fx.api import search_space
     from mdp_fx.report.tables import prediction_notes
@@ -182,6 +186,7 @@ def _measure(
         importance=importance,
         data=model.data,
         loss=model.loss,
+        scores=known,
         step=step,
         keep=keep,
         only=only,
@@ -192,9 +197,10 @@ def _measure(
         predicted=found.append,
         **restrictions,
     )
-    kind = importance_kind(importance, model.data)
+    kind = importance_kind(importance, model.data, known)
     about = (f"{kind} importance, batch {batch}", *([device.fingerprint()] if timed else []))
-    warning = accuracy_warning(kind, model.data is not None, model.loaded.pretrained)
+    has_data = model.data is not None or (known is not None and known.batches > 0)
+    warning = accuracy_warning(kind, has_data, model.loaded.pretrained)
     rests_on = [f"{label}: {text}" for each in found for label, text, _ in prediction_notes(each, verbose=False)]
     return _Source(model.loaded.name, space, (*about, *rests_on), (warning,))
 

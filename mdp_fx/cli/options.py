@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from mdp_fx.cli.score_options import IMPORTANCE
+
 if TYPE_CHECKING:
     from mdp_fx.model_source import LoadedModel
     from mdp_fx.recipe import Recipe
@@ -176,10 +178,15 @@ def scoring_options(function: F) -> F:
     return stack(
         click.option(
             "--importance",
-            type=click.Choice(["l2", "l1", "bn", "taylor", "random"]),
-            help="What channels are worth.  [default: taylor with --data, else l2]",
+            type=click.Choice(IMPORTANCE),
+            metavar="KIND",
+            help=f"What channels are worth: {', '.join(IMPORTANCE)}.  [default: taylor with --data, else l2]",
         ),
-        click.option("--data", metavar="SPEC", help="package.module:make_loader, or imagefolder:PATH, for taylor."),
+        click.option(
+            "--data",
+            metavar="SPEC",
+            help="package.module:make_loader, or imagefolder:PATH, for taylor and all after it.",
+        ),
         click.option(
             "--loss", metavar="SPEC", help="package.module:function of (outputs, targets).  [default: cross-entropy]"
         ),

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mdp_fx.cli import options
+from mdp_fx.cli.score_options import load_scores, scores_option
 
 
 @click.command("prune")
@@ -20,6 +21,7 @@ from mdp_fx.cli import options
 @options.fill_option
 @options.input_options
 @options.scoring_options
+@scores_option
 @options.method_option("uniform")
 @options.step_option
 @options.pattern_options
@@ -61,6 +63,7 @@ def command(
     importance: str | None,
     data: str | None,
     loss: str | None,
+    scores: Path | None,
     method: str,
     step: int,
     keep: tuple[str, ...],
@@ -95,7 +98,8 @@ def command(
     budgets: dict[str, Any] = {what: parse_budget(text, what) for what, text in given.items() if text is not None}
     slim_path = output or Path(f"{_stem(model)}-slim.pt")
     outputs = {"--output": slim_path, "--onnx": onnx, "--recipe": recipe, "--save-space": save_space}
-    options.check_outputs(outputs, force, [model])
+    options.check_outputs(outputs, force, [model, *([scores] if scores is not None else [])])
+    known = load_scores(scores)
 
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")
@@ -126,6 +130,7 @@ def command(
             importance=importance,
             data=found.data,
             loss=found.loss,
+            scores=known,
             step=step,
             keep=keep,
             only=only,

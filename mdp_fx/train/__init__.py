@@ -1,1 +1,1 @@
-"""Training: fine-tuning on Accelerate, distillation, checkpoints that resume exactly."""
+"""Training: importance gathered in the loop, schedules, masks, fine-tuning, distillation, runs that go on exactly."""

@@ -1,0 +1,81 @@
+"""Watching what layers put out while a network runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from mdp_fx.graph.axes import Axis
+from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.graph.tracer import SHAPE
+from mdp_fx.passes.importance.layers import find_layers
+
+
+class Observer(nn.Module):
+    """Passes its input on, and keeps the mean of its absolute value along one axis.
+
+    Attributes:
+        axis: the axis that is not averaged over.
+        latest: of the last call, shape (entries of that axis,), float64; None before there was one.
+    """
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.latest: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns `x`."""
+        with torch.no_grad():
+            self.latest = x.detach().abs().double().movedim(self.axis, 0).flatten(1).mean(1)
+        return x
+
+
+def observe(graph: PruneGraph, module: fx.GraphModule) -> dict[str, Observer]:
+    """Puts an observer behind every layer, the norm and the functions of one operand that alone follow it.
+
+    Args:
+        graph: the typed network.
+        module: a network with the same nodes, edited in place.
+
+    Returns:
+        The observers by the name of the layer's node.
+    """
+    layers = find_layers(graph)
+    weighted = {layer.node for layer in layers}
+    typed = {node.name: node for node in graph.module.graph.nodes}
+    nodes = {node.name: node for node in module.graph.nodes}
+    observers: dict[str, Observer] = {}
+    for layer in layers:
+        last, axis = _seen(graph, typed[layer.node], layer.out, weighted)
+        observers[layer.node] = Observer(axis)
+        target = f"observer_{layer.node}"
+        module.add_submodule(target, observers[layer.node])
+        users = tuple(nodes[last.name].users)
+        with module.graph.inserting_after(nodes[last.name]):
+            seen = module.graph.call_module(target, (nodes[last.name],))
+        for user in users:
+            user.replace_input_with(nodes[last.name], seen)
+    module.graph.lint()
+    module.recompile()
+    return observers
+
+
+def _seen(graph: PruneGraph, node: fx.Node, out: Axis, weighted: set[str]) -> tuple[fx.Node, int]:
+    """The node whose value a layer is judged by, and the axis of it that counts the layer's filters."""
+    axis = _place(graph, node, out)
+    assert axis is not None
+    while len(node.users) == 1:
+        (user,) = node.users
+        follows = user.op != "output" and user.name not in weighted and user.meta.get(SHAPE) == node.meta[SHAPE]
+        place = _place(graph, user, out) if follows else None
+        if place is None or [source for source in user.all_input_nodes if source.op != "get_attr"] != [node]:
+            break
+        node, axis = user, place
+    return node, axis
+
+
+def _place(graph: PruneGraph, node: fx.Node, out: Axis) -> int | None:
+    types = graph.types.get(node.name)
+    axes = types if isinstance(types, tuple) else ()
+    return next((i for i, axis in enumerate(axes) if isinstance(axis, Axis) and axis.normal == out.normal), None)
