@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -20,20 +20,19 @@ from mdp_fx.passes.base import Stage, silent
 from mdp_fx.pipeline import analyse
 from mdp_fx.recipe import Recipe, fingerprint
 from mdp_fx.report.training import Accuracy, TrainReport
+from mdp_fx.train.batch_norm import recalibrate_batch_norm
 from mdp_fx.train.collapse import find_collapse
 from mdp_fx.train.config import TrainConfig
 from mdp_fx.train.config_file import from_data, to_data, to_yaml
 from mdp_fx.train.distillation import Teacher, correspondences
 from mdp_fx.train.evaluation import evaluate
 from mdp_fx.train.objective import not_finite, split_batch
+from mdp_fx.train.pruning import Pruner, PruneStep
 from mdp_fx.train.run_log import RunLog
 from mdp_fx.train.run_state import FILE, mixed_seed, random_kept, random_state, restore_random_state, save_run, seed_all
 from mdp_fx.train.trainer import Trainer, make_accelerator
 from mdp_fx.training_data import Shard
 from mdp_fx.training_setup import check_same, find_run, make_pruner, prepare
-
-if TYPE_CHECKING:
-    from mdp_fx.train.pruning import Pruner, PruneStep
 
 Progress = Callable[[int, int, str], None]
 
@@ -277,6 +276,8 @@ class _Run:
         self._recipe, self._report, self._pruner = result.recipe, result.report.to_json(), None
         self._packed = checkpoint.pack(result.module, result.recipe, self._report)
         self._trainer = self._make_trainer(result.module, self._trainer.step)
+        if count := self._config.prune.recalibrate:
+            recalibrate_batch_norm(result.module, self._setup.train.all(), count)
         self._teach()
         self._guard()
 
@@ -292,7 +293,7 @@ class _Run:
         """The inputs of one batch, always the same ones."""
         if self._probed is None:
             with random_kept():
-                self._probed, _ = split_batch(next(iter((self._setup.val or self._setup.train).validation())))
+                self._probed, _ = split_batch(next(iter((self._setup.val or self._setup.train).all())))
         device = self._accelerator.device
         return tuple(x.to(device) if isinstance(x, Tensor) else x for x in self._probed)
 
@@ -303,7 +304,7 @@ class _Run:
         with random_kept():
             return evaluate(
                 network,
-                self._setup.val.validation(),
+                self._setup.val.all(),
                 self._setup.shape,
                 device=self._accelerator.device,
                 autocast=self._accelerator.autocast,

@@ -98,8 +98,8 @@ class Batches:
             next(rest)
         return rest
 
-    def validation(self) -> Iterator[Any]:
-        """All batches, in order, those of other processes left out."""
+    def all(self) -> Iterator[Any]:
+        """All batches of this process once, the same in every call: to measure on."""
         if self._order is not None:
             self._order.move(0, 0)
             yield from itertools.islice(_guarded(self._loader), self._limit)

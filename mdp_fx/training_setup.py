@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,9 @@ from mdp_fx.train.config import TrainConfig
 from mdp_fx.train.config_file import differing
 from mdp_fx.train.distillation import check_teacher
 from mdp_fx.train.objective import Loss, classes_of
+from mdp_fx.train.pruning import Pruner
 from mdp_fx.train.run_state import FILE, load_run
 from mdp_fx.training_data import Batches, Shard, load_batches
-
-if TYPE_CHECKING:
-    from mdp_fx.train.pruning import Pruner
 
 _FREE = ("log.", "data.workers", "folder", "output", "device")
 """Keys that may change when a run is taken up again: they do not change what it computes."""
@@ -86,7 +84,7 @@ def prepare(config: TrainConfig, shard: Shard, *, prune: bool, trust_pickle: boo
         msg = f"an epoch of {len(train)} batches has no step of tune.accumulate {config.tune.accumulate}"
         raise InputError(msg)
     if prune:
-        config.check_pruning(epoch_steps)
+        config.prune.schedule.check(config.tune.epochs * epoch_steps)
     loss = None if config.tune.loss == "cross-entropy" else load_function(config.tune.loss, "loss")
     return Setup(loaded, shape, inputs, count, train, val, loss, epoch_steps, teacher)
 
@@ -127,9 +125,6 @@ def make_pruner(
     config: TrainConfig, setup: Setup, stage: Stage, progress: Callable[[int, int, str], None] | None
 ) -> Pruner:
     """What prunes the network while it is trained."""
-    from mdp_fx.train.pruning import Pruner
-    from mdp_fx.train.schedule import Schedule
-
     prune = config.prune
     images = random_inputs([(prune.batch, *setup.shape)], [parameter_type(setup.loaded.module)])
     return Pruner(
@@ -144,7 +139,7 @@ def make_pruner(
         fill="analytic" if prune.fill == "analytic" else None,
         method=prune.method,
         importance=prune.importance,
-        schedule=Schedule(prune.steps, prune.curve, prune.start, prune.gather, prune.every),
+        schedule=prune.schedule,
         masks="soft" if prune.masks == "soft" else "hard",
         step=prune.step,
         keep=prune.keep,

@@ -73,10 +73,10 @@ def test_validation_shares_are_apart_and_plain(folder: str) -> None:
     assert classes == 4
     assert val is not None
     assert len(train) == 6
-    assert sum(len(labels) for _, labels in val.validation()) == 8
-    assert same(list(val.validation()), list(val.validation()))
+    assert sum(len(labels) for _, labels in val.all()) == 8
+    assert same(list(val.all()), list(val.all()))
     parts = [load_batches(config, SHAPE, Shard(rank, 2), 0)[1] for rank in (0, 1)]
-    assert sum(len(labels) for part in parts if part is not None for _, labels in part.validation()) == 8
+    assert sum(len(labels) for part in parts if part is not None for _, labels in part.all()) == 8
 
 
 def test_validating_on_training_images_does_not_disturb_an_epoch(folder: str) -> None:
@@ -85,7 +85,7 @@ def test_validating_on_training_images_does_not_disturb_an_epoch(folder: str) ->
     wanted = list(train.epoch(3))
     running = train.epoch(3)
     found = [next(running)]
-    next(train.validation())
+    next(train.all())
     assert same([*found, *running], wanted)
 
 

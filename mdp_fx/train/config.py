@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mdp_fx.errors import InputError
+from mdp_fx.train.schedule import CURVES, Schedule
 
 
 def key(
@@ -64,9 +65,7 @@ class PruneConfig:
     method: str = key("mdp", "how to choose", choices=("mdp", "mgp", "mdlm", "halp", "uniform"))
     importance: str | None = key(None, "what units are worth, see `mdp-fx score`; taylor by default")
     steps: int = key(1, "pruning steps; each solves again on the network as it is then", low=1)
-    curve: str = key(
-        "exp2", "latency that the steps ask for on the way to the budget", choices=("linear", "exp", "exp2")
-    )
+    curve: str = key("exp2", "latency that the steps ask for on the way to the budget", choices=CURVES)
     start: int = key(0, "iterations of training before anything else", low=0)
     gather: int = key(40, "iterations over which importance is gathered before every pruning step", low=1)
     every: int | None = key(None, "iterations from one pruning step to the next; those of gather by default", low=1)
@@ -80,6 +79,11 @@ class PruneConfig:
     time_limit: float = key(20.0, "seconds for each call of the solver", low=0.01)
     front_end: str = key("auto", "what makes the graph", choices=("auto", "symbolic", "export"))
     recalibrate: int = key(0, "training batches over which batch-norm statistics are taken anew after pruning", low=0)
+
+    @property
+    def schedule(self) -> Schedule:
+        """When structures are chosen."""
+        return Schedule(self.steps, self.curve, self.start, self.gather, self.every)
 
 
 @dataclass(frozen=True)
@@ -181,25 +185,4 @@ class TrainConfig:
             raise InputError("label smoothing, mixup and cutmix are for tune.loss cross-entropy")
         if distill.teacher is not None and not (distill.logits or distill.features):
             raise InputError("distill.teacher teaches nothing: set distill.logits or distill.features")
-
-    def check_pruning(self, epoch_steps: int) -> None:
-        """Checks that pruning is over before training is.
-
-        Args:
-            epoch_steps: steps in an epoch.
-
-        Raises:
-            InputError: it is not.
-        """
-        needed, given = self.pruning_steps, self.tune.epochs * epoch_steps
-        if needed > given:
-            raise InputError(
-                f"pruning takes {needed} steps (prune.start, prune.gather, prune.every), training has {given}: "
-                "raise tune.epochs or lower those"
-            )
-
-    @property
-    def pruning_steps(self) -> int:
-        """Steps of training until the last pruning step."""
-        prune = self.prune
-        return prune.start + prune.gather + (prune.steps - 1) * (prune.every or prune.gather)
+        _ = self.prune.schedule  # checks itself

@@ -98,20 +98,13 @@ def test_exponents_without_a_point_are_numbers() -> None:
         (["tune.nesterov=true", "tune.momentum=0"], "needs tune.momentum above 0"),
         (["tune.loss=a:b", "tune.mixup=1"], "are for tune.loss cross-entropy"),
         (["distill.teacher=m"], "teaches nothing"),
+        (["prune.every=3", "prune.gather=4"], "gather over at most as many"),
     ],
 )
 def test_contradictions_are_told(overrides: list[str], message: str) -> None:
     needed = ["model=m", "output=o", "data.train=t"] if "missing" not in message else []
     with pytest.raises(InputError, match=message):
         read_config(None, [*needed, *overrides]).check()
-
-
-def test_pruning_must_end_before_training() -> None:
-    config = read_config(None, ["prune.steps=3", "prune.gather=10", "prune.every=20", "prune.start=5"])
-    assert config.pruning_steps == 55
-    config.check_pruning(6)
-    with pytest.raises(InputError, match=r"pruning takes 55 steps .* training has 50"):
-        config.check_pruning(5)
 
 
 def test_the_published_experiments_are_there() -> None:
@@ -129,4 +122,4 @@ def test_committed_configs_are_valid(path: Path) -> None:
         assert config.prune.method == method
         assert config.prune.latency == f"{100 - int(cut)}%"
         assert config.output == f"{path.stem}.pt"
-        assert config.pruning_steps == 1200
+        assert config.prune.schedule.iterations == 1200
