@@ -127,7 +127,7 @@ def test_two_processes_train_one_network(images: Path, tmp_path: Path) -> None:
     settings = [*SMALL, f"data.train={spec}", f"data.val={spec}", "model=tests.cli.tiny:make_network", "data.batch=4"]
     config = tmp_path / "config.yaml"
     config.write_text("")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "mdp_fx", "train", str(config)]
     launch += ["--device", "cpu", "--json", "-o", str(tmp_path / "two.pt")]
     launch += [word for text in settings for word in ("--set", text)]
