@@ -65,6 +65,7 @@ class Bench:
         self.accelerator = make_accelerator(device, None)
         self.images = task.load()
         self.placed = self.images.to(self.accelerator.device)
+        self.paths: dict[tuple[str, int], methods.TorchPruning] = {}
         self.timed = torch.randn(task.timed_batch, *task.input, generator=torch.Generator().manual_seed(0))
 
     def train(self, network: nn.Module, epochs: int, rate: float, seed: int, pruner: Pruner | None = None) -> nn.Module:
@@ -130,6 +131,11 @@ class Bench:
 
     def pruned(self, dense: nn.Module, share: float, method: str, seed: int) -> nn.Module:
         """The pruned network; one that is pruned on a schedule is fine-tuned by then as well."""
+        if method in methods.THEIRS:
+            if (method, seed) not in self.paths:
+                batches = self.importance_batches(seed)
+                self.paths[method, seed] = methods.TorchPruning(method, dense, self.timed, batches, self.task.step)
+            return self.paths[method, seed].at(share)
         if method not in methods.SCHEDULED:
             return methods.prune(method, dense, self.timed, share, self.importance_batches(seed), self.task.step)
         steps = self.epochs * (len(self.images.train) // self.task.batch)

@@ -19,7 +19,22 @@ from tests.cli.networks import SHAPE, TINY
 from tests.cli.running import Run
 from tests.passes.spaces import chain_space
 
-COMMANDS = ("prune", "inspect", "solve", "frontier", "targets", "profile", "table", "bench", "diff", "apply", "export")
+COMMANDS = (
+    "prune",
+    "inspect",
+    "score",
+    "solve",
+    "frontier",
+    "targets",
+    "profile",
+    "table",
+    "bench",
+    "diff",
+    "apply",
+    "train",
+    "finetune",
+    "export",
+)
 HEAVY = ("torch", "numpy", "pyomo", "onnx", "onnxruntime", "torchvision", "timm", "plotly")
 
 
