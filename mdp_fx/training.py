@@ -24,7 +24,7 @@ from mdp_fx.train.batch_norm import recalibrate_batch_norm
 from mdp_fx.train.collapse import find_collapse
 from mdp_fx.train.config import TrainConfig
 from mdp_fx.train.config_file import from_data, to_data, to_yaml
-from mdp_fx.train.distillation import Teacher, correspondences
+from mdp_fx.train.distillation import Correspondence, Teacher, correspondences
 from mdp_fx.train.evaluation import evaluate
 from mdp_fx.train.objective import not_finite, split_batch
 from mdp_fx.train.pruning import Pruner, PruneStep
@@ -124,6 +124,7 @@ class _Run:
                 self._pruner.load_state_dict(state["pruner"])
         else:
             assert isinstance(slim, fx.GraphModule)
+            assert config.model is not None
             self._report = checkpoint.load_slim(config.model).report
             self._packed = checkpoint.pack(slim, self._known_recipe, self._report)
         self._trainer = self._make_trainer(slim, 0)
@@ -173,7 +174,8 @@ class _Run:
             return
         if self._teacher is not None:
             self._teacher.close()
-        distill, network, pairs = self._config.distill, self._setup.teacher, ()
+        distill, network = self._config.distill, self._setup.teacher
+        pairs: tuple[Correspondence, ...] = ()
         if distill.features and self._pruner is None:
             self._stage("compare the teacher's features")
             recipe = self._known_recipe

@@ -117,7 +117,7 @@ def _written(value: Any) -> str:
     import yaml
 
     value = [list(part) if isinstance(part, tuple) else part for part in value] if isinstance(value, tuple) else value
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    text = str(yaml.safe_dump(value, default_flow_style=True, width=10_000))
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -79,11 +79,11 @@ def correspondences(dense: Analysis, slim: nn.Module, kept: Mapping[str, Sequenc
             msg = f"the teacher has a channel group {group.name} that the slim network was not pruned from"
             raise InputError(msg)
         mask = np.zeros(group.size, dtype=bool)
-        units = list(kept[group.name])
-        if units and units[-1] >= group.size:
-            msg = f"the teacher's channel group {group.name} has {group.size} units, the slim network keeps {units[-1]}"
+        stays = list(kept[group.name])
+        if stays and stays[-1] >= group.size:
+            msg = f"the teacher's channel group {group.name} has {group.size} units, the slim network keeps {stays[-1]}"
             raise InputError(msg)
-        mask[units] = True
+        mask[stays] = True
         masks[group.dim] = mask
     called = {str(node.target) for node in _nodes(slim) if node.op == "call_module"}
     counts: dict[str, int] = {}

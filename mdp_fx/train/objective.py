@@ -80,8 +80,8 @@ def check_labels(inputs: tuple[Any, ...], targets: Any, shape: tuple[int, ...], 
         msg = f"a batch of data has shape {found}, the network takes Nx{'x'.join(map(str, shape))}; see data.input"
         raise DataError(msg)
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.shape != images.shape[:1]:
-        found = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
-        msg = f"the targets of a batch must be whole-number labels of shape ({len(images)},), found {found}"
+        what = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        msg = f"the targets of a batch must be whole-number labels of shape ({len(images)},), found {what}"
         raise DataError(msg)
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= classes:
