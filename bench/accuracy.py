@@ -32,6 +32,7 @@ from mdp_fx.train.schedule import Schedule
 from mdp_fx.train.trainer import Trainer, make_accelerator
 
 BUDGETS = (0.5, 0.3, 0.2)
+SMALL_BUDGETS = (0.5, 0.2)
 IMPORTANCE_BATCHES = 30
 RECALIBRATION_BATCHES = 10
 KEPT = Path(__file__).parent.parent / "build" / "accuracy"
@@ -187,10 +188,14 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @click.command()
-@click.option("--small", is_flag=True, help="The version on scikit-learn's digits, in its own result file.")
+@click.option("--small", is_flag=True, help="On scikit-learn's digits, without schedules, in its own result file.")
 @click.option("--task", "names", multiple=True, type=click.Choice(list(TASKS)), help="Repeatable.  [default: CIFAR-10]")
 @click.option(
-    "--method", "chosen", multiple=True, type=click.Choice(methods.METHODS), help="Repeatable.  [default: all]"
+    "--method",
+    "chosen",
+    multiple=True,
+    type=click.Choice(methods.METHODS),
+    help="Repeatable.  [default: all, without schedules if --small]",
 )
 @click.option("--budget", "budgets", multiple=True, type=float, help="Share of the latency, repeatable.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1), show_default=True, help="Repeatable.")
@@ -219,8 +224,8 @@ def main(
         wanted = [
             (task.data, task.network, budget, method, seed)
             for seed in seeds
-            for budget in budgets or BUDGETS
-            for method in chosen or methods.METHODS
+            for budget in budgets or (SMALL_BUDGETS if small else BUDGETS)
+            for method in chosen or (methods.ONE_SHOT if small else methods.METHODS)
         ]
         for key in (key for key in wanted if key not in done):
             if left is not None and left <= 0:

@@ -28,7 +28,8 @@ SCHEDULED = {"mdp-30": "hard", "mdp-30-soft": "soft"}
 """mdp in 30 steps while it is trained, by kind of mask."""
 
 STEPS = 30
-METHODS = (*OURS, RANDOM, *THEIRS, *SCHEDULED)
+ONE_SHOT = (*OURS, RANDOM, *THEIRS)
+METHODS = (*ONE_SHOT, *SCHEDULED)
 THREADS = 1
 _PATH = 40
 _PER_STEP = 3
