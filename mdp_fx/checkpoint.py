@@ -68,10 +68,27 @@ def save_slim(path: str | os.PathLike[str], module: nn.Module, recipe: Recipe, r
         ModelError: the network has a part that a file cannot hold.
         OutputError: the file cannot be written.
     """
+    data = pack(module, recipe, report)
+
+    def write(file: BinaryIO) -> None:
+        # torch.save hides a full disk behind an error of its own; a plain write does not.
+        buffer = io.BytesIO()
+        torch.save(data, buffer)
+        file.write(buffer.getbuffer())
+
+    atomic_write(path, write)
+
+
+def pack(module: nn.Module, recipe: Recipe, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a slim.pt, as plain data and tensors, which are those of the network where that is possible.
+
+    Raises:
+        ModelError: the network has a part that a file cannot hold.
+    """
     description, tensors = _describe(module)
     state = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     compact = _Compact()
-    data = {
+    return {
         "format": FORMAT,
         "version": VERSION,
         # Through JSON, which leaves no subclasses behind: torch.__version__ is one of str that weights_only refuses.
@@ -82,14 +99,6 @@ def save_slim(path: str | os.PathLike[str], module: nn.Module, recipe: Recipe, r
         "state_dict": {name: compact(value) for name, value in state.items()},
         "constants": {name: compact(value) for name, value in tensors.items() if name not in state},
     }
-
-    def write(file: BinaryIO) -> None:
-        # torch.save hides a full disk behind an error of its own; a plain write does not.
-        buffer = io.BytesIO()
-        torch.save(data, buffer)
-        file.write(buffer.getbuffer())
-
-    atomic_write(path, write)
 
 
 def load_slim(path: str | os.PathLike[str]) -> SlimCheckpoint:
