@@ -58,6 +58,9 @@ def parity(model: nn.Module, x: torch.Tensor, recipe: Recipe, dtype: torch.dtype
             # Statistics of a trained network, so that no branch is zero by its initialisation.
             module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
             module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+    for parameter in model.parameters():
+        if not parameter.any():  # The last layer of a vision transformer starts at zero.
+            nn.init.normal_(parameter, std=0.02, generator=generator)
     x = torch.cat([x, x + 0.5]).to(dtype)
     analysis = analyse(model, x)
     masks = unit_masks(analysis.groups, recipe.kept, analysis.blocks.emptied(recipe.removed_blocks))
