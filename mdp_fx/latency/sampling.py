@@ -181,7 +181,9 @@ def _best_fit(lines: Sequence[int], known: Mapping[int, float], alignment: int) 
     """
     found: list[tuple[float, AxisModel]] = []
     for tread in (1, *(k * alignment for k in _TREADS)):
-        model = AxisModel(_one_per_tread(lines, tread) if tread > 1 else (min(known), *lines[1:]), tread)
+        smallest = min(known)
+        covered = -(-smallest // tread) >= -(-lines[0] // tread)
+        model = AxisModel(_one_per_tread(lines if covered else (smallest, *lines[1:]), tread), tread)
         padded = [size for size in known if size % tread and size not in model.lines]
         if tread == alignment and any(abs(_misread(model, known, size) - 1.0) > _SURE for size in padded):
             prices = dict.fromkeys(sorted(padded), 1.0)

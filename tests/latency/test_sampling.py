@@ -8,6 +8,8 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mdp_fx.latency.region_model import AxisModel, RegionModel
 from mdp_fx.latency.sampling import EXPECTED_ERROR, RegionSampler, Sizes
@@ -165,6 +167,23 @@ def test_few_sizes_are_all_measured(sizes: tuple[int, ...]) -> None:
     model, _, points = sampled(bent, (sizes,))
     assert points == len(sizes)
     assert mean_error(model, bent, (sizes,)) < 1e-12
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=25, unique=True).map(sorted), min_size=1, max_size=3),
+    st.sampled_from([1, 4, 8, 16]),
+    st.sampled_from([affine, stairs, padded, bent]),
+)
+def test_every_size_in_play_can_be_read(sizes: list[list[int]], alignment: int, formula: Formula) -> None:
+    model, _, _ = sampled(formula, sizes, alignment)
+    assert (model.at(sizes) > 0).all()
+
+
+@pytest.mark.parametrize("step", [24, 20, 12])
+def test_steps_beside_the_treads(step: int) -> None:
+    sizes = tuple(range(step, 97, step))
+    model, _, _ = sampled(stairs, (sizes, sizes))
+    assert mean_error(model, stairs, (sizes, sizes)) < 0.15
 
 
 def test_a_region_without_axes_is_measured_once() -> None:
