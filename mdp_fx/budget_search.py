@@ -207,7 +207,7 @@ class BudgetSearch:
             dense_s = dense.median_s
             calibration = Calibration.through((dense_sum, dense_s), (exact, slim.median_s))
         assert best is not None
-        return best
+        return replace(best, rounds=attempt)
 
     def _choose_within(
         self, asked_s: float, dense_s: float, calibration: Calibration, others: Mapping[str, Budget]

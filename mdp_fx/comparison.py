@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mdp_fx.detectors.subject import Subject, subject_of
 from mdp_fx.errors import InputError, ModelError, TargetError
 from mdp_fx.files import reading
-from mdp_fx.latency.measuring import time_in_turn
+from mdp_fx.latency.measuring import time_in_turn, timings_of
 from mdp_fx.latency.peak_memory import peak_memory
 from mdp_fx.latency.ratio import FEWEST_ROUNDS, ratio_of
 from mdp_fx.latency.targets import Runner, RunsEngines, RunsOnnx, Target, get_target
@@ -64,8 +64,9 @@ def bench(
             runner.close()
     first = next(iter(rounds), "")
     rows: list[BenchRow] = []
+    timings = timings_of(rounds)
     for name, runs in rounds.items():
-        timing = runs.timing_of(runs.seconds)
+        timing = timings[name]
         ratio = ratio_of(runs, rounds[first]) if name != first else None
         peak, failure = _peak(device, models[name], own[name]) if memory else (None, None)
         rows.append(
@@ -78,7 +79,7 @@ def bench(
                 ratio=ratio.value if ratio is not None else 1.0,
                 interval=(ratio.low, ratio.high) if ratio is not None else None,
                 inputs=tuple(tuple(value.shape) for value in own[name]),
-                disturbed=1 - sum(runs.undisturbed()) / len(runs.seconds),
+                disturbed=timing.disturbed,
                 memory_bytes=peak,
                 memory_failure=failure,
             )

@@ -19,6 +19,15 @@ from mdp_fx.report.facts import BRANCH, BlockRow, Change, FrozenRow, GroupRow, I
 LOW_SHARE = 0.2
 """A layer cut below this share of its channels is warned of."""
 
+LOW, HIGH = 0.95, 1.03
+"""Measured over asked latency outside of which a run is warned of."""
+
+FAR_OFF = 0.08
+"""A prediction that is off by more than this share is warned of."""
+
+BUSY = 0.5
+"""Share of disturbed rounds above which a run is warned of."""
+
 COUNTED = 0.95
 """A prediction that counts less than this share of a network's multiply-accumulates is warned of."""
 
@@ -49,6 +58,8 @@ def prune_report(
         rounds=outcome.rounds,
         regions_measured=outcome.regions_measured,
         regions_cached=outcome.regions_cached,
+        disturbed=outcome.slim.disturbed if outcome.slim is not None else 0.0,
+        spread=outcome.slim.spread if outcome.slim is not None else 0.0,
     )
     removed = set(outcome.selection.removed_blocks)
     groups = tuple(
@@ -186,12 +197,27 @@ def _warnings(
         yield f"{len(frozen)} axes are frozen and were not pruned; `mdp-fx inspect` says why"
     for fact in analysis.graph.baked_in:
         yield f"tracing baked in {fact}"
-    if outcome.asked_s is not None and outcome.ratio > 1.03:
-        over = 100 * (outcome.ratio - 1)
-        yield f"the measured latency is {over:.0f} % above the budget after {outcome.rounds} rounds"
+    yield from _latency_warnings(analysis, outcome)
     gap = outcome.certificate.gap
     if outcome.certificate.status == "time limit" and gap is not None:
         yield f"the solver stopped at its time limit with a gap of {100 * gap:.2g} %"
+
+
+def _latency_warnings(analysis: Analysis, outcome: Outcome) -> Iterable[str]:
+    if outcome.slim is None:
+        return
+    disturbed = outcome.slim.disturbed
+    if disturbed > BUSY:
+        yield f"other processes were in the way of {100 * disturbed:.0f} % of the timed runs: run it on a quiet machine"
+    if outcome.asked_s is None:
+        return
+    rounds = f"after {outcome.rounds} round{'s' * (outcome.rounds > 1)}"
+    if outcome.ratio > HIGH:
+        yield f"the measured latency is {100 * (outcome.ratio - 1):.0f} % above the budget {rounds}"
+    elif outcome.ratio < LOW and outcome.prunes(analysis):
+        yield f"the measured latency is {100 * (1 - outcome.ratio):.0f} % below the budget {rounds}: more could be kept"
+    if outcome.miss > FAR_OFF:
+        yield f"the predicted latency is {100 * outcome.miss:.0f} % off the measured one: see mdp-fx profile"
 
 
 def inspection(analysis: Analysis, name: str) -> Inspection:

@@ -85,7 +85,7 @@ def check_threads(threads: int | None) -> int:
         return physical_cores()
     most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads > most:
-        message = f"{threads} threads asked for: this machine has {most} processors"
+        message = f"{threads} threads asked for: this process may use {most} processor{'s' * (most > 1)}"
         raise TargetError(message)
     if threads < 1:
         message = f"{threads} threads asked for: give at least 1"
@@ -95,7 +95,7 @@ def check_threads(threads: int | None) -> int:
 
 def physical_cores() -> int:
     """Physical cores that this process may use (logical ones where the system does not tell them apart)."""
-    cores = len(_one_processor_per_core()) or os.cpu_count() or 1
+    cores = len(_processors_by_core()) or os.cpu_count() or 1
     return max(1, math.floor(min(cores, _quota(Path("/sys/fs/cgroup")))))
 
 
@@ -114,12 +114,12 @@ def cores_to_pin(threads: int) -> tuple[int, ...]:
 
     The system put it where nobody else was. Empty where there are not so many cores, or the system does not pin.
     """
-    cores = _one_processor_per_core()
-    if threads > len(cores):
+    by_core = _processors_by_core()
+    if threads > len(by_core):
         return ()
     now = _processor()
-    here = cores.index(now) if now in cores else 0
-    return tuple((cores[here:] + cores[:here])[:threads])
+    here = next((place for place, siblings in enumerate(by_core) if now in siblings), 0)
+    return tuple(siblings[0] for siblings in (by_core[here:] + by_core[:here])[:threads])
 
 
 def _processor() -> int:
@@ -128,16 +128,16 @@ def _processor() -> int:
     return int(text.rpartition(")")[2].split()[36])
 
 
-def _one_processor_per_core() -> list[int]:
-    """The first logical processor of every physical core that this process may run on; empty where nobody says."""
+def _processors_by_core() -> list[list[int]]:
+    """The logical processors of every physical core that this process may run on; empty where nobody says."""
     if sys.platform != "linux":
         return []
-    cores: dict[str, int] = {}
+    cores: dict[str, list[int]] = {}
     for processor in sorted(os.sched_getaffinity(0)):
         siblings = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
         name = siblings.read_text(encoding="ascii").strip() if siblings.is_file() else str(processor)
-        cores.setdefault(name, processor)
-    return sorted(cores.values())
+        cores.setdefault(name, []).append(processor)
+    return list(cores.values())
 
 
 def vector_alignment() -> int:

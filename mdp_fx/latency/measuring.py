@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from mdp_fx.latency.ratio import FEWEST_ROUNDS
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
-from mdp_fx.latency.timing import Effort, Runs, Timing, no_garbage_collection, pinned
+from mdp_fx.latency.timing import Effort, Runs, Timing, no_garbage_collection, pinned, timing_of
 
 _log = logging.getLogger(__name__)
 
@@ -98,12 +99,18 @@ def compare(
     min_runs: int = 10,
     seed: int = 0,
 ) -> dict[str, Timing]:
-    """Time several networks in the same run, see `time_in_turn`.
+    """Time several networks in the same run, see `time_in_turn` and `timings_of`."""
+    return timings_of(time_in_turn(runners, min_time_s, max_time_s, error, min_runs, seed))
 
-    Runs in which another process took a core do not count, as long as there are others.
+
+def timings_of(rounds: Mapping[str, Runs]) -> dict[str, Timing]:
+    """Summaries of networks that were timed in turn, all of them from the same rounds.
+
+    Rounds count in which no network lost its processor to another process; all of them do where those are too few. A
+    short run gets through undisturbed more often than a long one: each for itself would not be comparable.
     """
-    rounds = time_in_turn(runners, min_time_s, max_time_s, error, min_runs, seed)
-    return {name: runs.timing_of(runs.seconds) for name, runs in rounds.items()}
+    good = [all(round_) for round_ in zip(*(runs.undisturbed() for runs in rounds.values()), strict=True)]
+    return {name: timing_of(runs.seconds, good, FEWEST_ROUNDS // 2) for name, runs in rounds.items()}
 
 
 def time_in_turn(

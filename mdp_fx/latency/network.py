@@ -59,7 +59,7 @@ class Calibration:
             offset = slim[1] - factor * slim[0]
             if factor > 0 and offset >= -0.25 * dense[1]:
                 return cls(factor, offset)
-        return cls(slim[1] / slim[0])
+        return cls(slim[1] / slim[0]) if slim[0] > 0 else cls(0.0, slim[1])
 
 
 def region_tables(

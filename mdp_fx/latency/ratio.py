@@ -37,11 +37,6 @@ class Ratio:
     high: float
     rounds: int
 
-    @property
-    def proven(self) -> bool:
-        """Whether the interval excludes 1: whether the two latencies differ."""
-        return not self.low <= 1.0 <= self.high
-
 
 def ratio_of(other: Runs, first: Runs, seed: int = 0) -> Ratio:
     """The latency of `other` over that of `first`, from runs of the same rounds (`measuring.time_in_turn`).

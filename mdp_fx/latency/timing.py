@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress, count
 
 import numpy as np
@@ -30,6 +30,8 @@ class Timing:
             this is steadier than the median; on an idle one the two agree.
         spread: interquartile range over the median.
         runs: how many runs were timed.
+        disturbed: share of all runs in which another process took a processor; those are not among `runs`, unless
+            there were too few others. A table does not keep it.
     """
 
     median_s: float
@@ -37,6 +39,7 @@ class Timing:
     low_s: float
     spread: float
     runs: int
+    disturbed: float = field(default=0.0, compare=False)
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Timing:
@@ -113,8 +116,7 @@ class Runs:
 
     def timing_of(self, values: Sequence[float]) -> Timing:
         """Summarise one value per run (its seconds, or a part of them), of undisturbed runs if those are enough."""
-        good = list(compress(values, self.undisturbed()))
-        return Timing.of(good if len(good) >= _FEWEST_GOOD else values)
+        return timing_of(values, self.undisturbed(), _FEWEST_GOOD)
 
     def settled(self, started: float, effort: Effort) -> bool:
         """Whether these runs, timed since `started` (`time.perf_counter`), are enough."""
@@ -125,6 +127,13 @@ class Runs:
         if len(good) >= effort.max_runs or elapsed > effort.max_time_s:
             return True
         return Timing.of(good).median_error < effort.error
+
+
+def timing_of(values: Sequence[float], good: Sequence[bool], fewest: int) -> Timing:
+    """Summarise the good values, or all of them where fewer than `fewest` are good."""
+    kept = list(compress(values, good))
+    timing = Timing.of(kept if len(kept) >= fewest else values)
+    return replace(timing, disturbed=1.0 - len(kept) / len(values))
 
 
 def time_runs(

@@ -25,6 +25,8 @@ class LatencyFacts:
         rounds: how often the solver was asked.
         regions_measured: table points measured in this run.
         regions_cached: table points that were known before.
+        disturbed: share of the timed rounds in which another process took a processor.
+        spread: interquartile range of the slim network's runs over their median.
     """
 
     measured_ms: float | None
@@ -38,6 +40,8 @@ class LatencyFacts:
     rounds: int = 1
     regions_measured: int = 0
     regions_cached: int = 0
+    disturbed: float = 0.0
+    spread: float = 0.0
 
     @property
     def slim_ms(self) -> float:
@@ -258,6 +262,10 @@ PEAK_MEMORY = "resident peak of a process that loads and runs the network alone,
 """What the peak memory of a network is."""
 
 
+LOADING = 0.02
+"""Share by which two loadings of one network may differ, as they lie elsewhere in memory; small networks by more."""
+
+
 @dataclass(frozen=True)
 class BenchRow:
     """Latency of one network, timed in turn with the others.
@@ -271,7 +279,7 @@ class BenchRow:
             differ a little from the ratio of the medians, which what happened to the machine between rounds moves.
         interval: 95 % confidence interval of the ratio; None for the first network.
         inputs: shapes of its inputs.
-        disturbed: share of the runs in which another process took the processor.
+        disturbed: share of the rounds in which another process took the processor.
         memory_bytes: peak memory of a process that loads and runs it alone, None where that was not measured.
         memory_failure: why it could not be measured.
     """
@@ -290,8 +298,10 @@ class BenchRow:
 
     @property
     def proven(self) -> bool:
-        """Whether it is known to be faster or slower than the first network: the interval excludes 1."""
-        return self.interval is not None and not self.interval[0] <= 1.0 <= self.interval[1]
+        """Whether it is known to be faster or slower than the first network, by more than a loading of it may be."""
+        return self.interval is not None and not (
+            self.interval[0] <= 1.0 + LOADING and self.interval[1] >= 1.0 - LOADING
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""

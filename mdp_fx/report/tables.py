@@ -27,6 +27,7 @@ from mdp_fx.report.facts import (
     PruneReport,
 )
 
+_FAR = 0.2
 _BUSY = 0.5
 """Share of disturbed runs that is warned of."""
 
@@ -305,11 +306,15 @@ def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]
         return
     line = _calibration(found.calibration, found.calibration_offset_ms)
     residual = cells.share(found.residual_ms / found.dense_ms)
+    why = "that no region has: calls, layouts" if found.residual_ms >= 0 else "beside the regions, which take more alone"
+    far = abs(found.residual_ms) > _FAR * found.dense_ms
+    if far:
+        why += "; that is much: see that the machine is quiet, and measure again (mdp-fx table gc)"
     known = f"{found.regions_measured} measured now, {found.regions_cached} known"
     yield cells.Notes(
         (
             ("sum", f"{cells.millis(found.sum_ms)}, each region as a part; {line}", ""),
-            ("residual", f"{found.residual_ms:+.3f} ms ({residual}) that no region has: calls, layouts", ""),
+            ("residual", f"{found.residual_ms:+.3f} ms ({residual}) {why}", "yellow" if far else ""),
             ("points", f"{known}; table error about {cells.share(found.expected_error)}", ""),
             ("table", found.table, ""),
         )
@@ -350,7 +355,10 @@ def _bench_notes(rows: Sequence[BenchRow], measured: bool) -> Iterator[tuple[str
         yield from (("input", f"{shapes(row)} for {row.name}", "") for row in rows)
     for row in rows:
         if row.interval is not None and not row.proven:
-            yield "not proven", f"that {row.name} and {rows[0].name} differ: the interval contains 100 %", "yellow"
+            what = f"that {row.name} and {rows[0].name} differ: the interval reaches what two loadings of one may differ by"
+            yield "not proven", what, "yellow"
+    if len({row.inputs[0][:1] for row in rows if row.inputs}) > 1:
+        yield "warning", "the batches differ, and the ratios are of whole batches: compare images/s", "yellow"
     busiest = max(row.disturbed for row in rows)
     if busiest > _BUSY:
         what = f"other processes were in the way of {100 * busiest:.0f} % of the runs"

@@ -111,7 +111,7 @@ def test_taylor_reads_the_data(capsys: pytest.CaptureFixture[str]) -> None:
         (["prune", TINY, *FAST, "--data", "tests.cli.tiny:make_bad_labels"], ["labels", "4 classes"]),
         (["prune", TINY, *FAST, "--data", "imagefolder:nowhere"], ["nowhere"]),
         (["prune", TINY, *FAST, "--data", "tests.cli.tiny:make_breaking"], ["data loader", "OSError", "disk gone"]),
-        (["prune", TINY, *FAST, "--threads", "100000"], ["100000 threads", "processors"]),
+        (["prune", TINY, *FAST, "--threads", "100000"], ["100000 threads", "processor"]),
         (["prune", TINY, *FAST, "--params", "1e12"], ["above", "nothing needs pruning"]),
         (["prune", TINY, *FAST, "--batch", "1000000000000"], ["no memory", "--batch"]),
         (["prune", TINY, *FAST, "-o", "nowhere/a.pt"], ["nowhere"]),

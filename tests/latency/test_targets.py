@@ -101,7 +101,7 @@ def test_torch_threads_are_restored() -> None:
 
 
 def test_more_threads_than_processors_are_refused() -> None:
-    with pytest.raises(TargetError, match=r"^100000 threads asked for: this machine has \d+ processors$"):
+    with pytest.raises(TargetError, match=r"^100000 threads asked for: this process may use \d+ processors?$"):
         get_target("onnxruntime:cpu", threads=100000)
 
 
