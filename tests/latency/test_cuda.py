@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mdp_fx.errors import TargetError
-from mdp_fx.latency import Effort, get_target
+from mdp_fx.latency import Effort, cuda, get_target
 from mdp_fx.latency.cuda import CudaRunner, CudaTimer, Enqueue
 
 QUICK = Effort(min_runs=3, max_runs=3, warm_up=1)
@@ -52,15 +54,30 @@ def test_without_a_gpu_a_target_says_what_it_needs(name: str, monkeypatch: pytes
 
 def test_the_warm_up_ends_when_runs_are_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdp_fx.latency.cuda._WINDOW_S", 0.0)
-    timer = Clockwork(*[(seconds, 1e-5) for seconds in (4.0, 3.0, 2.0, 1.5, 1.01, 1.0, 0.5) for _ in range(10)])
-    assert timer.warm_up(lambda: None, 60.0) == 1e-5
+    timer = Clockwork(*[(seconds, 1e-5) for seconds in (4.0, 3.0, 2.0, 1.01, 1.0, 1.005, 0.5) for _ in range(10)])
+    assert timer.warm_up(lambda: None, 0.0, 60.0) == 1e-5
     assert timer.order == ["wait", *["run"] * 60]
+
+
+def test_two_windows_at_the_clock_of_an_idle_device_are_not_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdp_fx.latency.cuda._WINDOW_S", 0.0)
+    timer = Clockwork(*[(seconds, 1e-5) for seconds in (2.0, 2.0, 1.0) for _ in range(10)])
+    timer.warm_up(lambda: None, 0.0, 60.0)
+    assert timer.order == ["wait", *["run"] * 50]
+
+
+def test_a_warm_up_takes_a_while_though_all_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count()
+    monkeypatch.setattr(cuda, "time", SimpleNamespace(perf_counter=lambda: 1e-3 * next(now)))
+    timer = Clockwork((1.0, 1e-5))
+    timer.warm_up(lambda: None, 0.5, 60.0)
+    assert 0.5 <= 1e-3 * next(now) < 0.6
 
 
 def test_a_device_that_is_never_steady_is_warm_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdp_fx.latency.cuda._WINDOW_S", 0.0)
     timer = Clockwork(*[(float(2**index), 2e-5) for index in range(100) for _ in range(10)])
-    assert timer.warm_up(lambda: None, 0.0) == 2e-5
+    assert timer.warm_up(lambda: None, 0.0, 0.0) == 2e-5
     assert timer.order == ["wait", *["run"] * 10]
 
 
@@ -70,6 +87,11 @@ def test_flushes_keep_the_device_busy_while_a_region_is_enqueued() -> None:
     assert timer._flushes(1e-4) * 5e-5 > 2 * 1e-4
     assert timer._flushes(1e-6) == 2
     assert timer._flushes(10.0) == 100
+
+
+def test_regions_and_networks_are_warmed_up_for_as_long_as_clocks_take_to_rise() -> None:
+    assert 0.1 <= cuda._REGION_WARM_UP_S[0] < cuda._REGION_WARM_UP_S[1]
+    assert 1.0 <= cuda._NETWORK_WARM_UP_S[0] < cuda._NETWORK_WARM_UP_S[1]
 
 
 @pytest.mark.parametrize(("launched", "expected"), [(False, 1e-5), (True, 3e-5)])
