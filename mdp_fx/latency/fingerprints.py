@@ -49,7 +49,7 @@ class Fingerprint:
     threads: int | None = None
     dtype: str | None = None
     method: int | None = None
-    libraries: Mapping[str, str] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def parse(cls, text: str) -> Fingerprint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from types import SimpleNamespace
 
@@ -66,12 +65,23 @@ def test_two_windows_at_the_clock_of_an_idle_device_are_not_steady(monkeypatch: 
     assert timer.order == ["wait", *["run"] * 50]
 
 
-def test_a_warm_up_takes_a_while_though_all_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = itertools.count()
-    monkeypatch.setattr(cuda, "time", SimpleNamespace(perf_counter=lambda: 1e-3 * next(now)))
-    timer = Clockwork((1.0, 1e-5))
-    timer.warm_up(lambda: None, 0.5, 60.0)
-    assert 0.5 <= 1e-3 * next(now) < 0.6
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Clockwork:
+    """A device whose runs take a millisecond, by the processor's clock too."""
+    timer = Clockwork((1e-3, 1e-5))
+    timer._flush_s = 1e-4
+    monkeypatch.setattr(cuda, "time", SimpleNamespace(perf_counter=lambda: 1e-3 * timer.order.count("run")))
+    return timer
+
+
+def test_a_region_is_warmed_up_for_a_while_though_all_is_steady(ticking: Clockwork) -> None:
+    ticking.time_region(lambda: None, [torch.ones(2)], QUICK)
+    assert 100 <= ticking.order.index("flush") < 200
+
+
+def test_a_network_is_warmed_up_for_longer(ticking: Clockwork) -> None:
+    CudaRunner(ticking, lambda: None)
+    assert 1000 <= ticking.order.count("run") < 1200
 
 
 def test_a_device_that_is_never_steady_is_warm_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,11 +97,6 @@ def test_flushes_keep_the_device_busy_while_a_region_is_enqueued() -> None:
     assert timer._flushes(1e-4) * 5e-5 > 2 * 1e-4
     assert timer._flushes(1e-6) == 2
     assert timer._flushes(10.0) == 100
-
-
-def test_regions_and_networks_are_warmed_up_for_as_long_as_clocks_take_to_rise() -> None:
-    assert 0.1 <= cuda._REGION_WARM_UP_S[0] < cuda._REGION_WARM_UP_S[1]
-    assert 1.0 <= cuda._NETWORK_WARM_UP_S[0] < cuda._NETWORK_WARM_UP_S[1]
 
 
 @pytest.mark.parametrize(("launched", "expected"), [(False, 1e-5), (True, 3e-5)])
