@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-accuracy bench-accuracy-small clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,8 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BIN)/python bench/speedup.py
+	$(BIN)/python bench/latency.py
+	$(BIN)/python bench/table_cost.py
 	$(BIN)/python bench/graph_speed.py
 	$(BIN)/python bench/random_networks.py
 	$(BIN)/python bench/coverage.py
@@ -31,6 +33,14 @@ bench: $(VENV)/installed
 	$(BIN)/python bench/titan_v.py
 	$(BIN)/python bench/layer_masks.py
 	$(BIN)/python bench/detection_bccd.py
+
+bench-accuracy: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(BIN)/python bench/accuracy.py
+
+bench-accuracy-small: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(BIN)/python bench/accuracy.py --small
 
 clean:
 	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from mdp_fx.files import atomic_write
 from mdp_fx.latency.cpu import cpu_model
+from mdp_fx.passes.build_space import reachable_sizes, thinned
+from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.run_report import versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,6 +30,12 @@ TORCHVISION = (
 )
 """Networks that latency is judged by."""
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+def full_grid(analysis: Analysis, choices: Choices) -> int:
+    """How many points there are of all regions: equal ones once, at the sizes that a search reads."""
+    grids = {(region.key, thinned(reachable_sizes(analysis, choices, region))) for region in analysis.regions}
+    return len({(key, point) for key, axes in grids for point in product(*axes)})
 
 
 def machine() -> dict[str, Any]:

@@ -11,12 +11,10 @@ Rows go into bench/results/latency.json as they come, by target, threads, batch 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 import tempfile
 import time
-from math import prod
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,13 +24,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torchvision
 
-from bench.common import TORCHVISION, load, save
+from bench.common import TORCHVISION, full_grid, load, save
+from mdp_fx.latency.fingerprints import Fingerprint
 from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.network import region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
 from mdp_fx.passes.base import silent
-from mdp_fx.passes.build_space import build_space, reachable_sizes, unit_order
+from mdp_fx.passes.build_space import build_space, unit_order
 from mdp_fx.passes.choices import choose
 from mdp_fx.passes.importance import score
 from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, normalise, violations
@@ -80,7 +79,6 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         seconds = {region: (points, 1e6 * values) for region, (points, values) in tables.seconds.items()}
         space = build_space(analysis, choices, scores, seconds)
         dense_s, calibration = network.whole_s, network.calibration
-        full = {(r.key, at) for r in analysis.regions for at in [reachable_sizes(analysis, choices, r)]}
         row: dict[str, Any] = {
             "network": name,
             "target": args.target,
@@ -96,7 +94,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
             "cold_s": cold_s,
             "warm_s": warm_s,
             "points": network.tables.measured,
-            "full_grid": sum(prod(len(axis) for axis in sizes) for _, sizes in full),
+            "full_grid": full_grid(analysis, choices),
             "expected_error": tables.expected_error,
             "variants": [],
         }
@@ -106,7 +104,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
             runner = target.prepare(rewrite(analysis, kept, selection.removed_blocks), inputs)
             timings = compare({"dense": dense_runner, "slim": runner}, min_time_s=0.3, max_time_s=6, error=0.01)
             runner.close()
-            measured = timings["slim"].low_s / timings["dense"].low_s * dense_s
+            measured = timings["slim"].median_s / timings["dense"].median_s * dense_s
             total = evaluate(space, selection)["latency"] * 1e-6
             variant = {
                 "seed": seed,
@@ -144,7 +142,13 @@ def main() -> None:
     for name in args.networks:
         row = run(name, args)
         print({key: value for key, value in row.items() if key != "variants"}, flush=True)
-        rows = {_key(known): known for known in load("latency").get("rows", ())} | {_key(row): row}
+        # A row of another runtime, or of another way of measuring, says nothing of this one.
+        rows = {
+            _key(known): known
+            for known in load("latency").get("rows", ())
+            if not Fingerprint.parse(known["device"]).is_stale
+        }
+        rows[_key(row)] = row
         ordered = [rows[key] for key in sorted(rows, key=lambda key: (*key[:3], TORCHVISION.index(key[3])))]
         missed = [_key(row) for row in ordered if row["mean_error"] > MEAN_ERROR or row["worst_error"] > WORST_ERROR]
         limits = {"mean_error": MEAN_ERROR, "worst_error": WORST_ERROR}
@@ -156,5 +160,4 @@ def _key(row: dict[str, Any]) -> tuple[str, int, int, str]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

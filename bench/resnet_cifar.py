@@ -17,12 +17,28 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outer)
         self.padded = (outer - inner) // 2
+        self.stride = stride
+        self.shortcut: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.padded:
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        elif self.padded:
             x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padded, self.padded))
         return F.relu(out + x)
+
+
+def convolve_shortcuts(network: nn.Module) -> None:
+    """Writes padded shortcuts as fixed 1 x 1 convolutions that compute the same: not every tool can follow a pad."""
+    for block in network.modules():
+        if isinstance(block, _Block) and block.padded:
+            inner, outer = block.conv1.in_channels, block.conv2.out_channels
+            convolution = nn.Conv2d(inner, outer, 1, block.stride, bias=False)
+            with torch.no_grad():
+                convolution.weight.zero_()
+                convolution.weight[block.padded : block.padded + inner, :, 0, 0] = torch.eye(inner)
+            block.shortcut = convolution.requires_grad_(False)
 
 
 class ResNetCifar(nn.Module):

@@ -37,7 +37,7 @@ BUDGETS = (0.8, 0.6, 0.4, 0.2)
 NETWORKS = (*TORCHVISION, "resnet56_cifar")
 THREADS = 1
 LIMITS = (0.95, 1.02)
-"""Measured over asked latency that counts as met."""
+"""Latency over what was asked that counts as met, timed anew: the search stopped at what it had timed itself."""
 
 
 def make(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -58,6 +58,9 @@ def parity(model: nn.Module, x: torch.Tensor, recipe: Recipe, dtype: torch.dtype
             # Statistics of a trained network, so that no branch is zero by its initialisation.
             module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
             module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+    for parameter in model.parameters():
+        if not parameter.any():  # The last layer of a vision transformer starts at zero.
+            nn.init.normal_(parameter, std=0.02, generator=generator)
     x = torch.cat([x, x + 0.5]).to(dtype)
     analysis = analyse(model, x)
     masks = unit_masks(analysis.groups, recipe.kept, analysis.blocks.emptied(recipe.removed_blocks))
@@ -129,7 +132,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
     found["limits"] = LIMITS
     found["missed"] = [
-        (row["network"], row["asked_share"]) for row in rows if not LIMITS[0] <= row["measured_over_asked"] <= LIMITS[1]
+        (row["network"], row["asked_share"])
+        for row in rows
+        if not LIMITS[0] <= row["remeasured_over_asked"] <= LIMITS[1]
     ]
     for name in ("parity_float64", "parity_float32"):
         found[f"worst_{name}"] = max(row[name] for row in rows)
@@ -161,7 +166,7 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Networks by budgets: measured over asked latency."""
+    """Networks by budgets: measured latency, and what it is over the asked one, timed anew."""
     shares = sorted({row["asked_share"] for row in rows}, reverse=True)
     lines = [
         "| network | dense | " + " | ".join(f"{100 * share:.0f} %" for share in shares) + " |",
@@ -171,7 +176,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         own = {row["asked_share"]: row for row in rows if row["network"] == name}
         if own:
             cells = [
-                f"{own[share]['measured_ms']:.2f} ms ({own[share]['measured_over_asked']:.3f})" if share in own else ""
+                f"{own[share]['measured_ms']:.2f} ms ({own[share]['remeasured_over_asked']:.3f})"
+                if share in own
+                else ""
                 for share in shares
             ]
             lines.append(f"| {name} | {next(iter(own.values()))['dense_ms']:.1f} ms | " + " | ".join(cells) + " |")

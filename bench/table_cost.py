@@ -9,15 +9,14 @@ on where it was. Results: bench/results/table_cost.json.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torchvision
 
-from bench.common import save
+from bench.common import full_grid, save
 from mdp_fx.latency.network import region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import get_target
-from mdp_fx.passes.build_space import reachable_sizes
 from mdp_fx.passes.choices import choose
 from mdp_fx.pipeline import analyse
 
 STEP = 8
 FILE = "latency.sqlite"
-LOW = 2
-"""Column of the lower quartile behind those of the key."""
+START_S = 10.0
+"""About what a process takes before its first measurement."""
 
 
 def fill(network: str, target: str, threads: int, path: Path) -> dict[str, Any]:
@@ -46,60 +44,65 @@ def fill(network: str, target: str, threads: int, path: Path) -> dict[str, Any]:
     model = torchvision.models.get_model(network, weights=None).eval()
     analysis = analyse(model, torch.randn(1, 3, 224, 224))
     choices, device = choose(analysis, STEP), get_target(target, threads)
-    grids = {(region.key, reachable_sizes(analysis, choices, region)) for region in analysis.regions}
     with LatencyTable(path) as table:
         begin = time.perf_counter()
-        found = region_tables(
-            analysis, choices, device, table, progress=lambda done, total, _: print(f"{done} of {total}", flush=True)
-        )
+        found = region_tables(analysis, choices, device, table, progress=tell)
         seconds = time.perf_counter() - begin
     return {
         "seconds": seconds,
         "measured": found.measured,
         "known": found.cached,
-        "full_grid": sum(prod(len(axis) for axis in sizes) for _, sizes in grids),
+        "full_grid": full_grid(analysis, choices),
         "expected_error": found.expected_error,
     }
 
 
-def rows(path: Path) -> dict[tuple[str, str, str], tuple[Any, ...]]:
+def tell(done: int, total: int, text: str) -> None:
+    """A line for every new measurement, not for those made again."""
+    if not text.startswith("again"):
+        print(f"{done} of {total}", flush=True)
+
+
+def rows(path: Path) -> dict[tuple[str, str, str], float]:
     """Everything a table holds, after its integrity is checked."""
     with sqlite3.connect(path) as connection:
         (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
         if verdict != "ok":
             message = f"{path} is damaged: {verdict}"
             raise AssertionError(message)
-        found = connection.execute("SELECT * FROM measurement").fetchall()
-    return {row[:3]: row[3:] for row in found}
+        found = connection.execute("SELECT fingerprint, region, sizes, low_s FROM measurement").fetchall()
+    return {row[:3]: row[3] for row in found}
 
 
-def killed(args: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
-    """Processes that are killed at random moments, one after the other, on one table."""
+def killed(args: argparse.Namespace, path: Path, cold_s: float) -> list[dict[str, Any]]:
+    """Processes that are killed at random moments, one after the other, on one table; then one that may finish."""
     command = [sys.executable, __file__, args.network, "--target", args.target, "--threads", str(args.threads)]
     draw = random.Random(0)
     found = []
-    before: dict[tuple[str, str, str], tuple[Any, ...]] = {}
-    for _ in range(args.kills):
+    before: dict[tuple[str, str, str], float] = {}
+    for number in range(args.kills + 1):
         child = subprocess.Popen([*command, "--fill", str(path)], stdout=subprocess.PIPE, text=True)
+        last = number == args.kills
+        after_s = None if last else draw.uniform(0.0, START_S + 2 * cold_s / args.kills)
+        timer = threading.Timer(after_s, child.send_signal, [signal.SIGKILL]) if after_s is not None else None
+        if timer is not None:
+            timer.start()
         assert child.stdout is not None
-        wanted, reported = draw.randrange(1, 25), 0
-        for line in child.stdout:
-            reported = int(line.split()[0])
-            if reported >= wanted:
-                time.sleep(draw.uniform(0, 0.1))  # in the middle of a measurement, or of writing it
-                break
-        child.send_signal(signal.SIGKILL)
-        rest = [int(line.split()[0]) for line in child.stdout]
+        reports = [line.split() for line in child.stdout if line.endswith("\n")]
         child.wait()
-        reported = max([reported, *rest])
-        after = rows(path)
-        # A noisy point may have been measured again, and then counts where it came out faster.
-        lost = [key for key, row in before.items() if key not in after or after[key][LOW] > row[LOW]]
+        if timer is not None:
+            timer.cancel()
+        reported = max((int(done) for done, *_ in reports), default=0)
+        after = rows(path) if path.exists() else {}
+        lost = [key for key in before if key not in after]
         new = len(after) - len(before)
-        found.append({"reported": reported, "stored": new, "known_before": len(before)})
+        found.append({"after_s": after_s, "reported": reported, "stored": new, "known": len(before)})
         print(found[-1], flush=True)
-        if lost or new < reported:
-            message = f"{len(lost)} measurements lost or changed, {reported} reported, {new} stored"
+        if lost:
+            message = f"{len(lost)} measurements lost"
+            raise AssertionError(message)
+        if new < reported:
+            message = f"{reported} reported, {new} stored"
             raise AssertionError(message)
         before = after
     return found
@@ -120,7 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cold = fill(args.network, args.target, args.threads, Path(folder) / FILE)
         warm = fill(args.network, args.target, args.threads, Path(folder) / FILE)
-        kills = killed(args, Path(folder) / f"killed-{FILE}")
+        kills = killed(args, Path(folder) / f"killed-{FILE}", cold["seconds"])
     save(
         "table_cost",
         {
@@ -136,5 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

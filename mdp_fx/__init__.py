@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mdp_fx.checkpoint import SlimCheckpoint, load_slim
     from mdp_fx.comparison import bench
     from mdp_fx.decision import Decision, solve
+    from mdp_fx.detectors.onnx import export_onnx
     from mdp_fx.errors import MdpFxError
-    from mdp_fx.exporters.onnx_export import export_onnx
     from mdp_fx.exporters.tensorrt_engine import export_tensorrt
     from mdp_fx.layer_masks import MaskedResult, apply_masks
     from mdp_fx.passes.frontier import FrontierPoint, frontier
@@ -48,7 +48,7 @@ _HOMES = {
     "apply_masks": "mdp_fx.layer_masks",
     "bench": "mdp_fx.comparison",
     "diff": "mdp_fx.api",
-    "export_onnx": "mdp_fx.exporters.onnx_export",
+    "export_onnx": "mdp_fx.detectors.onnx",
     "export_tensorrt": "mdp_fx.exporters.tensorrt_engine",
     "frontier": "mdp_fx.passes.frontier",
     "inspect": "mdp_fx.api",

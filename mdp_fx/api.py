@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from mdp_fx.budgets import Budget, parse_budget
 from mdp_fx.checkpoint import load_slim, save_slim
 from mdp_fx.comparison import bench as bench
+from mdp_fx.detectors.subject import subject_of
 from mdp_fx.errors import RecipeError
 from mdp_fx.example_inputs import random_inputs, recipe_types
 from mdp_fx.latency.network import exact_sum
@@ -47,14 +48,14 @@ class PruneResult:
     """What `prune` returns.
 
     Attributes:
-        module: the slim network, in eval mode.
+        module: the slim network, in eval mode: a graph, or a detector of the same class as the dense one.
         recipe: what was kept and removed; `apply` repeats it on the same dense network.
         report: the facts of the run.
         space: the search space that was decided on, with the budgets that the solver was given (latency a little below
             what was asked, see `budget_search.AIM`), without restrictions: they can be chosen anew.
     """
 
-    module: fx.GraphModule
+    module: nn.Module
     recipe: Recipe
     report: PruneReport
     space: SearchSpace
@@ -138,19 +139,22 @@ def prune(
     batch = batch_of(inputs)
     device = get_target(target, threads, dtype, fill=fill, batch=batch)
     watch = Stopwatch(stage)
+    subject = subject_of(model, inputs)
     analysis, choices, worth = analyse_and_score(
-        *(model, inputs, kind, data, loss, step, keep, only, front_end, seed, watch, progress),
+        *(subject, kind, data, loss, step, keep, only, front_end, seed, watch, progress),
         all_examples=device.can_run,
         scores=scores,
     )
+    timed = subject.inputs
     if not device.can_run:
-        inputs = analysis.graph.example_inputs  # Those few that the network was traced with: no other will be needed.
+        timed = analysis.graph.example_inputs  # Those few that the network was traced with: no other will be needed.
     options = SolverOptions(method, gap, time_limit, seed, min_keep, dict(fixed or {}), tuple(keep_blocks), max_removed)
     with LatencyTable() as table, named_restrictions(min_keep, fixed, keep_blocks):
-        search = search_for(analysis, choices, worth, device, table, inputs, batch, step, options, watch, progress)
+        search = search_for(analysis, choices, worth, device, table, timed, batch, step, options, watch, progress)
         outcome = search.run(budgets.get("latency"), {k: v for k, v in budgets.items() if k != "latency"})
+    module = subject.returned(analysis, outcome.module)
     watch("")
-    recipe = prune_recipe(model, analysis, outcome, kind, step, inputs, device.name)
+    recipe = prune_recipe(model, analysis, outcome, kind, step, inputs if subject.is_part else timed, device.name)
     report = prune_report(
         name or type(model).__name__,
         analysis,
@@ -162,7 +166,7 @@ def prune(
         pretrained=pretrained,
         seconds=watch.seconds,
     )
-    return PruneResult(outcome.module, recipe, report, outcome.space)
+    return PruneResult(module, recipe, report, outcome.space)
 
 
 def search_space(
@@ -222,8 +226,9 @@ def search_space(
     inputs = as_inputs(example_inputs)
     batch = batch_of(inputs)
     device = None if target is None else get_target(target, threads, dtype, fill=fill, batch=batch)
+    subject = subject_of(model, inputs)
     analysis, choices, worth = analyse_and_score(
-        *(model, inputs, kind, data, loss, step, keep, only, front_end, seed, stage, progress),
+        *(subject, kind, data, loss, step, keep, only, front_end, seed, stage, progress),
         all_examples=device is None or device.can_run,
         scores=scores,
     )
@@ -232,7 +237,9 @@ def search_space(
         return restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
     options = SolverOptions(min_keep=min_keep, fixed=dict(fixed or {}), keep_blocks=tuple(keep_blocks))
     with LatencyTable() as table:
-        search = search_for(analysis, choices, worth, device, table, inputs, batch, step, options, stage, progress)
+        search = search_for(
+            analysis, choices, worth, device, table, subject.inputs, batch, step, options, stage, progress
+        )
         if isinstance(search, PredictedSearch) and predicted is not None:
             predicted(search.prediction())
         return search.measured_space()
@@ -249,7 +256,7 @@ def _budgets(
 
 def apply(
     model: nn.Module, recipe: Recipe, example_inputs: Any | None = None, *, front_end: Choice = "auto"
-) -> fx.GraphModule:
+) -> nn.Module:
     """Applies a recipe to the dense network it was made for.
 
     Args:
@@ -267,8 +274,11 @@ def apply(
     inputs = example_inputs
     if inputs is None:
         inputs = random_inputs(recipe.input_shapes, recipe_types(recipe))
-    analysis = analyse(model, inputs, front_end=recipe.front_end if front_end == "auto" else front_end)
-    return rewrite(analysis, recipe.kept, recipe.removed_blocks, training=model.training)
+    subject = subject_of(model, as_inputs(inputs))
+    front_end = recipe.front_end if front_end == "auto" else front_end
+    analysis = analyse(subject.module, subject.inputs, front_end=front_end)
+    slim = rewrite(analysis, recipe.kept, recipe.removed_blocks, training=model.training)
+    return subject.returned(analysis, slim)
 
 
 def save(result: PruneResult | MaskedResult, path: str | os.PathLike[str]) -> None:
@@ -280,8 +290,10 @@ def save(result: PruneResult | MaskedResult, path: str | os.PathLike[str]) -> No
     save_slim(path, result.module, result.recipe, result.report.to_json())
 
 
-def load(path: str | os.PathLike[str]) -> fx.GraphModule:
-    """The slim network in a slim.pt: trainable, on the CPU, in eval mode; the original class is not needed.
+def load(path: str | os.PathLike[str]) -> nn.Module:
+    """The slim network in a slim.pt: trainable, on the CPU, in eval mode; code of yours is not needed.
+
+    A graph, or a detector of torchvision's own class.
 
     `load_slim` also returns its recipe and report.
 
@@ -305,6 +317,9 @@ def diff(
 ) -> Diff:
     """Compares two networks module by module; with a target also by predicted latency."""
     inputs = as_inputs(example_inputs)
+    subjects = [subject_of(each, inputs) for each in (a, b)]
+    if subjects[0].is_part:
+        a, b, inputs = subjects[0].module, subjects[1].module, subjects[0].inputs
     if target is None:
         return compare_networks(a, b, inputs)
     device = get_target(target, threads, dtype, fill=fill, batch=batch_of(inputs))
@@ -321,7 +336,9 @@ def inspect(
     model: nn.Module, example_inputs: Any, *, front_end: Choice = "auto", name: str | None = None
 ) -> Inspection:
     """Says what of a network can be pruned, and why the rest cannot."""
-    return inspection(analyse(model, example_inputs, front_end=front_end), name or type(model).__name__)
+    subject = subject_of(model, as_inputs(example_inputs))
+    analysis = analyse(subject.module, subject.inputs, front_end=front_end)
+    return inspection(analysis, name or type(model).__name__)
 
 
 def profile(
@@ -339,9 +356,10 @@ def profile(
     progress: MeasureProgress | None = None,
 ) -> Profile:
     """Measures the latency tables that pruning a network needs, and says where its time goes."""
-    inputs = as_inputs(example_inputs)
+    subject = subject_of(model, as_inputs(example_inputs))
+    inputs = subject.inputs
     device = get_target(target, threads, dtype, fill=fill, batch=batch_of(inputs))
-    analysis = analyse(model, inputs, front_end=front_end, all_examples=device.can_run, stage=stage)
+    analysis = analyse(subject.module, inputs, front_end=front_end, all_examples=device.can_run, stage=stage)
     if isinstance(device, TableTarget):
         return predicted_profile(analysis, device, batch_of(inputs), name or type(model).__name__)
     stage("prepare the dense network")

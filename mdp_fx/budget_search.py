@@ -15,7 +15,7 @@ from mdp_fx import whole_network
 from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError
 from mdp_fx.latency.measuring import Progress
-from mdp_fx.latency.network import Calibration, KnownNetworks, RegionTables, region_tables
+from mdp_fx.latency.network import Calibration, RegionTables, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
@@ -156,10 +156,6 @@ class BudgetSearch:
         measured = self._measure(dense_runner)
         tables, dense_s, dense_sum = measured.tables, measured.whole_s, measured.sum_s
         calibration = measured.calibration
-        networks = KnownNetworks(self._analysis.regions, self._target, self._table)
-        known = networks.nearest(latency.resolve(dense_s))
-        if known is not None:
-            calibration = Calibration.through((dense_sum, dense_s), known)
         if latency.amount is not None and latency.amount > dense_s:
             msg = (
                 f"the latency budget of {1e3 * latency.amount:.4g} ms is above the {1e3 * dense_s:.4g} ms of the dense "
@@ -204,13 +200,12 @@ class BudgetSearch:
                 1e3 * slim.median_s,
                 1e3 * dense.median_s,
             )
-            networks.remember(exact, slim)
             best = outcome if best is None or _better(outcome, best) else best
             settled = UNDER <= outcome.ratio <= OVER and outcome.miss <= MISS
             if settled or not selection_changes(selection, self._analysis):
                 break
-            dense_s = dense.low_s
-            calibration = Calibration.through((dense_sum, dense_s), (exact, slim.low_s))
+            dense_s = dense.median_s
+            calibration = Calibration.through((dense_sum, dense_s), (exact, slim.median_s))
         assert best is not None
         return best
 
@@ -354,7 +349,10 @@ def selection_changes(selection: Selection, analysis: Analysis) -> bool:
 
 
 def _better(new: Outcome, old: Outcome) -> bool:
-    """Closest to the asked latency from below, as predicted; above it only where nothing is below."""
+    """Closest to the asked latency, which up to `OVER` counts as met, and as predicted.
+
+    Further above it only where nothing is near or below.
+    """
 
     def distance(outcome: Outcome) -> float:
         over = outcome.ratio - 1.0

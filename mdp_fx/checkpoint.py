@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from mdp_fx.errors import ModelError, RecipeError
 from mdp_fx.files import atomic_write
-from mdp_fx.graph_data import describe, rebuild
+from mdp_fx.graph_data import describe, describe_network, rebuild, rebuild_network
 from mdp_fx.pickle_reader import ForeignClassError, read_plain
 from mdp_fx.recipe import Recipe
 
@@ -32,31 +32,35 @@ class SlimCheckpoint:
     """What a slim.pt holds.
 
     Attributes:
-        module: the pruned network, trainable, on the CPU.
+        module: the pruned network, trainable, on the CPU; a detector is one of its own class, others are graphs.
         recipe: how it was pruned.
         report: facts of the pruning run, JSON data.
     """
 
-    module: fx.GraphModule
+    module: nn.Module
     recipe: Recipe
     report: dict[str, Any]
 
 
-def check_savable(module: fx.GraphModule) -> None:
-    """Checks early that `save_slim` will be able to save a network with this graph.
+def check_savable(module: nn.Module) -> None:
+    """Checks early that `save_slim` will be able to save a network.
 
     Raises:
         ModelError: it has a part, named in the message, that a file cannot hold.
     """
-    describe(module)
+    _describe(module)
 
 
-def save_slim(path: str | os.PathLike[str], module: fx.GraphModule, recipe: Recipe, report: Mapping[str, Any]) -> None:
+def _describe(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return describe(module) if isinstance(module, fx.GraphModule) else describe_network(module)
+
+
+def save_slim(path: str | os.PathLike[str], module: nn.Module, recipe: Recipe, report: Mapping[str, Any]) -> None:
     """Writes a slim.pt; an existing file is replaced once the new one is complete.
 
     Args:
         path: file to write.
-        module: the pruned network, see `graph_data.describe` for what it may hold.
+        module: the pruned network, see `graph_data.describe` and `describe_network` for what it may hold.
         recipe: how it was pruned.
         report: JSON data.
 
@@ -64,20 +68,7 @@ def save_slim(path: str | os.PathLike[str], module: fx.GraphModule, recipe: Reci
         ModelError: the network has a part that a file cannot hold.
         OutputError: the file cannot be written.
     """
-    graph, tensors = describe(module)
-    state = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    compact = _Compact()
-    data = {
-        "format": FORMAT,
-        "version": VERSION,
-        # Through JSON, which leaves no subclasses behind: torch.__version__ is one of str that weights_only refuses.
-        "recipe": json.loads(json.dumps(recipe.to_json())),
-        "report": json.loads(json.dumps(report)),
-        "versions": {"torch": str(torch.__version__)},
-        "graph": graph,
-        "state_dict": {name: compact(value) for name, value in state.items()},
-        "constants": {name: compact(value) for name, value in tensors.items() if name not in state},
-    }
+    data = pack(module, recipe, report)
 
     def write(file: BinaryIO) -> None:
         # torch.save hides a full disk behind an error of its own; a plain write does not.
@@ -86,6 +77,28 @@ def save_slim(path: str | os.PathLike[str], module: fx.GraphModule, recipe: Reci
         file.write(buffer.getbuffer())
 
     atomic_write(path, write)
+
+
+def pack(module: nn.Module, recipe: Recipe, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a slim.pt, as plain data and tensors, which are those of the network where that is possible.
+
+    Raises:
+        ModelError: the network has a part that a file cannot hold.
+    """
+    description, tensors = _describe(module)
+    state = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    compact = _Compact()
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        # Through JSON, which leaves no subclasses behind: torch.__version__ is one of str that weights_only refuses.
+        "recipe": json.loads(json.dumps(recipe.to_json())),
+        "report": json.loads(json.dumps(report)),
+        "versions": {"torch": str(torch.__version__)},
+        "graph" if isinstance(module, fx.GraphModule) else "network": description,
+        "state_dict": {name: compact(value) for name, value in state.items()},
+        "constants": {name: compact(value) for name, value in tensors.items() if name not in state},
+    }
 
 
 def load_slim(path: str | os.PathLike[str]) -> SlimCheckpoint:
@@ -126,6 +139,8 @@ def unpack(data: Any, where: str) -> SlimCheckpoint:
         if not all(isinstance(value, Tensor) for value in tensors.values()):
             raise ModelError("its state dict holds something other than tensors")
         recipe = Recipe.from_json(data["recipe"])
+        if "network" in data:
+            return SlimCheckpoint(rebuild_network(data["network"], tensors), recipe, dict(data["report"]))
         return SlimCheckpoint(rebuild(data["graph"], tensors), recipe, dict(data["report"]))
     except KeyError as error:
         raise ModelError(f"{where} is damaged: its part {error} is missing") from error

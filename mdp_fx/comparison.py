@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mdp_fx.detectors.subject import Subject, subject_of
 from mdp_fx.errors import InputError, ModelError, TargetError
 from mdp_fx.files import reading
 from mdp_fx.latency.measuring import time_in_turn
@@ -35,7 +36,8 @@ def bench(
     """Times networks in turn on a target; ratios are over the first one.
 
     Args:
-        models: networks, ONNX files (`.onnx`) and TensorRT engines (`.engine`, `.plan`), by the names to show.
+        models: networks (of detectors their tensor part: backbone and heads), ONNX files (`.onnx`) and TensorRT
+            engines (`.engine`, `.plan`), by the names to show.
         example_inputs: a tensor, or the positional arguments of the networks' forward. An ONNX file gets inputs of its
             own shapes and types; what it leaves open is as in `example_inputs`.
         target: where to time them.
@@ -51,7 +53,7 @@ def bench(
     inputs = as_inputs(example_inputs)
     device = get_target(target, threads, dtype)
     check_runnable(models, device, memory)
-    own = {name: _own_inputs(model, inputs) for name, model in models.items()}
+    models, own = _networks_and_inputs(models, inputs)
     runners: dict[str, Runner] = {}
     try:
         for name, model in models.items():
@@ -112,6 +114,24 @@ def check_runnable(models: Mapping[str, object], device: Target, memory: bool = 
             raise ModelError(f"{path} is a folder; name a file in it" if path.is_dir() else f"there is no file {path}")
     if memory and not device.name.endswith(":cpu"):
         raise InputError(f"peak memory is measured on the processor: {device.name} has a device of its own")
+
+
+def _networks_and_inputs(
+    models: Mapping[str, nn.Module | str | os.PathLike[str]], inputs: tuple[Any, ...]
+) -> tuple[dict[str, nn.Module | str | os.PathLike[str]], dict[str, tuple[Any, ...]]]:
+    """What is timed by name, and on which inputs; detectors get the same boxes, however many each finds."""
+    made: dict[str, nn.Module | str | os.PathLike[str]] = {}
+    own: dict[str, tuple[Any, ...]] = {}
+    first: Subject | None = None
+    for name, model in models.items():
+        subject = subject_of(model, inputs) if isinstance(model, nn.Module) else None
+        if subject is None or not subject.is_part:
+            made[name], own[name] = model, _own_inputs(model, inputs)
+            continue
+        first = first or subject
+        alike = [value.shape[2:] for value in first.inputs] == [value.shape[2:] for value in subject.inputs]
+        made[name], own[name] = subject.runnable(), first.inputs if alike else subject.inputs
+    return made, own
 
 
 def _own_inputs(model: nn.Module | str | os.PathLike[str], inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -59,6 +59,10 @@ class SolverError(MdpFxError):
     """The solver failed, or its answer did not survive the independent check."""
 
 
+class TrainingError(MdpFxError):
+    """Training cannot go on, or not be taken up again."""
+
+
 class ParityError(MdpFxError):
     """An exported or rewritten network does not compute what it should."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import builtins
 import keyword
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -17,6 +18,8 @@ from mdp_fx import safe_names
 from mdp_fx.errors import ModelError
 from mdp_fx.module_data import TreeEncoder, check_name, decode_tree
 from mdp_fx.plain_values import decode, encode
+
+_GRAPH = "GraphModule"
 
 
 def describe(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -34,19 +37,32 @@ def describe(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]
     """
     if type(module.graph._codegen) is not fx.graph.CodeGen:
         raise ModelError("the graph has its own calling convention (torch.export), which cannot be saved")
-    called: set[int] = set()
-    read: dict[int, set[str]] = {}
-    for node in module.graph.nodes:
-        if node.op == "call_module":
-            called.add(id(module.get_submodule(node.target)))
-        elif node.op == "get_attr":
-            path, _, name = node.target.rpartition(".")
-            owner = module.get_submodule(path)
-            if name != "training" and not any(name in part for part in _registered(owner)):
-                read.setdefault(id(owner), set()).add(name)
+    nodes, called, read = _describe_graph(module)
     tree = TreeEncoder(module, called, read)
-    nodes = [_describe_node(node) for node in module.graph.nodes]
     return {"name": type(module).__name__, "nodes": nodes, "modules": tree.records}, tree.tensors
+
+
+def describe_network(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Describes a network that runs its own classes' code: modules of torch.nn, torchvision or timm, and graphs.
+
+    Returns:
+        As `describe` does.
+
+    Raises:
+        ModelError: a module or an attribute, named in the message, has no plain form.
+    """
+    tree = TreeEncoder(module, {id(module)}, {}, graphs=_describe_graph)
+    return {"modules": tree.records}, tree.tensors
+
+
+def rebuild_network(data: Any, tensors: dict[str, Tensor]) -> nn.Module:
+    """Rebuilds what `describe_network` described.
+
+    Raises:
+        ModelError: as for `rebuild`.
+    """
+    with _checking():
+        return decode_tree(data["modules"], tensors, graphs=lambda root, nodes: _rebuild_graph(root, nodes, _GRAPH))
 
 
 def rebuild(data: Any, tensors: dict[str, Tensor]) -> fx.GraphModule:
@@ -56,19 +72,29 @@ def rebuild(data: Any, tensors: dict[str, Tensor]) -> fx.GraphModule:
         ModelError: the description is damaged, needs what this torch does not have, or asks for anything but tensor
             functions and the modules of torch.nn, torchvision and timm.
     """
+    with _checking():
+        name = data["name"] if str(data["name"]).isidentifier() else _GRAPH
+        return _rebuild_graph(decode_tree(data["modules"], tensors), data["nodes"], name)
+
+
+@contextmanager
+def _checking() -> Iterator[None]:
+    """Tells what goes wrong with a description as what it is: damage."""
     try:
-        name = data["name"] if str(data["name"]).isidentifier() else "GraphModule"
-        root = decode_tree(data["modules"], tensors)
-        graph = fx.Graph()
-        nodes: dict[str, fx.Node] = {}
-        for record in data["nodes"]:
-            nodes[record["name"]] = _rebuild_node(graph, record, nodes, root)
-        graph.lint()
-        module = fx.GraphModule(root, graph, name)
+        yield
     except ModelError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, SyntaxError) as error:
         raise ModelError(f"the description of the graph is damaged ({type(error).__name__}: {error})") from error
+
+
+def _rebuild_graph(root: nn.Module, records: list[Any], name: str) -> fx.GraphModule:
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for record in records:
+        nodes[record["name"]] = _rebuild_node(graph, record, nodes, root)
+    graph.lint()
+    module = fx.GraphModule(root, graph, name)
     _take_over(module, root)
     return module
 
@@ -85,6 +111,21 @@ def _take_over(module: fx.GraphModule, root: nn.Module) -> None:
     module._non_persistent_buffers_set = set(root._non_persistent_buffers_set)
     internal = vars(nn.Module())
     vars(module).update({name: value for name, value in vars(root).items() if name not in internal})
+
+
+def _describe_graph(module: fx.GraphModule) -> tuple[list[Any], set[int], dict[int, set[str]]]:
+    """The nodes of a graph, ids of the modules that it calls, and plain attributes that it reads, by id of module."""
+    called: set[int] = set()
+    read: dict[int, set[str]] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            called.add(id(module.get_submodule(node.target)))
+        elif node.op == "get_attr":
+            path, _, name = node.target.rpartition(".")
+            owner = module.get_submodule(path)
+            if name != "training" and not any(name in part for part in _registered(owner)):
+                read.setdefault(id(owner), set()).add(name)
+    return [_describe_node(node) for node in module.graph.nodes], called, read
 
 
 def _describe_node(node: fx.Node) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from mdp_fx.detectors.subject import subject_of
 from mdp_fx.errors import RecipeError
 from mdp_fx.graph.axes import Axis, BoolArray, Dim
 from mdp_fx.graph.axis_sizes import kept_mask, occurrences
@@ -53,7 +54,7 @@ class MaskedResult:
         report: the facts.
     """
 
-    module: fx.GraphModule
+    module: nn.Module
     recipe: Recipe
     report: MaskReport
 
@@ -90,13 +91,15 @@ def apply_masks(
     else:
         found = {name: check_mask(mask, name, "masks") for name, mask in masks.items()}
     inputs = as_inputs(example_inputs)
-    analysis = analyse(model, inputs, front_end=front_end, stage=stage)
+    subject = subject_of(model, inputs)
+    analysis = analyse(subject.module, subject.inputs, front_end=front_end, stage=stage)
     stage("fit the masks")
     fit = _Fit(analysis, _by_layer(analysis, model, found))
     removed = fit.removed_blocks()
     kept = fit.kept(removed)
     stage("rewrite")
-    slim = rewrite(analysis, kept, [block.name for block in removed], training=model.training)
+    graph = rewrite(analysis, kept, [block.name for block in removed], training=model.training)
+    slim = subject.returned(analysis, graph)
     tensors = [value for value in inputs if isinstance(value, Tensor)]
     sizes = {group.name: group.size for group in analysis.groups}
     recipe = Recipe(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import enum
 import functools
 import re
+from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from mdp_fx import safe_names
 from mdp_fx.errors import ModelError
@@ -29,6 +30,9 @@ _HARMLESS_OVERRIDES = safe_names.words(
     "__weakref__ __firstlineno__ __static_attributes__ __annotate__ __annotate_func__ extra_repr reset_parameters "
     "_reset_parameters"
 )
+_GRAPH_INTERNALS = frozenset(vars(fx.GraphModule({}, fx.Graph())))
+GraphEncoder: TypeAlias = Callable[[fx.GraphModule], tuple[list[Any], set[int], dict[int, set[str]]]]
+GraphDecoder: TypeAlias = Callable[[nn.Module, list[Any]], fx.GraphModule]
 _SAFE_NAME = re.compile(r"[\w-]+")
 
 
@@ -51,21 +55,26 @@ class TreeEncoder:
         tensors: parameters, buffers and other tensors under their first names (detached).
     """
 
-    def __init__(self, root: nn.Module, called: set[int], attributes: dict[int, set[str]]) -> None:
+    def __init__(
+        self, root: nn.Module, called: set[int], attributes: dict[int, set[str]], graphs: GraphEncoder | None = None
+    ) -> None:
         """Describes `root`.
 
         Args:
             root: the tree.
             called: ids of the modules that run as such; the others only hold names together.
             attributes: for ids of modules, the plain attributes of theirs that the graph reads.
+            graphs: describes GraphModules that run: their nodes, and `called` and `attributes` of each. Without it,
+                they have no plain form.
 
         Raises:
             ModelError: a module, named in the message, has no plain form.
         """
         self.records: list[dict[str, Any]] = []
         self.tensors: dict[str, Tensor] = {}
-        self._read = attributes
-        self._called = called
+        self._read = dict(attributes)
+        self._called = set(called)
+        self._graphs = graphs
         self._indices: dict[int, int] = {}
         self._keys: dict[int, str] = {}
         self._add(root, "", False)
@@ -78,6 +87,13 @@ class TreeEncoder:
         if any(vars(module).get(hook) for hook in _HOOKS):
             advice = "remove them first (weight_norm and spectral_norm have functions for that)"
             raise ModelError(f"{where} has hooks, which cannot be saved; {advice}")
+        nodes: list[Any] | None = None
+        if runs and self._graphs is not None and isinstance(module, fx.GraphModule):
+            nodes, called, read = self._graphs(module)
+            self._called |= called
+            self._read |= read
+            # The graph runs: what it calls does too, what holds names together does not.
+            runs = False
         prefix = f"{name}." if name else ""
         children = [
             [check_name(key, "module"), None if child is None else self._add(child, prefix + key, runs)]
@@ -98,6 +114,9 @@ class TreeEncoder:
             "attributes": [],
         }
         names = self._read.get(id(module), set())
+        if nodes is not None:
+            record["nodes"] = nodes
+            names = names | (set(vars(module)) - _GRAPH_INTERNALS)
         cls, optional = (nn.Module, frozenset[str]()) if not runs else _storable_class(module, where)
         if runs:
             skipped = _INTERNALS | (_REBUILT_RNN_ATTRIBUTES if isinstance(module, nn.RNNBase) else frozenset())
@@ -141,10 +160,11 @@ class TreeEncoder:
         return self._keys[id(value)]
 
 
-def decode_tree(records: Any, tensors: dict[str, Tensor]) -> nn.Module:
+def decode_tree(records: Any, tensors: dict[str, Tensor], graphs: GraphDecoder | None = None) -> nn.Module:
     """Rebuilds the module tree that a TreeEncoder described.
 
     Modules are made without running their constructors; only classes of torch.nn, torchvision and timm are made.
+    `graphs` makes GraphModules of what the encoder's `graphs` said of them.
 
     Raises:
         ModelError: the records are damaged or ask for anything else.
@@ -184,7 +204,7 @@ def decode_tree(records: Any, tensors: dict[str, Tensor]) -> nn.Module:
             module._modules[check_name(name, "module")] = None if index is None else modules[index]
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
-        modules.append(module)
+        modules.append(graphs(module, record["nodes"]) if graphs is not None and "nodes" in record else module)
     return modules[-1]
 
 
@@ -231,6 +251,9 @@ def _encode_reference(value: object) -> list[Any] | None:
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, value.keywords)
         return ["partial", [encode(part, _encode_reference) for part in parts]]
+    path = safe_names.path_of(type(value))
+    if safe_names.plain_class_named(path, safe_names.HELPERS) is type(value):
+        return ["helper", [path, encode(vars(value), _encode_reference)]]
     function = safe_names.name_of_function(value) if callable(value) else None
     return ["function", function] if function is not None and safe_names.tensor_function_named(function) else None
 
@@ -247,6 +270,17 @@ def _decode_class(path: Any) -> Any:
     if cls is None:
         raise ModelError(f"class {str(path)[:80]} is not known or not allowed in a file")
     return cls
+
+
+def _decode_helper(payload: Any) -> Any:
+    path, data = payload
+    cls = safe_names.plain_class_named(path, safe_names.HELPERS)
+    if cls is None:
+        raise ModelError(f"class {str(path)[:80]} is not known or not allowed in a file")
+    made: Any = object.__new__(cls)
+    attributes = decode(data, _REFERENCES)
+    vars(made).update({_check_attribute(cls, name): value for name, value in attributes.items()})
+    return made
 
 
 def _decode_enum(payload: Any) -> Any:
@@ -266,5 +300,6 @@ _REFERENCES: dict[str, Decoder] = {
     "function": _decode_function,
     "class": _decode_class,
     "enum": _decode_enum,
+    "helper": _decode_helper,
     "partial": _decode_partial,
 }

@@ -41,7 +41,20 @@ _MODULE_PACKAGES = (
     "torchvision.ops.",
     "timm.layers.",
     "timm.models.",
+    "mdp_fx.models.",
 )
+_DETECTION = "torchvision.models.detection._utils."
+HELPERS = frozenset(
+    (
+        *(
+            _DETECTION + name
+            for name in words("BalancedPositiveNegativeSampler BoxCoder BoxLinearCoder Matcher SSDMatcher")
+        ),
+        "torchvision.ops.poolers.LevelMapper",
+    )
+)
+"""Classes of torchvision's detectors that are no modules, and hold numbers only."""
+
 _CODE_MODULES = (fx.GraphModule, torch.jit.ScriptModule)  # they hold source or byte code, not only numbers
 _OPERATORS = words(
     "abs add and_ concat contains eq floordiv ge getitem gt iadd iand ifloordiv ilshift imatmul imod imul index inv "
@@ -143,7 +156,11 @@ def _lookup(path: str) -> object:
 @lru_cache(maxsize=8)
 def _import(package: str) -> bool:
     """Whether the optional package is there; its models are imported with it."""
-    names = {"torchvision": ("torchvision.models", "torchvision.ops"), "timm": ("timm",)}.get(package, ())
+    names = {
+        "torchvision": ("torchvision.models", "torchvision.ops"),
+        "timm": ("timm",),
+        "mdp_fx": ("mdp_fx.models.ssd",),
+    }.get(package, ())
     try:
         for name in names:
             importlib.import_module(name)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from mdp_fx.detectors.subject import Subject, subject_of
 from mdp_fx.errors import InputError
 from mdp_fx.latency.measuring import Progress
 from mdp_fx.model_source import check_finite
@@ -16,7 +17,7 @@ from mdp_fx.passes.choices import Analysis, Choices, choose
 from mdp_fx.passes.front_end import Choice
 from mdp_fx.passes.importance import LayerImportance, Loss, check_kind
 from mdp_fx.passes.importance import score as score_units
-from mdp_fx.pipeline import analyse
+from mdp_fx.pipeline import analyse, as_inputs
 from mdp_fx.recipe import fingerprint
 from mdp_fx.run_report import versions
 from mdp_fx.scores import Scores
@@ -68,9 +69,11 @@ def score(
     kind = importance_kind(importance, data)
     check_kind(kind)
     check_whole("batches", batches, 1)
-    analysis = analyse(model, example_inputs, front_end=front_end, stage=stage)
+    subject = subject_of(model, as_inputs(example_inputs))
+    analysis = analyse(subject.module, subject.inputs, front_end=front_end, stage=stage)
     check_finite(model)
     stage("score importance")
+    scored, loss = subject.scored(loss)
     read = 0
 
     def counted(done: int, total: int, text: str) -> None:
@@ -81,7 +84,7 @@ def score(
 
     layers = score_units(
         *(analysis.graph, analysis.groups, kind),
-        model=model,
+        model=scored,
         data=data,
         loss=loss,
         seed=seed,
@@ -92,8 +95,7 @@ def score(
 
 
 def analyse_and_score(
-    model: nn.Module,
-    inputs: tuple[Any, ...],
+    subject: Subject,
     importance: str,
     data: Iterable[Any] | None,
     loss: Loss | None,
@@ -108,20 +110,22 @@ def analyse_and_score(
     all_examples: bool = True,
     scores: Scores | None = None,
 ) -> tuple[Analysis, Choices, tuple[LayerImportance, ...]]:
-    """The network analysed, what may be chosen of it, and what that is worth; the arguments are those of `prune`.
+    """The network analysed, what may be chosen of it, and what that is worth.
 
-    `all_examples` is that of `analyse`. `scores` that were made before take the place of scoring.
+    `subject` is the network with its inputs; the other arguments are those of `prune`, and `all_examples` is that of
+    `analyse`. `scores` that were made before take the place of scoring.
 
     Raises:
         MdpFxError: one line that says what, where and what to do.
     """
-    analysis = analyse(model, inputs, front_end=front_end, all_examples=all_examples, stage=stage)
-    check_finite(model)
+    analysis = analyse(subject.module, subject.inputs, front_end=front_end, all_examples=all_examples, stage=stage)
+    check_finite(subject.model)
     choices = choose(analysis, step, keep, only)
     if scores is not None:
         nodes = [node.name for node in analysis.graph.module.graph.nodes]
-        return analysis, choices, scores.of(fingerprint(model), analysis.groups, nodes)
+        return analysis, choices, scores.of(fingerprint(subject.model), analysis.groups, nodes)
     stage("score importance")
+    model, loss = subject.scored(loss)
     found = score_units(
         analysis.graph, analysis.groups, importance, model=model, data=data, loss=loss, seed=seed, progress=progress
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from mdp_fx.graph.axes import Dim
 from mdp_fx.latency.measuring import Progress, compare
-from mdp_fx.latency.network import Calibration, KnownNetworks, RegionTables, exact_sum, region_tables
+from mdp_fx.latency.network import Calibration, RegionTables, exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
@@ -28,8 +28,8 @@ class MeasuredNetwork:
     Attributes:
         tables: of its regions at every size in play.
         regions_s: seconds of each region at its dense sizes.
-        whole_s: seconds of the whole.
-        slim: seconds of the regions of a slim network of it, and those of its whole, measured once.
+        whole_s: seconds of the whole, median.
+        slim: seconds of the regions of a slim network of it, and those of its whole, timed in turn with the dense one.
     """
 
     tables: RegionTables
@@ -59,7 +59,7 @@ def measure_network(
     stage: Stage,
     progress: Progress | None = None,
 ) -> MeasuredNetwork:
-    """Measures what `table` lacks of a network's regions, the dense network, and once a slim one.
+    """Measures what `table` lacks of a network's regions, then the dense network and a slim one of it.
 
     What a network takes beyond its regions is in part the same for all that is made of it (calls, what the caches
     lose), in part a share. The dense network alone cannot tell these apart.
@@ -69,20 +69,14 @@ def measure_network(
     regions = exact_seconds(analysis, Selection({}, ()), target, table)
     slim = _slim_selection(choices)
     slim_sum = sum(exact_seconds(analysis, slim, target, table).values())
-    networks = KnownNetworks(analysis.regions, target, table)
-    known = networks.measured(slim_sum)
-    if known is not None:
-        stage("time the dense network")
-        return MeasuredNetwork(tables, regions, time_networks({"dense": dense_runner})["dense"].low_s, known)
     stage("time the dense and a slim network")
     runner = target.prepare(rewrite(analysis, {name: range(size) for name, size in slim.sizes.items()}, ()), inputs)
     try:
         timings = time_networks({"dense": dense_runner, "calibrating": runner})
     finally:
         runner.close()
-    whole_s = timings["calibrating"].low_s
-    networks.remember(slim_sum, timings["calibrating"])
-    return MeasuredNetwork(tables, regions, timings["dense"].low_s, (slim_sum, whole_s))
+    dense_s, slim_s = timings["dense"].median_s, timings["calibrating"].median_s
+    return MeasuredNetwork(tables, regions, dense_s, (slim_sum, slim_s))
 
 
 def exact_seconds(

@@ -19,7 +19,6 @@ from mdp_fx.budget_search import MISS, OVER, UNDER, BudgetSearch, selection_chan
 from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError, InputError
 from mdp_fx.latency import LatencyTable, Timing
-from mdp_fx.latency.network import KnownNetworks
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
 from mdp_fx.latency.timing import Effort
 from mdp_fx.outcome import Outcome, SolverOptions
@@ -277,28 +276,6 @@ def test_a_biased_table_is_corrected_within_three_rounds(
     assert 1 < outcome.rounds <= len(target.prepared) - 2 <= 3
     assert LEAST <= outcome.ratio <= OVER
     assert target.open == set()
-
-
-def test_known_networks_spare_a_round(analysed: Analysed, table: LatencyTable) -> None:
-    dense = dense_time(analysed)
-
-    def whole(seconds: float) -> float:
-        return seconds * (1 + 0.25 * (1 - seconds / dense))
-
-    target = WorkTarget(whole=whole)
-    first = search(analysed, target, table).run(Budget(share=0.5), {})
-    missed = target.prepared[2] / (0.5 * dense)
-    assert first.rounds > 1
-    target = WorkTarget(whole=whole)
-    known = KnownNetworks(analysed[0].regions, target, table)
-    assert known.nearest(0.5 * dense) == pytest.approx((work(first.module, analysed[2]), first.slim.low_s), rel=1e-2)
-    again = search(analysed, target, table).run(Budget(share=0.5), {})
-    assert again.rounds == 1
-    assert LEAST <= again.ratio <= OVER
-    assert abs(target.prepared[1] / (0.5 * dense) - 1) < 0.5 * abs(missed - 1)
-    assert (again.regions_measured, again.regions_cached) == (0, first.regions_measured + first.regions_cached)
-    # The slim network that calibrates is not timed again.
-    assert len(target.prepared) == 2
 
 
 def scripted(ratios: Sequence[float], asked_s: float) -> Callable[[Mapping[str, Runner]], dict[str, Timing]]:

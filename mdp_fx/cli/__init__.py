@@ -25,6 +25,8 @@ _COMMANDS = {
     "evaluate": "Measure how well a detector detects: average precision on data with boxes.",
     "diff": "Compare two networks module by module.",
     "apply": "Apply a recipe or layer masks to the dense network they were made for.",
+    "train": "Train by a config file: gather importance, prune, fine-tune, with checkpoints.",
+    "finetune": "Fine-tune a slim network, with its dense network as a teacher if named.",
     "export": "Export a network to ONNX or TensorRT, checked against torch.",
 }
 

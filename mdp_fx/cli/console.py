@@ -70,7 +70,7 @@ class Reporter:
             try:
                 yield self
             except KeyboardInterrupt as stop:
-                if self._some_measured:
+                if self._some_measured and not stop.args:
                     raise KeyboardInterrupt("measurements made so far are kept") from stop
                 raise
             self.stage("")

@@ -21,6 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _SHAPE = re.compile(r"[1-9][0-9]*(x[1-9][0-9]*)*")
 DEFAULT_SHAPE = (3, 224, 224)
+BACKBONE = "backbone*"
+"""What torchvision's detectors and most others call it."""
 DTYPES = click.Choice(["float32", "float16", "bfloat16"])
 
 
@@ -120,7 +122,7 @@ def input_options(function: F) -> F:
             metavar="CxHxW",
             callback=_shapes,
             multiple=True,
-            help="Shape of one input, repeatable.  [default: a slim.pt's own, else 3x224x224]",
+            help="Shape of one input, repeatable.  [default: a slim.pt's or a detector's own, else 3x224x224]",
         ),
         click.option(
             "--batch", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Batch size."
@@ -198,6 +200,13 @@ def pattern_options(function: F) -> F:
     return stack(
         click.option("--keep", metavar="PATTERN", multiple=True, help="Modules to leave alone, repeatable."),
         click.option("--only", metavar="PATTERN", multiple=True, help="Modules to prune, repeatable."),
+        click.option(
+            "--backbone-only",
+            "only",
+            flag_value=BACKBONE,
+            multiple=True,
+            help="Prune the backbone alone, as --only 'backbone*'.",
+        ),
     )(function)
 
 
@@ -390,10 +399,12 @@ def make_inputs(
         loaded: the network, which says their number type.
         recipe: of the slim network whose shapes count; by default that of `loaded`.
     """
+    from mdp_fx.detectors.observation import own_size
     from mdp_fx.example_inputs import parameter_type, random_inputs, recipe_types
 
     recipe = recipe or loaded.recipe
-    wanted = [(batch, *shape) for shape in input_shapes(shapes, recipe)]
+    size = own_size(loaded.module) if recipe is None and not shapes else None
+    wanted = [(batch, *shape) for shape in (((3, *size),) if size is not None else input_shapes(shapes, recipe))]
     if recipe is not None and not shapes:
         return random_inputs(wanted, recipe_types(recipe))
     return random_inputs(wanted, [parameter_type(loaded.module)] * len(wanted))

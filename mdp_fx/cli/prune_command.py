@@ -114,8 +114,8 @@ def command(
 
         from mdp_fx.api import prune
         from mdp_fx.checkpoint import check_savable, save_slim
+        from mdp_fx.detectors.onnx import export_onnx
         from mdp_fx.example_inputs import random_inputs, recipe_types
-        from mdp_fx.exporters.onnx_export import export_onnx
         from mdp_fx.files import together
         from mdp_fx.report.tables import prune_tables
 

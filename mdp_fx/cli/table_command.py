@@ -121,7 +121,7 @@ def export_command(fingerprints: tuple[str, ...], output: Path, path: Path | Non
 def import_command(file: Path, unit: Any, output: Path | None, path: Path | None, force: bool, as_json: bool) -> None:
     """Read FILE: a CSV of `mdp-fx table export`, or a published table of convolutions.
 
-    Measurements go into the latency table. Of two of one point the one with more runs stays. A table of convolutions is
+    Measurements go into the latency table. Of two of one point the surer one stays. A table of convolutions is
     a pickle of HALP or MDP, from which a CSV file is made, or such a CSV file, which is checked: a target of its own,
     table:PATH.
     """
@@ -158,7 +158,7 @@ def import_command(file: Path, unit: Any, output: Path | None, path: Path | None
 def merge_command(other: Path, path: Path | None, as_json: bool) -> None:
     """Take the measurements of OTHER, another latency table, into the table.
 
-    Of two of one point the one with more runs stays. OTHER is only read.
+    Of two of one point the surer one stays. OTHER is only read.
     """
     from mdp_fx.errors import InputError
     from mdp_fx.latency.tables import LatencyTable, cache_dir, is_sqlite
@@ -347,7 +347,7 @@ def _merge(found: Sequence[Measurement], source: Path, path: Path | None, as_jso
     conflicts = merged.replaced + merged.kept
     text = f"{source}: {plural(merged.added, 'point')} added to {where}"
     if conflicts:
-        text += f"; {conflicts:,} were there: {merged.replaced:,} replaced by more runs, {merged.kept:,} kept"
+        text += f"; {conflicts:,} were there: {merged.replaced:,} replaced by surer ones, {merged.kept:,} kept"
     _tell(as_json, {"table": where, **asdict(merged)}, text)
 
 

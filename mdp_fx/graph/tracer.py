@@ -152,11 +152,7 @@ class ValueTracer(fx.Tracer):
         return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if has_rule(type(m)):
-            return True
-        # What is made of other modules is looked into, were it made of none.
-        made = bool(m._modules) or isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-        return type(m).__module__.startswith(LEAF_PACKAGES) and not made
+        return is_leaf(m)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -336,6 +332,15 @@ class ValueTracer(fx.Tracer):
                 return target(*values, **named)
         finally:
             self.running = False
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a call of a module stays one node."""
+    if has_rule(type(module)):
+        return True
+    # What is made of other modules is looked into, were it made of none.
+    made = bool(module._modules) or isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+    return type(module).__module__.startswith(LEAF_PACKAGES) and not made
 
 
 def called_module(root: nn.Module, node: fx.Node) -> nn.Module:

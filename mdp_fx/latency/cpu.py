@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import torch
@@ -20,22 +23,56 @@ from mdp_fx.errors import TargetError
 # Between two runs of a region inside a network the other regions' weights pass through the caches. A flush stands in
 # for them: a network of some 32 regions like this one. So a region with large weights finds them as cold as in a
 # resnet, and one with small weights finds them in the cache, as in a slim mobilenet, where a fixed flush of 32 MiB
-# over-charged by 10 to 30 % (none at all under-charged a dense resnet18 by 5 %). Beyond the cap nothing gets colder.
+# over-charged by 10 to 30 % (none at all under-charged a dense resnet18 by 5 %). Beyond the last cache nothing gets
+# colder.
 _REGIONS_PER_NETWORK = 32
-_MOST_FLUSHED_BYTES = 32 * 2**20
+_USUAL_CACHE_BYTES = 32 * 2**20
+_MOST_FLUSHED_BYTES = 256 * 2**20
 
 
 class CacheFlush:
-    """Call it to make the weights of a region about as cold as they are inside a network."""
+    """Call it to make the weights of a region about as cold as they are inside a network.
 
-    def __init__(self) -> None:
-        self._buffer = np.ones(_MOST_FLUSHED_BYTES // 8)
+    Args:
+        threads: of the region. Every core has caches of its own, so as many threads pass data through theirs.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._buffer = np.ones(min(_last_cache_bytes(), _MOST_FLUSHED_BYTES) // 8)
+        self._pool = ThreadPoolExecutor(threads - 1, "cache-flush") if threads > 1 else None
+        if self._pool is not None:
+            # Started here, they are not bound to the core of the thread that is timed.
+            barrier = Barrier(threads)
+            for _ in range(threads - 1):
+                self._pool.submit(barrier.wait)
+            barrier.wait()
 
     def for_weights(self, module: nn.Module) -> Callable[[], object]:
         """The flush that belongs to a region's `module`."""
         weights = sum(value.numel() * value.element_size() for value in module.parameters())
         part = self._buffer[: _REGIONS_PER_NETWORK * weights // 8]
-        return part.sum
+        if self._pool is None:
+            return part.sum
+        own, *others = np.array_split(part, self._threads)
+        pool = self._pool
+
+        def flush() -> None:
+            waiting = [pool.submit(each.sum) for each in others]
+            own.sum()
+            wait(waiting)
+
+        return flush
+
+
+def _last_cache_bytes() -> int:
+    """Size of the last cache of the processor's own, as Linux tells it; that of many where nobody does."""
+    sizes = [_USUAL_CACHE_BYTES]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text(encoding="ascii").strip()
+        if text.endswith("K") and text[:-1].isdecimal():
+            sizes.append(1024 * int(text[:-1]))
+    return max(sizes)
 
 
 def check_threads(threads: int | None) -> int:
@@ -57,8 +94,19 @@ def check_threads(threads: int | None) -> int:
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may run on (logical ones where the system does not tell them apart)."""
-    return len(_one_processor_per_core()) or os.cpu_count() or 1
+    """Physical cores that this process may use (logical ones where the system does not tell them apart)."""
+    cores = len(_one_processor_per_core()) or os.cpu_count() or 1
+    return max(1, math.floor(min(cores, _quota(Path("/sys/fs/cgroup")))))
+
+
+def _quota(cgroup: Path) -> float:
+    """How many processors a container may use at a time, by its control group (version 2, or 1)."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        files = [cgroup / name for name in names]
+        if all(file.is_file() for file in files):
+            quota, period = " ".join(file.read_text(encoding="ascii") for file in files).split()
+            return int(quota) / int(period) if quota.isdecimal() else math.inf
+    return math.inf
 
 
 def cores_to_pin(threads: int) -> tuple[int, ...]:
@@ -114,6 +162,12 @@ def _cpu_name() -> str:
             # cloud machines hide the model in the name ("AMD EPYC"), the family and model numbers do not
             numbers = re.findall(r"^(?:cpu family|model)\s*:\s*(\d+)$", text, re.MULTILINE)[:2]
             return " ".join([name.group(1).strip(), "/".join(numbers)]).strip()
+        # ARM processors have numbers only, and boards a name
+        numbers = re.findall(r"^CPU (?:implementer|part|variant)\s*:\s*(\w+)$", text, re.MULTILINE)
+        board = Path("/proc/device-tree/model")
+        names = [board.read_text(encoding="utf-8", errors="replace").strip("\0 \n")] if board.is_file() else []
+        if numbers:
+            return " ".join([platform.machine(), "/".join(dict.fromkeys(numbers)), *names])
     if sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -28,7 +28,7 @@ def measure_regions(
     target: Target,
     table: LatencyTable,
     progress: Progress | None = None,
-) -> None:
+) -> int:
     """Measure what `table` lacks of the regions at `points`; each measurement is stored as it is made.
 
     The points are visited in a shuffled order that is the same every time: a machine that gets slower or faster
@@ -42,6 +42,9 @@ def measure_regions(
         table: what is known, and where to store.
         progress: called after every measurement with (done, total, region key), and once at the start.
 
+    Returns:
+        How many points were missing.
+
     Raises:
         ModelError: a region cannot be brought to the target.
         TargetError: the table cannot be written.
@@ -50,28 +53,41 @@ def measure_regions(
     fingerprint = target.fingerprint()
     by_key = {region.key: region for region in regions}
     missing: list[tuple[str, tuple[int, ...]]] = []
+    noisy: list[tuple[str, tuple[int, ...], Timing]] = []
     for key, wanted in points.items():
         by_key[key]  # a key without a region is the caller's mistake, better found before an hour of measuring
         known = table.points(fingerprint, key)
         missing.extend((key, sizes) for sizes in dict.fromkeys(wanted) if sizes not in known)
+        # A run that was stopped did not come to those that it had found noisy.
+        noisy.extend((key, sizes, known[sizes]) for sizes in dict.fromkeys(wanted) if _may_improve(known.get(sizes)))
     random.Random(0).shuffle(missing)
     total = len(missing)
     if progress is not None:
         progress(0, total, "")
-    noisy: list[tuple[float, Timing, str, tuple[int, ...]]] = []
+    if not missing:
+        return 0
     for done, (key, sizes) in enumerate(missing, start=1):
         timing = target.time_region(by_key[key], sizes, _REGION_EFFORT)
         table.put(fingerprint, key, sizes, timing)
-        if timing.spread > _NOISY_SPREAD:
-            noisy.append((timing.spread * timing.median_s, timing, key, sizes))
+        if _may_improve(timing):
+            noisy.append((key, sizes, timing))
         if progress is not None:
             progress(done, total, key)
-    noisy.sort(key=lambda entry: entry[0], reverse=True)
-    for _, first, key, sizes in noisy[: round(total * _MOST_REPEATS) + 1]:
+    noisy.sort(key=lambda entry: entry[2].spread * entry[2].median_s, reverse=True)
+    noisy = noisy[: round(total * _MOST_REPEATS) + 1]
+    for done, (key, sizes, first) in enumerate(noisy, start=1):
         timing = target.time_region(by_key[key], sizes, _PATIENT_EFFORT)
-        if timing.low_s < first.low_s:  # noise only ever adds
+        if timing.median_error < first.median_error:
             table.put(fingerprint, key, sizes, timing)
+        if progress is not None:
+            progress(total + done, total + len(noisy), f"again: {key}")
     _log.info("measured %d points on %s, %d of them noisy", total, target.name, len(noisy))
+    return total
+
+
+def _may_improve(timing: Timing | None) -> bool:
+    """Whether a measurement is noisy, and was not made with patience."""
+    return timing is not None and timing.spread > _NOISY_SPREAD and timing.runs <= _REGION_EFFORT.max_runs
 
 
 def compare(

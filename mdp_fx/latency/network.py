@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from mdp_fx.graph.axes import Dim
 from mdp_fx.graph.axis_sizes import kept_size
@@ -16,43 +13,10 @@ from mdp_fx.latency.region_model import RegionModel
 from mdp_fx.latency.sampling import RegionSampler, Sizes
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Target
-from mdp_fx.latency.timing import Effort, Timing
+from mdp_fx.latency.timing import Effort
 from mdp_fx.passes.build_space import Points, reachable_sizes, thinned
 from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.cost_regions import CostRegion
-
-
-class KnownNetworks:
-    """Slim networks of one dense network that were measured before, by the sum of their regions.
-
-    Args:
-        regions: of the dense network.
-        target: where they were measured.
-        table: where they are kept.
-    """
-
-    def __init__(self, regions: Sequence[CostRegion], target: Target, table: LatencyTable) -> None:
-        keys = "\n".join(region.key for region in regions)
-        self._key = f"network of {len(regions)} regions {hashlib.sha256(keys.encode()).hexdigest()[:16]}"
-        self._fingerprint = target.fingerprint()
-        self._table = table
-
-    def remember(self, total_s: float, timing: Timing) -> None:
-        """Keeps the latency of a network whose regions take `total_s` seconds."""
-        self._table.put(self._fingerprint, self._key, (round(total_s * 1e9),), timing)
-
-    def measured(self, total_s: float) -> tuple[float, float] | None:
-        """(sum, measured) seconds of the network whose regions take `total_s`; None where it was not measured."""
-        known = self._table.points(self._fingerprint, self._key).get((round(total_s * 1e9),))
-        return None if known is None else (round(total_s * 1e9) * 1e-9, known.low_s)
-
-    def nearest(self, wanted_s: float) -> tuple[float, float] | None:
-        """(sum, measured) seconds of the network measured closest to `wanted_s`; None where there is none."""
-        known = self._table.points(self._fingerprint, self._key)
-        if not known:
-            return None
-        (total_ns,), timing = min(known.items(), key=lambda item: abs(item[1].low_s - wanted_s))
-        return total_ns * 1e-9, timing.low_s
 
 
 @dataclass(frozen=True)
@@ -61,7 +25,7 @@ class RegionTables:
 
     Attributes:
         seconds: by region name the points of its axes and the seconds there, measured or read between what was.
-        expected_error: mean share by which reading between measured points errs, regions weighted by their time.
+        expected_error: mean share by which reading errs at points that no reading rests on, regions weighted by time.
         measured: how many points were measured now.
         cached: how many were known.
     """
@@ -87,13 +51,13 @@ class Calibration:
     def through(cls, dense: tuple[float, float], slim: tuple[float, float]) -> Calibration:
         """The line through the (sum, measured) of two networks, seconds.
 
-        Where the two are too close to tell, or the line says that more than a quarter of the dense latency lies outside
-        of its regions, the noise is larger than what a line could explain: then it is proportional to the slim network.
+        Where it is none that costs could have, it is proportional to the slim network: where the two are too close to
+        tell, the slim one is not faster, or it is faster by so much that a quarter of the dense latency is missing.
         """
         if dense[0] - slim[0] > 0.1 * dense[0]:
             factor = (dense[1] - slim[1]) / (dense[0] - slim[0])
             offset = slim[1] - factor * slim[0]
-            if abs(offset) <= 0.25 * dense[1]:
+            if factor > 0 and offset >= -0.25 * dense[1]:
                 return cls(factor, offset)
         return cls(slim[1] / slim[0])
 
@@ -130,7 +94,9 @@ def region_tables(
             wanted.setdefault(key, {}).update(dict.fromkeys(sampler.wanted()))
         asked.update((key, at) for key, points in wanted.items() for at in points)
         before = measured
-        measured += _measure(analysis.regions, {key: tuple(at) for key, at in wanted.items()}, target, table, told)
+        measured += measure_regions(
+            analysis.regions, {key: tuple(at) for key, at in wanted.items()}, target, table, told
+        )
         known = {
             key: {at: timing.low_s for at, timing in table.points(fingerprint, key).items()} for key, _ in samplers
         }
@@ -173,31 +139,10 @@ def exact_sum(
     wanted: dict[str, list[tuple[int, ...]]] = {}
     for region in regions:
         wanted.setdefault(region.key, []).append(at[region.name])
-    _measure(regions, wanted, target, table, progress)
-    fingerprint = target.fingerprint()
+    measure_regions(regions, wanted, target, table, progress)
     found: dict[str, float] = {}
     for region in regions:
-        values = table.values(fingerprint, region.key, [(size,) for size in at[region.name]])
-        found[region.name] = float(np.asarray(values).reshape(()))
+        timing = table.get(target.fingerprint(), region.key, at[region.name])
+        assert timing is not None
+        found[region.name] = timing.low_s
     return found
-
-
-def _measure(
-    regions: Sequence[CostRegion],
-    points: dict[str, Sequence[tuple[int, ...]]]
-    | dict[str, list[tuple[int, ...]]]
-    | dict[str, tuple[tuple[int, ...], ...]],
-    target: Target,
-    table: LatencyTable,
-    progress: Progress | None,
-) -> int:
-    count = 0
-
-    def counted(done: int, total: int, text: str) -> None:
-        nonlocal count
-        count = total
-        if progress is not None:
-            progress(done, total, text)
-
-    measure_regions(regions, points, target, table, counted)
-    return count

@@ -56,7 +56,7 @@ class OnnxRuntimeCpu(Target):
         self.dtype = check_dtype(self.name, dtype, self.dtypes)
         self.device = cpu_model()
         self.alignment = vector_alignment()
-        self._flush = CacheFlush()
+        self._flush = CacheFlush(self.threads)
         self._models = RegionModels()
         self._overhead_s: float | None = None
         be_silent()

@@ -3,13 +3,14 @@
 A region's time over one of its sizes is a line with a small constant, a staircase with the target's alignment as its
 tread, or something rougher. Three lines per axis tell most of it. Four probes per axis, off the treads and on them,
 tell whether there are treads, and what padding costs. Then every inner line is left out in turn and read from its
-neighbours: where that errs, gaps where most sizes lie are halved, until it does not.
+neighbours: where that errs, gaps where most sizes lie are halved, until it does not. One point that none of this has
+seen, off the treads on every axis at once, then says how far reading is off.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 
@@ -40,6 +41,9 @@ class RegionSampler:
     Args:
         sizes: per axis every size in play, ascending.
         alignment: multiple at which the target's time steps, if it does.
+
+    Attributes:
+        expected_error: share by which reading errs at a point that no reading rests on.
     """
 
     def __init__(self, sizes: Sequence[Sequence[int]], alignment: int) -> None:
@@ -47,6 +51,10 @@ class RegionSampler:
         self._alignment = alignment
         self._axes = [AxisModel(_first_lines(axis, alignment)) for axis in sizes]
         self._probes = [_probes(axis, lines.lines, alignment) for axis, lines in zip(sizes, self._axes, strict=True)]
+        self._check = tuple(
+            _held_out(axis, {*lines.lines, *probes}, alignment)
+            for axis, lines, probes in zip(sizes, self._axes, self._probes, strict=True)
+        )
         self._probed = False
         self._before = [math.inf] * len(self._sizes)
         self.expected_error = 0.0
@@ -54,7 +62,8 @@ class RegionSampler:
     def wanted(self) -> list[Sizes]:
         """The points that `refine` and `model` need."""
         points = list(product(*(axis.lines for axis in self._axes)))
-        return points + [self._at_probe(axis, probe) for axis, probes in enumerate(self._probes) for probe in probes]
+        probes = [self._at_probe(axis, probe) for axis, probes in enumerate(self._probes) for probe in probes]
+        return [*points, *probes, self._check]
 
     def refine(self, seconds: Mapping[Sizes, float], network_s: float) -> bool:
         """Adds lines where reading between them errs.
@@ -75,7 +84,8 @@ class RegionSampler:
         dense_s = float(model.seconds.reshape(-1)[-1])
         tolerance = max(EXPECTED_ERROR, _SMALL * network_s / dense_s) if dense_s > 0 else math.inf
         gaps = [self._gap_errors(model, axis) for axis in range(len(self._axes))]
-        self.expected_error = max((sum(errors) for errors in gaps), default=0.0)
+        read = float(model.at([(size,) for size in self._check]).reshape(()))
+        self.expected_error = abs(read / max(seconds[self._check], _SHORTEST_S) - 1.0) if dense_s > 0 else 0.0
         before = list(self._axes)
         for axis, errors in enumerate(gaps):
             # What finer lines do not mend is noise. Without an inner line nothing says how well the axis is read.
@@ -149,6 +159,12 @@ def _probes(sizes: Sequence[int], lines: Sequence[int], alignment: int) -> tuple
     on = [size for size in sizes if size > first and size % alignment == 0]
     large = min(off, key=lambda size: abs(math.log(size / (_LARGE_PROBE * alignment))))
     return tuple(sorted({sizes[0], first, *on[:1], large} - set(lines)))
+
+
+def _held_out(sizes: Sequence[int], known: Collection[int], alignment: int) -> int:
+    """A size that is not known, off the treads if there is one, near the middle; the middle where all are known."""
+    left = [size for size in sizes if size not in known] or list(sizes)
+    return _nearest([size for size in left if size % alignment] or left, math.sqrt(sizes[0] * sizes[-1]))
 
 
 def _has_treads(sizes: Sequence[int], alignment: int) -> bool:

@@ -13,11 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from mdp_fx.errors import TargetError
 from mdp_fx.files import reading
-from mdp_fx.latency.interpolation import FloatArray
 from mdp_fx.latency.timing import Timing
 
 _SCHEMA_VERSION = 2
@@ -92,8 +89,8 @@ class Merged:
 
     Attributes:
         added: those that it did not have.
-        replaced: those that took the place of one with fewer runs.
-        kept: those that it had with as many runs, or more.
+        replaced: those that took the place of a less sure one.
+        kept: those that it had as surely, or more.
     """
 
     added: int
@@ -189,17 +186,6 @@ class LatencyTable:
                 f"INSERT OR REPLACE INTO measurement ({_COLUMNS}, measured_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row
             )
 
-    def values(self, fingerprint: str, key: str, axes: Sequence[Sequence[int]]) -> FloatArray:
-        """Seconds of one region on the grid spanned by `axes`, shape (len(axes[0]), ...); NaN where unmeasured."""
-        measured = self.points(fingerprint, key)
-        shape = tuple(len(axis) for axis in axes)
-        result = np.full(shape, np.nan)
-        for index in np.ndindex(shape):
-            timing = measured.get(tuple(axis[place] for axis, place in zip(axes, index, strict=True)))
-            if timing is not None:
-                result[index] = timing.low_s
-        return result
-
     def summaries(self, fingerprint: str | None = None) -> list[Summary]:
         """What it holds: one entry per fingerprint, or per region of `fingerprint`; in alphabetical order."""
         name, condition, arguments = "fingerprint", "", []
@@ -230,7 +216,7 @@ class LatencyTable:
         yield from sorted(found, key=lambda each: (each.fingerprint, each.region, each.sizes))
 
     def merge(self, measurements: Iterable[Measurement]) -> Merged:
-        """Takes measurements in, all or none; of two of one point the one with more runs stays.
+        """Takes measurements in, all or none; of two of one point the one whose median is surer stays.
 
         Raises:
             TargetError: the file cannot be written.
@@ -239,7 +225,10 @@ class LatencyTable:
         updates = ", ".join(f"{name}=excluded.{name}" for name in (*_COLUMNS.split(", ")[3:], "measured_at"))
         statement = (
             f"INSERT INTO measurement ({_COLUMNS}, measured_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
-            f"ON CONFLICT DO UPDATE SET {updates} WHERE excluded.runs > runs"
+            # A median's standard error goes with the spread over the root of the runs, see `median_error`; a spread of
+            # nothing, as that of a single run, is taken for one of a hundredth.
+            f"ON CONFLICT DO UPDATE SET {updates} WHERE (excluded.spread + 0.01) * (excluded.spread + 0.01) * runs "
+            "< (spread + 0.01) * (spread + 0.01) * excluded.runs"
         )
         with self._transaction():
             before, changes = self._points(), self._connection.total_changes
@@ -303,10 +292,9 @@ class LatencyTable:
         return "measured_at" if version > 1 else "NULL"
 
     def _set_up(self) -> None:
-        # WAL lets one process read while another writes; NORMAL keeps every commit of a killed process (only a
-        # power cut may lose the last ones, and never the file)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
+        # A journal beside the file works on network file systems too, where write-ahead logs do not: a user's cache
+        # folder often lies on one. At some ten rows a second it costs nothing.
+        self._connection.execute("PRAGMA journal_mode=DELETE")
         if self._dated == "measured_at":
             return
         with self._transaction():

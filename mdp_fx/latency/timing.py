@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,12 @@ class Timing:
         spread = float((high - low) / median) if median > 0 else 0.0
         return cls(float(median), float(p90), float(low), spread, len(samples))
 
+    @property
+    def median_error(self) -> float:
+        """Standard error of the median over the median, from the interquartile range (as if normal)."""
+        # sigma = IQR / 1.349, and the median's standard error is 1.2533 sigma / sqrt(n)
+        return 1.2533 * self.spread / 1.349 / math.sqrt(self.runs)
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -69,13 +76,6 @@ class Effort:
     max_runs: int = 40
     max_time_s: float = 0.15
     warm_up: int = 2
-
-
-def median_error(samples: Sequence[float]) -> float:
-    """Standard error of the median over the median, from the interquartile range (as if normal)."""
-    timing = Timing.of(samples)
-    # sigma = IQR / 1.349, and the median's standard error is 1.2533 sigma / sqrt(n)
-    return 1.2533 * timing.spread / 1.349 / float(np.sqrt(timing.runs))
 
 
 @dataclass
@@ -104,11 +104,11 @@ class Runs:
         """Which runs kept their cores throughout, as a mask.
 
         A run of one thread whose processor time falls short of the clock's was put aside for another process. Several
-        threads may sleep of their own accord, so theirs is compared with the best run's.
+        threads may sleep of their own accord, so theirs is compared with the upper quartile of the runs.
         """
         if self.threads is None or time.get_clock_info("process_time").resolution > _FINE_CLOCK_S:
             return [True] * len(self.seconds)
-        full = 1.0 if self.threads == 1 else max(self.cores, default=0.0)
+        full = 1.0 if self.threads == 1 or not self.cores else float(np.quantile(self.cores, 0.75))
         return [cores >= _KEPT_SHARE * full for cores in self.cores]
 
     def timing_of(self, values: Sequence[float]) -> Timing:
@@ -122,7 +122,9 @@ class Runs:
         elapsed = time.perf_counter() - started
         if len(good) < effort.min_runs:
             return len(self.seconds) >= effort.min_runs and elapsed > _PATIENCE * effort.max_time_s
-        return len(good) >= effort.max_runs or elapsed > effort.max_time_s or median_error(good) < effort.error
+        if len(good) >= effort.max_runs or elapsed > effort.max_time_s:
+            return True
+        return Timing.of(good).median_error < effort.error
 
 
 def time_runs(

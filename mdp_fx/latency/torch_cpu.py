@@ -28,10 +28,14 @@ class TorchCpu(Target):
         self.dtype = check_dtype(self.name, dtype, self.dtypes)
         self.device = cpu_model()
         self.alignment = vector_alignment()
-        self._flush = CacheFlush()
+        self._flush = CacheFlush(self.threads)
 
     def fingerprint(self) -> str:
-        return f"{self.name} torch {torch.__version__} {cpu_model()} threads {self.threads} {self.dtype} m{_METHOD}"
+        # What a script may have set takes other kernels.
+        device = cpu_model() + ("" if torch.backends.mkldnn.enabled else " without oneDNN")
+        precision = torch.get_float32_matmul_precision()
+        device += "" if precision == "highest" else f" matmul {precision}"
+        return f"{self.name} torch {torch.__version__} {device} threads {self.threads} {self.dtype} m{_METHOD}"
 
     def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
         return self._runner(*cast_network(module, inputs, self.dtype), "the network")

@@ -1,1 +1,1 @@
-"""The training side: importance gathered while a network trains, schedules, masks, and the slim network at the end."""
+"""Training: importance gathered in the loop, schedules, masks, fine-tuning, distillation, runs that go on exactly."""

@@ -40,6 +40,10 @@ VERSION = 1
 """Of the form of `Pruner.state_dict`."""
 
 
+_BY_BOTH_SIZES = {"halp": "mdlm", "mgp": "mdp"}
+"""The method that prunes the same, with tables by input and output size."""
+
+
 @dataclass(frozen=True)
 class PruneStep:
     """One step of the schedule that was taken: a new structure is in force.
@@ -201,7 +205,11 @@ class Pruner:
         self._settings = self._described(masks)
         # What no structure reaches is said before anything is trained.
         weights = score(self._analysis.graph, self._analysis.groups, "l2")
-        on_first(lambda: bool(self._search(weights, self._schedule.steps, last=False)))
+        method = self._options.method
+        if self._schedule.steps > 1:
+            # Tables by output size hold the inputs at what they are: many steps get lower than one, as far as both do.
+            method = _BY_BOTH_SIZES.get(method, method)
+        on_first(lambda: bool(self._search(weights, self._schedule.steps, last=False, method=method)))
         self._watch("")
 
     @property
@@ -277,9 +285,16 @@ class Pruner:
             seconds=time.perf_counter() - begin,
         )
 
-    def _search(self, scores: Sequence[LayerImportance], number: int, *, last: bool) -> Outcome:
-        """The structure of a step; that of the last one is timed."""
-        options = replace(self._options, at_most=self._masks.at_most(), removed=self._masks.gone())
+    def _search(
+        self, scores: Sequence[LayerImportance], number: int, *, last: bool, method: str | None = None
+    ) -> Outcome:
+        """The structure of a step; that of the last one is timed. `method` takes the place of the one asked for."""
+        options = replace(
+            self._options,
+            at_most=self._masks.at_most(),
+            removed=self._masks.gone(),
+            method=method or self._options.method,
+        )
         asked = {
             what: budget
             if number == self._schedule.steps

@@ -21,7 +21,7 @@ from tests.passes.spaces import chain_space
 
 COMMANDS = (
     *("prune", "inspect", "score", "solve", "frontier", "targets", "profile", "table", "bench", "evaluate"),
-    *("diff", "apply", "export"),
+    *("diff", "apply", "train", "finetune", "export"),
 )
 HEAVY = ("torch", "numpy", "pyomo", "onnx", "onnxruntime", "torchvision", "timm", "plotly")
 

@@ -124,7 +124,7 @@ def test_merge_keeps_more_runs_and_says_how_many(run: Run, table: Path, folder: 
             ]
         )
     done = run("table", "merge", "other.sqlite")
-    assert done.out == (f"other.sqlite: 1 point added to {table}; 2 were there: 1 replaced by more runs, 1 kept\n")
+    assert done.out == (f"other.sqlite: 1 point added to {table}; 2 were there: 1 replaced by surer ones, 1 kept\n")
     assert points(folder / "other.sqlite") == 3
     with LatencyTable(table) as opened:
         assert opened.points(TORCH, DEEP)[8,] == timing(1.0, 9)

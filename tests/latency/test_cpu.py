@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from mdp_fx.latency import cpu
 from mdp_fx.latency.cpu import cores_to_pin, physical_cores
 from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.targets import Runner, get_target
@@ -63,3 +65,21 @@ def test_networks_are_timed_on_one_core(name: str, monkeypatch: pytest.MonkeyPat
     assert seen
     assert all(len(each) == 1 for each in seen)
     runner.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        ({"cpu.max": "200000 100000"}, 2.0),
+        ({"cpu.max": "150000 100000"}, 1.5),
+        ({"cpu.max": "max 100000"}, float("inf")),
+        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, float("inf")),
+        ({}, float("inf")),
+    ],
+)
+def test_a_container_has_the_processors_of_its_quota(files: dict[str, str], processors: float, tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n", encoding="ascii")
+    assert cpu._quota(tmp_path) == processors

@@ -103,6 +103,37 @@ def test_noisy_points_are_measured_again_and_the_quick_result_stays(tmp_path: Pa
         assert table.get(target.fingerprint(), DEPTHWISE.key, (64,)) == steady(target.seconds((64,)))
 
 
+def test_what_a_stopped_run_found_noisy_is_measured_again_by_the_next(tmp_path: Path) -> None:
+    target = FormulaTarget()
+    noisy = Timing(9.0, 9.0, 9.0, 0.5, 40)
+    patient = Timing(5.0, 5.0, 5.0, 0.5, 150)
+    told: list[tuple[int, int, str]] = []
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        table.put(target.fingerprint(), DEPTHWISE.key, (64,), noisy)
+        table.put(target.fingerprint(), POOL.key, (), patient)
+        wanted = {DEPTHWISE.key: [(64,), (32,)], POOL.key: [()]}
+        assert measure_regions([DEPTHWISE, POOL], wanted, target, table, lambda *call: told.append(call)) == 1
+        assert target.asked == [(DEPTHWISE.key, (32,)), (DEPTHWISE.key, (64,))]
+        assert table.get(target.fingerprint(), DEPTHWISE.key, (64,)) == steady(target.seconds((64,)))
+        assert table.get(target.fingerprint(), POOL.key, ()) == patient
+        assert [(done, total) for done, total, _ in told] == [(0, 1), (1, 1), (2, 2)]
+
+
+def test_a_noisier_measurement_with_patience_does_not_count(tmp_path: Path) -> None:
+    class Noisier(FormulaTarget):
+        def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
+            super().time_region(region, sizes, effort)
+            return Timing(1.0, 1.0, 0.5, 0.2 * len(self.asked) ** 2, 10)
+
+    target = Noisier()
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        measure_regions([POOL], {POOL.key: [()]}, target, table)
+        assert len(target.asked) == 2
+        found = table.get(target.fingerprint(), POOL.key, ())
+    assert found is not None
+    assert found.spread == 0.2
+
+
 def test_points_without_a_region_are_refused_before_measuring(tmp_path: Path) -> None:
     target = FormulaTarget()
     with LatencyTable(tmp_path / "t.sqlite") as table, pytest.raises(KeyError, match="nowhere"):

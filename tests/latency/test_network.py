@@ -11,10 +11,10 @@ import torch
 
 from mdp_fx.graph.axes import Dim
 from mdp_fx.latency import LatencyTable
-from mdp_fx.latency.network import Calibration, KnownNetworks, exact_sum, region_tables
+from mdp_fx.latency.network import Calibration, exact_sum, region_tables
 from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.pipeline import analyse
-from tests.latency.fakes import FormulaTarget, steady
+from tests.latency.fakes import FormulaTarget
 from tests.zoo import ZOO
 
 
@@ -41,10 +41,15 @@ def test_without_a_slim_network_the_offset_is_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("dense", "slim"),
-    [((10.0, 12.0), (5.0, 7.0)), ((10.0, 12.0), (5.0, 5.0)), ((10.0, 9.0), (2.0, 2.5))],
+    [
+        ((10.0, 12.0), (5.0, 7.0)),
+        ((10.0, 12.0), (5.0, 5.0)),
+        ((10.0, 9.0), (2.0, 2.5)),
+        pytest.param((1.0, 2.0), (0.25, 1.4), id="most of the time is spent on launching"),
+    ],
 )
 def test_the_line_goes_through_both_networks(dense: tuple[float, float], slim: tuple[float, float]) -> None:
-    line = Calibration(1.0).through(dense, slim)
+    line = Calibration.through(dense, slim)
     assert line.whole(dense[0]) == pytest.approx(dense[1])
     assert line.whole(slim[0]) == pytest.approx(slim[1])
 
@@ -55,48 +60,13 @@ def test_the_line_goes_through_both_networks(dense: tuple[float, float], slim: t
         pytest.param((10.0, 12.0), (9.5, 11.0), id="too close to tell"),
         pytest.param((10.0, 12.0), (9.0, 11.5), id="no closer than a tenth"),
         pytest.param((10.0, 12.0), (11.0, 12.5), id="the slim one is slower"),
-        pytest.param((10.0, 12.0), (5.0, 9.0), id="too much lies outside of the regions"),
+        pytest.param((10.0, 12.0), (5.0, 12.5), id="with half of the work it is slower"),
         pytest.param((10.0, 12.0), (5.0, 2.0), id="too much below zero"),
     ],
 )
 def test_where_a_line_would_be_noise_it_is_proportional(dense: tuple[float, float], slim: tuple[float, float]) -> None:
-    line = Calibration(1.0, 3.0).through(dense, slim)
+    line = Calibration.through(dense, slim)
     assert line == Calibration(slim[1] / slim[0])
-
-
-def test_a_calibration_is_not_changed_by_asking() -> None:
-    line = Calibration(1.0)
-    line.through((10.0, 12.0), (5.0, 7.0))
-    assert line == Calibration(1.0, 0.0)
-
-
-# Known networks ------------------------------------------------------------------------------------------------------
-
-
-def test_the_network_measured_closest_is_known(table: LatencyTable) -> None:
-    regions, target = analysed("vgg").regions, FormulaTarget()
-    networks = KnownNetworks(regions, target, table)
-    assert networks.nearest(1.0) is None
-    for total, measured in ((0.010, 0.012), (0.005, 0.007), (0.002, 0.004)):
-        networks.remember(total, steady(measured))
-    assert networks.nearest(0.0065) == pytest.approx((0.005, 0.007))
-    assert networks.nearest(0.0) == pytest.approx((0.002, 0.004))
-    assert networks.nearest(1.0) == pytest.approx((0.010, 0.012))
-
-
-def test_the_same_sum_again_replaces_what_was_measured(table: LatencyTable) -> None:
-    networks = KnownNetworks(analysed("vgg").regions, FormulaTarget(), table)
-    networks.remember(0.005, steady(0.007))
-    networks.remember(0.005, steady(0.008))
-    assert networks.nearest(0.007) == pytest.approx((0.005, 0.008))
-
-
-def test_networks_are_known_across_processes_and_apart_from_others(table: LatencyTable) -> None:
-    one, other = analysed("vgg").regions, analysed("grouped").regions
-    KnownNetworks(one, FormulaTarget(), table).remember(0.005, steady(0.007))
-    assert KnownNetworks(analysed("vgg").regions, FormulaTarget(), table).nearest(0.0) is not None
-    assert KnownNetworks(other, FormulaTarget(), table).nearest(0.0) is None
-    assert KnownNetworks(one, FormulaTarget(2), table).nearest(0.0) is None
 
 
 # Tables of regions ---------------------------------------------------------------------------------------------------

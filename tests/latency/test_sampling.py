@@ -13,8 +13,8 @@ from mdp_fx.latency.region_model import AxisModel, RegionModel
 from mdp_fx.latency.sampling import EXPECTED_ERROR, RegionSampler, Sizes
 
 EIGHTS = tuple(range(8, 513, 8))
-FEW = 20
-"""Three lines on each of two axes, four probes for each, and three points more where there are no treads."""
+FEW = 21
+"""Three lines on each of two axes, four probes for each, three more where there are no treads, and the one held out."""
 
 Formula = Callable[..., float]
 
@@ -44,6 +44,12 @@ def reordered(*sizes: int) -> float:
 def narrow(*sizes: int) -> float:
     """What does not fill a vector has a kernel of its own."""
     return 1e-8 * math.prod(3 if size < 16 else ceil(size, 16) for size in sizes)
+
+
+def jointly(*sizes: int) -> float:
+    """What is off the treads on both axes costs more than both prices say."""
+    off = sum(size % 16 > 0 for size in sizes)
+    return stairs(*sizes) * (1.0, 1.15, 1.6)[off]
 
 
 def bent(*sizes: int) -> float:
@@ -127,6 +133,13 @@ def test_the_price_of_padding_follows_the_size() -> None:
     assert mean_error(model, reordered, (EIGHTS, EIGHTS)) < 0.03
 
 
+def test_what_reading_misses_shows_in_the_expected_error() -> None:
+    model, sampler, _ = sampled(jointly, (EIGHTS, EIGHTS))
+    both_off = 1 - 1.15**2 / 1.6
+    assert sampler.expected_error == pytest.approx(both_off, rel=0.05)
+    assert mean_error(model, jointly, (EIGHTS, EIGHTS)) > 0.02
+
+
 def test_sizes_that_do_not_fill_a_vector_are_no_tread() -> None:
     model, _, points = sampled(narrow, (EIGHTS, EIGHTS))
     assert [axis.tread for axis in model.axes] == [16, 16]
@@ -143,7 +156,7 @@ def test_few_sizes_on_and_off_the_treads_are_read_right() -> None:
 def test_where_every_size_is_a_multiple_there_is_no_probe() -> None:
     sizes = tuple(range(16, 257, 16))
     sampler = RegionSampler((sizes,), 16)
-    assert len(sampler.wanted()) == 3
+    assert len(sampler.wanted()) == 4  # three lines, and the point held out
     assert sampled(stairs, (sizes,))[0].axes[0].tread == 1
 
 

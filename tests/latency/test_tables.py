@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mdp_fx.errors import TargetError
@@ -45,14 +44,6 @@ def test_a_point_is_replaced(tmp_path: Path) -> None:
         table.put("machine", "conv", (8,), steady(1.0))
         table.put("machine", "conv", (8,), steady(2.0))
         assert table.points("machine", "conv") == {(8,): steady(2.0)}
-
-
-def test_values_on_a_grid_with_a_gap(tmp_path: Path) -> None:
-    with LatencyTable(tmp_path / "table.sqlite") as table:
-        for sizes, seconds in {(8, 8): 1.0, (8, 16): 2.0, (16, 16): 4.0}.items():
-            table.put("machine", "conv", sizes, steady(seconds))
-        values = table.values("machine", "conv", [(8, 16), (8, 16)])
-    np.testing.assert_array_equal(values, [[1.0, 2.0], [np.nan, 4.0]])
 
 
 def test_two_connections_see_each_other_at_once(tmp_path: Path) -> None:
@@ -115,6 +106,17 @@ CREATE TABLE measurement (
     runs INTEGER NOT NULL,
     PRIMARY KEY (fingerprint, region, sizes)
 ) WITHOUT ROWID
+"""
+
+_WRITE_AND_TELL = """
+import itertools, sys
+from pathlib import Path
+from mdp_fx.latency.tables import LatencyTable
+from mdp_fx.latency.timing import Timing
+with LatencyTable(Path(sys.argv[1])) as table:
+    for size in itertools.count():
+        table.put("machine", "conv", (size,), Timing(1.0, 1.0, 1.0, 0.0, 5))
+        print(size, flush=True)
 """
 
 _OPEN = """
@@ -261,7 +263,7 @@ def test_measurements_come_in_order_and_by_name(tmp_path: Path) -> None:
         assert list(table.measurements("machine", "pool")) == []
 
 
-def test_of_two_measurements_the_one_with_more_runs_stays(tmp_path: Path) -> None:
+def test_of_two_measurements_the_surer_one_stays(tmp_path: Path) -> None:
     with LatencyTable(tmp_path / "t.sqlite") as table:
         assert table.merge([measurement(8), measurement(16), measurement(24)]) == Merged(3, 0, 0)
         others = [measurement(8, 4), measurement(16, 5), measurement(24, 6, at=7.0), measurement(32, 1)]
@@ -269,6 +271,31 @@ def test_of_two_measurements_the_one_with_more_runs_stays(tmp_path: Path) -> Non
         found = {each.sizes[0]: each for each in table.measurements()}
         assert {size: each.timing.runs for size, each in found.items()} == {8: 5, 16: 5, 24: 6, 32: 1}
         assert found[24] == measurement(24, 6, at=7.0)
+
+
+def test_a_quiet_measurement_is_surer_than_a_long_noisy_one(tmp_path: Path) -> None:
+    quiet = Measurement("machine", "conv", (8,), Timing(1.0, 1.0, 1.0, 0.002, 7), None)
+    noisy = Measurement("machine", "conv", (8,), Timing(1.6, 2.0, 1.5, 0.13, 40), None)
+    for first, second in ((quiet, noisy), (noisy, quiet)):
+        with LatencyTable(tmp_path / f"{first.timing.runs}.sqlite") as table:
+            table.merge([first])
+            table.merge([second])
+            assert list(table.measurements()) == [quiet]
+
+
+def test_a_killed_process_loses_nothing_that_it_reported(tmp_path: Path) -> None:
+    path = tmp_path / "table.sqlite"
+    writer = subprocess.Popen([sys.executable, "-c", _WRITE_AND_TELL, str(path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    for _ in range(20):
+        told = int(writer.stdout.readline())
+    writer.kill()
+    told = max([told, *(int(line) for line in writer.stdout if line.endswith("\n"))])
+    writer.wait()
+    with LatencyTable(path) as table:
+        found = {sizes[0] for sizes in table.points("machine", "conv")}
+    assert found >= set(range(told + 1))
+    assert len(found) <= told + 2
 
 
 def test_a_merge_is_whole_or_nothing(tmp_path: Path) -> None:

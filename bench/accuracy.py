@@ -1,0 +1,252 @@
+"""Which method keeps most accuracy at the same measured latency? `python bench/accuracy.py --help`
+
+Every row (data set, network, budget, method, seed) is committed to the JSON as it is done, so a stopped run goes on
+where it was. All networks are pruned to the same share of the dense network's measured latency (ONNX Runtime on the
+CPU, one thread), and fine-tuned alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import click
+import torch
+from torch import Tensor, nn
+
+from bench import accuracy_methods as methods
+from bench.accuracy_plot import plot
+from bench.accuracy_tasks import TASKS, Epochs, Images, Task
+from bench.common import load, save, write
+from mdp_fx.files import atomic_write
+from mdp_fx.train.batch_norm import recalibrate_batch_norm
+from mdp_fx.train.config import TuneConfig
+from mdp_fx.train.pruning import Pruner
+from mdp_fx.train.run_state import seed_all
+from mdp_fx.train.schedule import Schedule
+from mdp_fx.train.trainer import Trainer, make_accelerator
+
+BUDGETS = (0.5, 0.3, 0.2)
+SMALL_BUDGETS = (0.5, 0.2)
+IMPORTANCE_BATCHES = 30
+RECALIBRATION_BATCHES = 10
+KEPT = Path(__file__).parent.parent / "build" / "accuracy"
+"""Dense baselines, which are trained once."""
+
+Key = tuple[str, str, float, str, int]
+
+
+def accuracy(network: nn.Module, images: Images) -> float:
+    """Top-1 on the test images, of a network on their device, in eval mode."""
+    network.eval()
+    with torch.no_grad():
+        right = [
+            network(x).argmax(1) == y
+            for x, y in zip(images.test.split(500), images.test_labels.split(500), strict=True)
+        ]
+    return float(torch.cat(right).float().mean())
+
+
+class Bench:
+    """One task on one device.
+
+    Args:
+        task: what is compared on.
+        device: "cpu", "cuda" or "auto".
+        epochs: of fine-tuning, None for the task's own.
+    """
+
+    def __init__(self, task: Task, device: str, epochs: int | None) -> None:
+        self.task, self.epochs = task, epochs or task.epochs
+        self.accelerator = make_accelerator(device, None)
+        self.images = task.load()
+        self.placed = self.images.to(self.accelerator.device)
+        self.paths: dict[tuple[str, int], methods.TorchPruning] = {}
+        self.timed = torch.randn(task.timed_batch, *task.input, generator=torch.Generator().manual_seed(0))
+
+    def train(self, network: nn.Module, epochs: int, rate: float, seed: int, pruner: Pruner | None = None) -> nn.Module:
+        """Trains a network; with a pruner it is pruned on the way. Returns the network, which is another one then."""
+        data = Epochs(self.placed, self.task.batch, seed, self.task.padding, self.task.flip)
+        config = TuneConfig(epochs=epochs, rate=rate, nesterov=True, weight_decay=5e-4, warmup=min(1.0, epochs / 10))
+        options: dict[str, Any] = {"epoch_steps": len(data), "shape": self.task.input, "classes": 10}
+        trainer = Trainer(self.accelerator, network, config, **options)
+        for epoch in range(epochs):
+            seed_all(seed + epoch)
+            batches = data.epoch(epoch)
+            for _ in range(len(data)):
+                trainer.after_backward = pruner.after_backward if pruner is not None else None
+                loss = trainer.train_step(batches)
+                if not torch.isfinite(torch.tensor(loss)):
+                    msg = f"the loss is {loss} at step {trainer.step + 1}"
+                    raise ValueError(msg)
+                if pruner is not None:
+                    pruner.step()
+                    if pruner.done:
+                        network, pruner = pruner.finish().module, None
+                        trainer = Trainer(self.accelerator, network, config, step=trainer.step, **options)
+        return network
+
+    def dense(self) -> tuple[nn.Module, float, float]:
+        """The trained dense network on the CPU, its accuracy, and the seconds that training took (0 if it was kept)."""
+        network, path = self.task.build(), KEPT / f"{self.task.data}-{self.task.network}.pt"
+        seconds = 0.0
+        if path.exists():
+            network.load_state_dict(torch.load(path, weights_only=True))
+        else:
+            begin = time.perf_counter()
+            self.train(network, self.task.dense_epochs, self.task.dense_rate, 0)
+            seconds = time.perf_counter() - begin
+            KEPT.mkdir(parents=True, exist_ok=True)
+            network.cpu()
+            atomic_write(path, lambda file: torch.save(network.state_dict(), file))
+        return network.cpu().eval(), accuracy(network.to(self.accelerator.device), self.placed), seconds
+
+    def row(self, dense: nn.Module, share: float, method: str, seed: int) -> dict[str, Any]:
+        """Prunes by one method, measures, fine-tunes."""
+        begin = time.perf_counter()
+        dense = dense.cpu().eval()
+        network, fault = methods.faults(lambda: self.pruned(dense, share, method, seed))
+        pruning = time.perf_counter() - begin
+        if network is None:
+            return {"fault": fault, "prune_seconds": pruning}
+        found: dict[str, Any] = {"latency": methods.latency_share(dense, network.cpu().eval(), self.timed)}
+        found["params_share"] = _count(network) / _count(dense)
+        network.to(self.accelerator.device)
+        if method not in methods.SCHEDULED:
+            found["before"] = accuracy(network, self.placed)
+            data = Epochs(self.placed, self.task.batch, seed, self.task.padding, self.task.flip)
+            state = {name: value.clone() for name, value in network.state_dict().items()}
+            recalibrate_batch_norm(network, data.epoch(0), RECALIBRATION_BATCHES)
+            found["before_recalibrated"] = accuracy(network, self.placed)
+            network.load_state_dict(state)
+            begin = time.perf_counter()
+            self.train(network, self.epochs, self.task.rate, seed)
+        found["after"] = accuracy(network, self.placed)
+        seconds = time.perf_counter() - begin
+        return found | {"epochs": self.epochs, "prune_seconds": pruning, "tune_seconds": seconds}
+
+    def pruned(self, dense: nn.Module, share: float, method: str, seed: int) -> nn.Module:
+        """The pruned network; one that is pruned on a schedule is fine-tuned by then as well."""
+        if method in methods.THEIRS:
+            if (method, seed) not in self.paths:
+                batches = self.importance_batches(seed)
+                self.paths[method, seed] = methods.TorchPruning(method, dense, self.timed, batches, self.task.step)
+            return self.paths[method, seed].at(share)
+        if method not in methods.SCHEDULED:
+            return methods.prune(method, dense, self.timed, share, self.importance_batches(seed), self.task.step)
+        steps = self.epochs * (len(self.images.train) // self.task.batch)
+        gather = max(1, min(40, steps // (3 * methods.STEPS)))
+        pruner = Pruner(
+            dense,
+            self.timed,
+            latency=share,
+            threads=methods.THREADS,
+            schedule=Schedule(min(methods.STEPS, steps // 3), "exp2", 0, gather),
+            masks="soft" if methods.SCHEDULED[method] == "soft" else "hard",
+            step=self.task.step,
+            seed=seed,
+        )
+        return self.train(pruner.module, self.epochs, self.task.rate, seed, pruner)
+
+    def importance_batches(self, seed: int) -> list[tuple[Tensor, Tensor]]:
+        """Batches that every method scores by."""
+        data = Epochs(self.images, self.task.batch, seed, 0, flip=False)
+        return [batch for batch, _ in zip(data.epoch(0), range(IMPORTANCE_BATCHES), strict=False)]
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def key_of(row: dict[str, Any]) -> Key:
+    """What a row is of."""
+    return row["data"], row["network"], row["budget"], row["method"], row["seed"]
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For every data set, network and budget: each method's mean accuracy and its spread over the seeds, best first."""
+    found = []
+    for where in sorted({key_of(row)[:3] for row in rows}, key=str):
+        inside = [row for row in rows if key_of(row)[:3] == where and "after" in row]
+        by_method = {name: [row["after"] for row in inside if row["method"] == name] for name in methods.METHODS}
+        means = {name: statistics.mean(values) for name, values in by_method.items() if values}
+        spread = {name: max(by_method[name]) - min(by_method[name]) for name in means}
+        order = sorted(means, key=lambda name: -means[name])
+        entry: dict[str, Any] = {"data": where[0], "network": where[1], "budget": where[2], "best": order[:1]}
+        entry["methods"] = {name: {"after": means[name], "spread": spread[name]} for name in order}
+        if "mdp" in means:
+            others = [name for name in order if name != "mdp" and name not in methods.SCHEDULED]
+            beaten_by = [name for name in others if means[name] > means["mdp"] + max(spread[name], spread["mdp"])]
+            entry["mdp_beaten_beyond_the_spread_by"] = beaten_by
+        found.append(entry)
+    return found
+
+
+@click.command()
+@click.option("--small", is_flag=True, help="On scikit-learn's digits, without schedules, in its own result file.")
+@click.option("--task", "names", multiple=True, type=click.Choice(list(TASKS)), help="Repeatable.  [default: CIFAR-10]")
+@click.option(
+    "--method",
+    "chosen",
+    multiple=True,
+    type=click.Choice(methods.METHODS),
+    help="Repeatable.  [default: all, without schedules if --small]",
+)
+@click.option("--budget", "budgets", multiple=True, type=float, help="Share of the latency, repeatable.")
+@click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1), show_default=True, help="Repeatable.")
+@click.option("--epochs", type=int, help="Of fine-tuning.  [default: the task's]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--rows", type=int, help="Stop after so many new rows.")
+def main(
+    small: bool,
+    names: tuple[str, ...],
+    chosen: tuple[str, ...],
+    budgets: tuple[float, ...],
+    seeds: tuple[int, ...],
+    epochs: int | None,
+    device: str,
+    rows: int | None,
+) -> None:
+    """Compares the methods, and writes bench/results/accuracy.json and its plot."""
+    file = "accuracy_small" if small else "accuracy"
+    before = load(file)
+    done = {key_of(row): row for row in before.get("rows", ())}
+    dense_rows = {(row["data"], row["network"]): row for row in before.get("dense", ())}
+    begin, left = time.perf_counter(), rows
+    for name in names or (("digits",) if small else ("cifar10-resnet20", "cifar10-resnet56")):
+        bench: Bench | None = None
+        task = TASKS[name]
+        wanted = [
+            (task.data, task.network, budget, method, seed)
+            for seed in seeds
+            for budget in budgets or (SMALL_BUDGETS if small else BUDGETS)
+            for method in chosen or (methods.ONE_SHOT if small else methods.METHODS)
+        ]
+        for key in (key for key in wanted if key not in done):
+            if left is not None and left <= 0:
+                break
+            if bench is None:
+                bench = Bench(task, device, epochs)
+                dense, top1, seconds = bench.dense()
+                facts = {"data": task.data, "network": task.network, "top1": top1, "epochs": task.dense_epochs}
+                kept = dense_rows.get((task.data, task.network), {})
+                dense_rows[task.data, task.network] = facts | {"seconds": seconds or kept.get("seconds")}
+            _, _, budget, method, seed = key
+            row = dict(zip(("data", "network", "budget", "method", "seed"), key, strict=True))
+            done[key] = row | {"device": str(bench.accelerator.device)} | bench.row(dense, budget, method, seed)
+            print(done[key], flush=True)
+            left = None if left is None else left - 1
+            ordered = sorted(done.values(), key=lambda each: str(key_of(each)))
+            facts = {"threads": methods.THREADS, "dense": list(dense_rows.values()), "summary": summary(ordered)}
+            save(file, facts | {"rows": ordered}, quiet=True)
+            write(f"{file}.svg", plot(ordered, list(dense_rows.values())))
+    print(f"{time.perf_counter() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

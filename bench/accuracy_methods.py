@@ -1,0 +1,152 @@
+"""Every way to prune a network to a share of its measured latency."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch_pruning
+from torch import Tensor, nn
+
+import mdp_fx
+from bench.resnet_cifar import convolve_shortcuts
+from mdp_fx.errors import MdpFxError
+
+OURS = ("mdp", "mgp", "mdlm", "halp", "uniform")
+RANDOM = "random"
+"""mdp by random importance."""
+
+THEIRS = ("group-l2", "taylor", "isomorphic")
+"""Torch-Pruning, bisected to the latency."""
+
+SCHEDULED = {"mdp-30": "hard", "mdp-30-soft": "soft"}
+"""mdp in 30 steps while it is trained, by kind of mask."""
+
+STEPS = 30
+ONE_SHOT = (*OURS, RANDOM, *THEIRS)
+METHODS = (*ONE_SHOT, *SCHEDULED)
+THREADS = 1
+_PATH = 40
+_PER_STEP = 3
+_HIGHEST = 0.95
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def latency_share(dense: nn.Module, slim: nn.Module, inputs: Tensor) -> dict[str, Any]:
+    """The latency of a network beside the dense one's, timed in turn on ONNX Runtime's CPU provider, one thread."""
+    first, second = mdp_fx.bench({"dense": dense, "slim": slim}, inputs, threads=THREADS)
+    return {"share": second.ratio, "interval": second.interval, "dense_ms": first.median_ms, "ms": second.median_ms}
+
+
+def prune(method: str, dense: nn.Module, inputs: Tensor, share: float, batches: Batches, step: int) -> nn.Module:
+    """A pruned network that takes `share` of the dense latency.
+
+    Args:
+        method: one of `OURS` and `RANDOM`.
+        dense: the trained network, on the CPU; left unchanged.
+        inputs: of the batch that latency counts at.
+        share: of the dense latency.
+        batches: of (inputs, labels) on the CPU, for importance.
+        step: channel step.
+    """
+    random = method == RANDOM
+    result = mdp_fx.prune(
+        dense,
+        inputs,
+        latency=share,
+        threads=THREADS,
+        method="mdp" if random else method,
+        importance="random" if random else "taylor",
+        data=None if random else batches,
+        step=step,
+    )
+    return result.module
+
+
+class TorchPruning:
+    """Torch-Pruning's way from the dense network to the smallest one in `_PATH` steps, bisected by measured latency.
+
+    One ratio over all groups (group-l2, taylor), or over those of the same form (isomorphic, arXiv 2407.04616). In one
+    step it leaves a layer whole that would lose all channels; in many, a layer stops at its largest ratio.
+
+    It takes a channel pad for an operation that leaves channels alone, and ends with a network that does not run: it
+    gets the shortcuts as convolutions, which are fixed, and whose time counts.
+
+    Args:
+        method: one of `THEIRS`.
+        dense: the trained network, on the CPU; left unchanged.
+        inputs: of the batch that latency counts at.
+        batches: of (inputs, labels), for taylor and isomorphic: `_PER_STEP` of them for every step, in turn.
+        step: channel step.
+    """
+
+    def __init__(self, method: str, dense: nn.Module, inputs: Tensor, batches: Batches, step: int) -> None:
+        self._dense, self._inputs = dense, inputs
+        self._path: list[nn.Module] = []
+        self._shares: dict[int, float] = {}
+        network = copy.deepcopy(dense).eval()
+        convolve_shortcuts(network)
+        fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+        network.requires_grad_(True)  # Its Taylor importance needs a gradient of every layer.
+        by_gradient, source = method != "group-l2", itertools.cycle(batches)
+        kinds = torch_pruning.importance
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pruner = torch_pruning.pruner.BasePruner(
+                network,
+                inputs,
+                importance=kinds.GroupTaylorImportance() if by_gradient else kinds.GroupMagnitudeImportance(p=2),
+                pruning_ratio=_HIGHEST,
+                max_pruning_ratio=_HIGHEST,
+                iterative_steps=_PATH,
+                global_pruning=True,
+                isomorphic=method == "isomorphic",
+                round_to=step,
+                ignored_layers=[module for module in network.modules() if isinstance(module, nn.Linear)][-1:],
+            )
+            for _ in range(_PATH):
+                network.zero_grad(set_to_none=True)
+                for images, labels in itertools.islice(source, _PER_STEP if by_gradient else 0):
+                    torch.autograd.backward(F.cross_entropy(network(images), labels))
+                pruner.step()
+                network.zero_grad(set_to_none=True)
+                self._path.append(copy.deepcopy(network))
+                for name, parameter in self._path[-1].named_parameters():
+                    parameter.requires_grad_(name not in fixed)
+
+    def at(self, share: float) -> nn.Module:
+        """The first network on the way that takes at most this share of the dense latency.
+
+        Raises:
+            MdpFxError: none does.
+        """
+        low, high = -1, len(self._path) - 1
+        while high - low > 1 or high not in self._shares:
+            middle = high if high not in self._shares else (low + high) // 2
+            self._measure(middle)
+            if middle == high and self._shares[high] > share:
+                msg = f"the smallest network takes {self._shares[high]:.0%} of the latency, not {share:.0%}"
+                raise MdpFxError(msg)
+            if self._shares[middle] <= share:
+                high = middle
+            else:
+                low = middle
+        return copy.deepcopy(self._path[high])
+
+    def _measure(self, number: int) -> None:
+        if number not in self._shares:
+            self._shares[number] = latency_share(self._dense, self._path[number], self._inputs)["share"]
+
+
+def faults(work: Callable[[], nn.Module]) -> tuple[nn.Module | None, str | None]:
+    """What `work` gives, or why it gives nothing: a method that cannot is a result too."""
+    try:
+        return work(), None
+    except Exception as error:  # noqa: BLE001 - of the other library, whatever it is
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"

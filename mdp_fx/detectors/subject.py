@@ -1,0 +1,121 @@
+"""What of a model is analysed, pruned and timed: the whole of it, or the tensor part of a detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from mdp_fx.detectors.observation import is_detector, observe
+from mdp_fx.detectors.put_back import put_back
+from mdp_fx.detectors.tensor_part import TensorPart, join
+from mdp_fx.errors import InputError, ModelError, first_line
+from mdp_fx.passes.choices import Analysis
+from mdp_fx.passes.importance import Loss
+from mdp_fx.pipeline import analyse, first_example, rewrite
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the passes see of a model.
+
+    Attributes:
+        model: the user's model.
+        module: what is traced: the model, or its tensor part.
+        inputs: example inputs of `module`.
+        given: example inputs of `model`.
+    """
+
+    model: nn.Module
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    given: tuple[Any, ...]
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the model is a detector, of which a part is traced."""
+        return self.module is not self.model
+
+    def runnable(self) -> nn.Module:
+        """What can be exported and timed on `inputs`: the model, or the graph of its tensor part."""
+        if not self.is_part:
+            return self.model
+        return rewrite(analyse(self.module, self.inputs), {}, ())
+
+    def returned(self, analysis: Analysis, slim: fx.GraphModule) -> nn.Module:
+        """The user's model made slim: the graph itself, or a detector of the same class that holds its layers.
+
+        Raises:
+            ModelError: a module of the detector cannot take the sizes that were chosen.
+        """
+        if not isinstance(self.module, TensorPart):
+            return slim
+        made = put_back(self.model, self.module, analysis, slim)
+        try:
+            observe(made, self.given)
+        except InputError as error:
+            fault = first_line(error.__cause__)
+            what = f"the slim {type(made).__name__} fails outside of what was traced: {fault}"
+            raise ModelError(
+                f"{what}; where it counts on a number of channels, leave them alone with --keep"
+            ) from error
+        return made
+
+    def scored(self, loss: Loss | None) -> tuple[nn.Module, Loss | None]:
+        """What gradients are taken of, and the loss: a detector is trained by the sum of its own losses."""
+        if not self.is_part:
+            return self.model, loss
+        return _Images(self.model), loss or _own_losses(self.model)
+
+
+def subject_of(model: nn.Module, inputs: tuple[Any, ...]) -> Subject:
+    """What of a model is analysed.
+
+    Args:
+        model: the user's model, left unchanged.
+        inputs: its example inputs; a detector gets a batch of images, shape (B, C, height, width).
+
+    Raises:
+        InputError: a detector does not take images of this size.
+        ModelError: nothing of a detector can be traced.
+    """
+    if isinstance(model, nn.Module) and _takes_images(inputs) and is_detector(model, first_example(inputs)):
+        part, given = join(model, inputs)
+        return Subject(model, part, given, inputs)
+    return Subject(model, model, inputs, inputs)
+
+
+def _takes_images(inputs: tuple[Any, ...]) -> bool:
+    return len(inputs) == 1 and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4 and len(inputs[0]) > 0
+
+
+class _Images(nn.Module):
+    """Gives the images of a batch to the loss, which runs the detector on them and their targets."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, *images: Tensor) -> list[Tensor]:
+        """The images."""
+        return [image for each in images for image in (each if each.ndim == 4 else [each])]
+
+
+def _own_losses(detector: nn.Module) -> Loss:
+    """The sum of a detector's losses, with its norms as in eval mode."""
+
+    def loss(images: Any, targets: Any) -> Tensor:
+        norms = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+        before = [(module, module.training) for module in detector.modules()]
+        for module, _ in before:
+            module.training = not isinstance(module, norms)
+        try:
+            losses = detector(images, targets)
+        finally:
+            for module, training in before:
+                module.training = training
+        return torch.stack([value.sum() for value in losses.values()]).sum()
+
+    return loss

@@ -1,0 +1,229 @@
+"""Steps of training on Hugging Face Accelerate: one process or many, on processors or GPUs, in any number format."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils import _pytree as pytree
+
+from mdp_fx.errors import InputError, MdpFxError, TrainingError, first_line
+from mdp_fx.train.config import TuneConfig
+from mdp_fx.train.objective import Loss, Mixing, Teaching, check_labels, cross_entropy, split_batch
+from mdp_fx.train.optimization import make_optimizer, rate_factor
+
+_PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def make_accelerator(device: str, precision: str | None) -> Accelerator:
+    """What places and wraps networks.
+
+    Args:
+        device: "cpu", "cuda" or "auto".
+        precision: "float32", "float16" or "bfloat16"; None for what `accelerate launch` says, else float32.
+
+    Raises:
+        InputError: a GPU was asked for and there is none, or the format needs one.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        built = "torch is built without CUDA" if torch.version.cuda is None else "no GPU or driver is found"
+        msg = f"device cuda was asked for, but {built}: train with --device cpu, or set this machine's GPU up"
+        raise InputError(msg)
+    # Accelerate keeps its settings for the life of the process; another run in it may have others.
+    AcceleratorState._reset_state()
+    try:
+        accelerator = Accelerator(
+            cpu=device == "cpu", mixed_precision=None if precision is None else _PRECISIONS[precision]
+        )
+    except (ValueError, ImportError) as error:
+        msg = f"cannot train in {precision or 'this number format'} here: {first_line(error)}"
+        raise InputError(msg) from error
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        msg = "float16 training needs a GPU: set precision to bfloat16 or float32"
+        raise InputError(msg)
+    return accelerator
+
+
+class Trainer:
+    """Trains one network step by step.
+
+    Args:
+        accelerator: see `make_accelerator`.
+        module: the network; moved to the accelerator's device.
+        config: how to train.
+        epoch_steps: steps in an epoch.
+        shape: of one example, checked on every batch where there are labels.
+        classes: outputs of a classifier.
+        loss: of (outputs, targets); None for cross-entropy on labels.
+        average: whether the moving average of the weights is kept, where the config has one.
+
+    Attributes:
+        module: the network itself, without wrappers.
+        step: steps done.
+        teaching: what a teacher adds to the loss, or None.
+        after_backward: called with the scale of the loss when the gradients of a step are complete.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        config: TuneConfig,
+        *,
+        epoch_steps: int,
+        shape: tuple[int, ...],
+        classes: int,
+        loss: Loss | None = None,
+        average: bool = True,
+        step: int = 0,
+    ) -> None:
+        self.module, self.step = module, step
+        self.teaching: Teaching | None = None
+        self.after_backward: Callable[[float], None] | None = None
+        self._accelerator, self._config, self._shape, self._classes = accelerator, config, shape, classes
+        self._labelled = loss is None
+        self._loss = loss or cross_entropy(config.label_smoothing)
+        self._mixing = Mixing(config, classes) if self._labelled else None
+        self._factor = rate_factor(config, epoch_steps)
+        module.to(accelerator.device)
+        # Before the network is wrapped: the average is of the bare one.
+        self._average: AveragedModel | None = None
+        if config.ema and average:
+            self._average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        accelerator.free_memory()
+        self._wrapped, self._optimizer = accelerator.prepare(module, make_optimizer(module, config))
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to evaluate and to write: the moving average where there is one."""
+        if self._average is not None and self._average.n_averaged:
+            averaged: nn.Module = self._average.module
+            return averaged
+        return self.module
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        return self._config.rate * self._factor(self.step)
+
+    def train_step(self, batches: Iterator[Any]) -> float:
+        """One step on the next batches.
+
+        Returns:
+            The loss, a mean over batches and processes; where it is not finite the step was not taken.
+
+        Raises:
+            DataError: a batch does not fit.
+            TrainingError: the network or the loss failed on a batch.
+        """
+        self._wrapped.train()
+        total, count = torch.zeros((), device=self._accelerator.device), self._config.accumulate
+        for number in range(count):
+            inputs, targets = split_batch(next(batches))
+            if self._labelled:
+                check_labels(inputs, targets, self._shape, self._classes)
+            inputs, targets = pytree.tree_map(self._place, (inputs, targets))
+            if self._mixing is not None:
+                image, targets = self._mixing(inputs[0], targets)
+                inputs = (image, *inputs[1:])
+            alone = self._accelerator.no_sync(self._wrapped) if number < count - 1 else contextlib.nullcontext()
+            with alone, self._told(inputs):
+                outputs = self._wrapped(*inputs)
+                loss = self._loss(outputs, targets)
+                if self.teaching is not None:
+                    loss = self.teaching(inputs, outputs, loss)
+                total += loss.detach() / count
+                self._accelerator.backward(loss / count)
+        value = float(self._accelerator.reduce(total, "mean"))
+        if not torch.isfinite(torch.tensor(value)):
+            return value
+        scaler = self._accelerator.scaler
+        if self.after_backward is not None:
+            self.after_backward(1.0 if scaler is None else scaler.get_scale())
+        if self._config.clip is not None:
+            self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._config.clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._average is not None:
+            self._average.update_parameters(self.module)
+        self.step += 1
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimizer, moving average and gradient scaler."""
+        scaler = self._accelerator.scaler
+        return {
+            "step": self.step,
+            "module": _tensors(self.module),
+            "optimizer": self._optimizer.state_dict(),
+            "average": None if self._average is None else _tensors(self._average),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken.
+
+        Raises:
+            TrainingError: it belongs to another network or other settings.
+        """
+        try:
+            self.module.load_state_dict(state["module"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            if self._average is not None:
+                self._average.load_state_dict(state["average"])
+            if self._accelerator.scaler is not None and state["scaler"] is not None:
+                self._accelerator.scaler.load_state_dict(state["scaler"])
+            self.step = int(state["step"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            msg = f"the checkpoint belongs to another network or other settings: {first_line(error)}"
+            raise TrainingError(msg) from error
+
+    def check_finite(self) -> None:
+        """Checks the weights, before they are written.
+
+        Raises:
+            TrainingError: some are not finite.
+        """
+        for name, value in self.module.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                msg = f"{name} is not finite after step {self.step}: training has stopped, the last checkpoint is kept"
+                raise TrainingError(msg)
+
+    def bare(self) -> nn.Module:
+        """The network to write, on the CPU and without what Accelerate put around its forward."""
+        network = self.evaluated
+        if network is self.module:
+            self._accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
+        return network.cpu()
+
+    def _place(self, value: Any) -> Any:
+        return value.to(self._accelerator.device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    @contextlib.contextmanager
+    def _told(self, inputs: tuple[Any, ...]) -> Iterator[None]:
+        """Says which step failed, and on what."""
+        try:
+            yield
+        except MdpFxError:
+            raise
+        except torch.OutOfMemoryError as error:
+            msg = f"no memory for step {self.step + 1}: lower data.batch and raise tune.accumulate"
+            raise TrainingError(msg) from error
+        except Exception as error:  # the network's or the loss's own code
+            shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs if isinstance(value, Tensor))
+            msg = (
+                f"step {self.step + 1} failed on inputs of shape {shapes}: {type(error).__name__}: {first_line(error)}"
+            )
+            raise TrainingError(msg) from error
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}

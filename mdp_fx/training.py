@@ -1,0 +1,393 @@
+"""A training run: gather importance, prune, fine-tune, with checkpoints on the way that it goes on from exactly."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from mdp_fx import checkpoint
+from mdp_fx.errors import TrainingError
+from mdp_fx.files import atomic_write, check_output
+from mdp_fx.passes.base import Stage, silent
+from mdp_fx.pipeline import analyse
+from mdp_fx.recipe import Recipe, fingerprint
+from mdp_fx.report.training import Accuracy, TrainReport
+from mdp_fx.train.batch_norm import recalibrate_batch_norm
+from mdp_fx.train.collapse import find_collapse
+from mdp_fx.train.config import TrainConfig
+from mdp_fx.train.config_file import from_data, to_data, to_yaml
+from mdp_fx.train.distillation import Correspondence, Teacher, correspondences
+from mdp_fx.train.evaluation import evaluate
+from mdp_fx.train.objective import not_finite, split_batch
+from mdp_fx.train.pruning import Pruner, PruneStep
+from mdp_fx.train.run_log import RunLog
+from mdp_fx.train.run_state import FILE, mixed_seed, random_kept, random_state, restore_random_state, save_run, seed_all
+from mdp_fx.train.trainer import Trainer, make_accelerator
+from mdp_fx.training_data import Shard
+from mdp_fx.training_setup import check_same, find_run, make_pruner, prepare
+
+Progress = Callable[[int, int, str], None]
+
+_log = logging.getLogger(__name__)
+
+
+def run(
+    config: TrainConfig,
+    *,
+    prune: bool,
+    resume: bool = False,
+    force: bool = False,
+    trust_pickle: bool = False,
+    stage: Stage = silent,
+    progress: Progress | None = None,
+) -> TrainReport:
+    """Trains a network and writes a slim.pt.
+
+    In several processes (`accelerate launch`, `torchrun`) every one makes the same call, and the first one writes.
+
+    Args:
+        config: the settings.
+        prune: whether the network is pruned first; without it, it is a slim network already.
+        resume: go on from the checkpoint in the run's folder; where there is none yet, begin.
+        force: overwrite the output and a run that is in the folder.
+        trust_pickle: unpickle model files fully.
+        stage: called with the name of each stage as it starts.
+        progress: called with (steps done, steps in all, text).
+
+    Raises:
+        MdpFxError: one line that says what, where and what to do; the last checkpoint is kept.
+    """
+    config.check()
+    assert config.output is not None
+    output = Path(config.output)
+    folder = Path(config.folder) if config.folder is not None else output.with_name(f"{output.stem}-run")
+    check_output(output, force or resume)
+    state = find_run(folder, resume, force)
+    if state is not None:
+        check_same(from_data(state["config"], str(folder / FILE)), config, folder)
+    return _Run(config, folder, output, state, prune, trust_pickle, stage, progress).finish()
+
+
+class _Run:
+    """One run, from the network to the slim.pt."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        output: Path,
+        state: dict[str, Any] | None,
+        prune: bool,
+        trust_pickle: bool,
+        stage: Stage,
+        progress: Progress | None,
+    ) -> None:
+        self._config, self._folder, self._output, self._prune = config, folder, output, prune
+        self._begun, self._warnings = time.perf_counter(), list[str]()
+        self._accelerator = make_accelerator(config.device, config.precision)
+        self._main = self._accelerator.is_main_process
+        self._stage: Stage = stage if self._main else silent
+        self._progress = progress if self._main else None
+        shard = Shard(self._accelerator.process_index, self._accelerator.num_processes)
+        self._setup = prepare(config, shard, prune=prune, trust_pickle=trust_pickle, stage=self._stage)
+        loaded = self._setup.loaded
+        self._total = config.tune.epochs * self._setup.epoch_steps
+        self._facts: dict[str, Any] = {"dense": None, "pruned": None, "best": None, "seconds": 0.0}
+        self._fingerprint = fingerprint(loaded.module)
+        self._packed: dict[str, Any] | None = None
+        self._recipe, self._report = loaded.recipe, dict[str, Any]()
+        self._pruner: Pruner | None = None
+        self._teacher: Teacher | None = None
+        self._random: list[dict[str, Any]] = []
+        self._probed: tuple[Any, ...] | None = None
+        self._validated: tuple[int, Accuracy | None] | None = None
+        if state is not None:
+            self._check_state(state)
+            self._packed, self._random = state["slim"], state["random"]
+            self._facts = {k: Accuracy(*v) if isinstance(v, list) else v for k, v in state["facts"].items()}
+        slim: nn.Module = loaded.module
+        if self._packed is not None:
+            unpacked = checkpoint.unpack(self._packed, str(folder / FILE))
+            slim, self._recipe, self._report = unpacked.module, unpacked.recipe, unpacked.report
+        elif prune:
+            self._pruner = make_pruner(config, self._setup, self._stage, self._progress)
+            slim = self._pruner.module
+            if state is not None:
+                self._pruner.load_state_dict(state["pruner"])
+        else:
+            assert isinstance(slim, fx.GraphModule)
+            assert config.model is not None
+            self._report = checkpoint.load_slim(config.model).report
+            self._packed = checkpoint.pack(slim, self._known_recipe, self._report)
+        self._trainer = self._make_trainer(slim, 0)
+        if state is not None:
+            self._trainer.load_state_dict(state["trainer"])
+        self._resumed = self._trainer.step
+        self._teach()
+
+    @property
+    def _known_recipe(self) -> Recipe:
+        assert self._recipe is not None
+        return self._recipe
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        """Raises a TrainingError where a checkpoint does not belong to this run."""
+        if state["prune"] != self._prune:
+            msg = f"the run in {self._folder} was begun by mdp-fx {'train' if state['prune'] else 'finetune'}: use that"
+            raise TrainingError(msg)
+        if state["fingerprint"] != self._fingerprint:
+            msg = f"{self._config.model} has other weights than when the run in {self._folder} began: bring those back"
+            raise TrainingError(msg)
+        processes = len(state["random"])
+        if processes != self._accelerator.num_processes:
+            mine = self._accelerator.num_processes
+            msg = f"the run in {self._folder} was made by {processes} processes, this one has {mine}: start as many"
+            raise TrainingError(msg)
+
+    def _make_trainer(self, network: nn.Module, step: int) -> Trainer:
+        trainer = Trainer(
+            self._accelerator,
+            network,
+            self._config.tune,
+            epoch_steps=self._setup.epoch_steps,
+            shape=self._setup.shape,
+            classes=self._setup.classes,
+            loss=self._setup.loss,
+            average=self._pruner is None,
+            step=step,
+        )
+        if self._pruner is not None:
+            trainer.after_backward = self._pruner.after_backward
+        return trainer
+
+    def _teach(self) -> None:
+        """Sets the teacher on the network that is trained now; features are taught once it is sliced."""
+        if self._setup.teacher is None:
+            return
+        if self._teacher is not None:
+            self._teacher.close()
+        distill, network = self._config.distill, self._setup.teacher
+        pairs: tuple[Correspondence, ...] = ()
+        if distill.features and self._pruner is None:
+            self._stage("compare the teacher's features")
+            recipe = self._known_recipe
+            analysis = analyse(network.cpu(), self._setup.inputs, front_end=recipe.front_end)
+            pairs = correspondences(analysis, self._trainer.module, recipe.kept)
+            network = analysis.graph.module
+        self._teacher = Teacher(
+            network.to(self._accelerator.device),
+            self._trainer.module,
+            logits=distill.logits,
+            temperature=distill.temperature,
+            features=distill.features,
+            pairs=pairs,
+            autocast=self._accelerator.autocast,
+        )
+        self._trainer.teaching = self._teacher
+
+    def finish(self) -> TrainReport:
+        """Trains to the end and writes the slim network."""
+        if self._main:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            text = to_yaml(self._config)
+            atomic_write(self._folder / "config.yaml", lambda file: file.write(text.encode()))
+        with self._logging() as log:
+            if self._pruner is not None and not self._trainer.step and self._config.log.estimate:
+                self._stage("estimate the accuracy")
+                self._facts["dense"] = self._measure(self._trainer.module, self._config.log.estimate)
+                self._note(log, "dense", self._facts["dense"])
+            self._stage("prune and train" if self._pruner is not None else "fine-tune")
+            try:
+                self._steps(log)
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt("go on with --resume") from stop
+            if self._validated is None or self._validated[0] != self._trainer.step:
+                self._validate(log)
+            return self._write()
+
+    def _steps(self, log: RunLog | None) -> None:
+        """All steps that are left."""
+        batches: Iterator[Any] | None = None
+        since, losses = time.perf_counter(), list[float]()
+        while self._trainer.step < self._total:
+            epoch, done = divmod(self._trainer.step, self._setup.epoch_steps)
+            if batches is None or not done:
+                batches = self._begin(epoch, done)
+            rate = self._trainer.rate
+            value = self._trainer.train_step(batches)
+            self._check_loss(value)
+            losses.append(value)
+            if self._pruner is not None and (taken := self._pruner.step()) is not None:
+                self._pruned(taken, log)
+            step = self._trainer.step
+            if self._progress is not None:
+                self._progress(step, self._total, f"loss {value:.3g}")
+            if log is not None and (step % self._config.log.every == 0 or step == self._total):
+                now = time.perf_counter()
+                speed, mean = len(losses) / (now - since), sum(losses) / len(losses)
+                log.write("train", step, epoch=step / self._setup.epoch_steps, loss=mean, rate=rate, speed=speed)
+                since, losses = now, []
+            at_end = step % self._setup.epoch_steps == 0
+            if at_end and (step // self._setup.epoch_steps) % self._config.log.evaluate == 0:
+                self._validate(log)
+            if step % self._config.log.checkpoint == 0 if self._config.log.checkpoint else at_end:
+                self._save()
+
+    def _begin(self, epoch: int, done: int) -> Iterator[Any]:
+        """The batches of an epoch, some steps of which are done, with the random numbers that come after these."""
+        rank = 0 if self._setup.train.in_step else self._accelerator.process_index
+        seed_all(mixed_seed(self._config.seed, epoch, rank))
+        batches = self._setup.train.epoch(epoch, done * self._config.tune.accumulate)
+        if done:
+            restore_random_state(self._random[self._accelerator.process_index])
+        return batches
+
+    def _check_loss(self, value: float) -> None:
+        if not math.isfinite(value):
+            found = find_collapse(self._trainer.module, self._probe())
+            layer = None if found is None or found.finite else found.layer
+            raise not_finite(value, self._trainer.step + 1, layer)
+
+    def _pruned(self, taken: PruneStep, log: RunLog | None) -> None:
+        """A pruning step was taken; after the last one the network is sliced."""
+        assert self._pruner is not None
+        with random_kept():
+            if log is not None:
+                log.write("prune", self._trainer.step, **asdict(taken))
+            if self._pruner.done:
+                self._slice()
+            if self._config.log.estimate:
+                self._facts["pruned"] = self._measure(self._trainer.module, self._config.log.estimate)
+                self._note(log, "pruned", self._facts["pruned"])
+        if self._pruner is None:
+            self._save()
+            self._stage("fine-tune")
+
+    def _slice(self) -> None:
+        assert self._pruner is not None
+        self._stage("slice")
+        result = self._pruner.finish()
+        self._recipe, self._report, self._pruner = result.recipe, result.report.to_json(), None
+        self._packed = checkpoint.pack(result.module, result.recipe, self._report)
+        self._trainer = self._make_trainer(result.module, self._trainer.step)
+        if count := self._config.prune.recalibrate:
+            recalibrate_batch_norm(result.module, self._setup.train.all(), count)
+        self._teach()
+        self._guard()
+
+    def _guard(self) -> None:
+        """Warns of a layer that has collapsed."""
+        found = find_collapse(self._trainer.module, self._probe())
+        if found is not None and str(found) not in self._warnings:
+            self._warnings.append(str(found))
+            if self._main:
+                _log.warning("warning: %s", found)
+
+    def _probe(self) -> tuple[Any, ...]:
+        """The inputs of one batch, always the same ones."""
+        if self._probed is None:
+            with random_kept():
+                self._probed, _ = split_batch(next(iter((self._setup.val or self._setup.train).all())))
+        device = self._accelerator.device
+        return tuple(x.to(device) if isinstance(x, Tensor) else x for x in self._probed)
+
+    def _measure(self, network: nn.Module, limit: int | None) -> Accuracy | None:
+        """Accuracy on the validation data, or some batches of it; None without any, or with a loss of one's own."""
+        if self._setup.val is None or self._setup.loss is not None:
+            return None
+        with random_kept():
+            return evaluate(
+                network,
+                self._setup.val.all(),
+                self._setup.shape,
+                device=self._accelerator.device,
+                autocast=self._accelerator.autocast,
+                total=lambda counts: self._accelerator.reduce(counts.to(self._accelerator.device), "sum"),
+                limit=limit,
+            )
+
+    def _validate(self, log: RunLog | None) -> None:
+        found = self._measure(self._trainer.evaluated, None)
+        self._validated = (self._trainer.step, found)
+        self._guard()
+        self._note(log, "evaluate", found)
+        if found is not None:
+            self._facts["best"] = max(found.top1, self._facts["best"] or 0.0)
+
+    def _note(self, log: RunLog | None, kind: str, found: Accuracy | None) -> None:
+        if log is not None and found is not None:
+            log.write(kind, self._trainer.step, top1=found.top1, top5=found.top5, examples=found.examples)
+
+    def _save(self) -> None:
+        """Writes the checkpoint."""
+        from accelerate.utils import gather_object
+
+        self._trainer.check_finite()
+        self._random = gather_object([random_state()])
+        if not self._main:
+            return
+        now = time.perf_counter()
+        self._facts["seconds"], self._begun = self._facts["seconds"] + now - self._begun, now
+        facts = {k: v if isinstance(v, float | None) else [v.top1, v.top5, v.examples] for k, v in self._facts.items()}
+        save_run(
+            self._folder,
+            {
+                "config": to_data(self._config),
+                "prune": self._prune,
+                "fingerprint": self._fingerprint,
+                "slim": self._packed,
+                "pruner": None if self._pruner is None else self._pruner.state_dict(),
+                "trainer": self._trainer.state_dict(),
+                "random": self._random,
+                "facts": facts,
+            },
+        )
+
+    @contextmanager
+    def _logging(self) -> Iterator[RunLog | None]:
+        if not self._main:
+            yield None
+            return
+        with RunLog(self._folder, self._trainer.step, tensorboard=self._config.log.tensorboard) as log:
+            yield log
+
+    def _write(self) -> TrainReport:
+        self._stage("write")
+        if self._teacher is not None:
+            self._teacher.close()
+        self._trainer.check_finite()
+        report = TrainReport(
+            model=self._setup.loaded.name,
+            output=str(self._output),
+            folder=str(self._folder),
+            dense=self._facts["dense"],
+            pruned=self._facts["pruned"],
+            final=None if self._validated is None else self._validated[1],
+            best=self._facts["best"],
+            epochs=self._config.tune.epochs,
+            steps=self._trainer.step,
+            processes=self._accelerator.num_processes,
+            device=str(self._accelerator.device),
+            precision=self._config.precision or self._accelerator.mixed_precision.replace("no", "float32"),
+            latency=self._report.get("latency"),
+            resumed=self._resumed,
+            seed=self._config.seed,
+            seconds=self._facts["seconds"] + time.perf_counter() - self._begun,
+            warnings=tuple(self._warnings),
+        )
+        if self._main:
+            network = self._trainer.bare().eval()
+            assert isinstance(network, fx.GraphModule)
+            checkpoint.save_slim(
+                self._output, network, self._known_recipe, self._report | {"training": report.to_json()}
+            )
+        self._accelerator.wait_for_everyone()
+        return report

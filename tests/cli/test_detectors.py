@@ -1,0 +1,85 @@
+"""Every command takes a detector, and gives one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+import mdp_fx
+from tests.cli.networks import TORCH
+from tests.cli.running import Run
+from tests.detectors.tiny import SIDE, faster_rcnn, images, targets
+
+MODEL = "tests.detectors.tiny:ssd"
+TWO_STAGE = "tests.detectors.tiny:faster_rcnn"
+
+
+def prune(run: Run, model: str, *args: str) -> None:
+    done = run("prune", model, *TORCH, "--params", "50%", "-o", "slim.pt", "--recipe", "recipe.json", *args)
+    assert done.code == 0, done.err
+
+
+def test_prune_gives_the_same_class_which_trains_and_detects(run: Run) -> None:
+    prune(run, TWO_STAGE, "--onnx", "slim.onnx")
+    slim = mdp_fx.load("slim.pt")
+    assert type(slim) is type(faster_rcnn())
+    losses = slim.train()(list(images(2)), targets(2))
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert len(slim.eval()(list(images(2)))) == 2
+    recipe = mdp_fx.Recipe.load("recipe.json")
+    assert recipe.input_shapes == [[1, 3, SIDE, SIDE]]  # its own size, and of the images alone
+    heads = [name for name in recipe.kept if name.startswith(("rpn.", "roi_heads."))]
+    assert any(len(recipe.kept[name]) < recipe.group_sizes[name] for name in heads)
+    session = onnxruntime.InferenceSession("slim.onnx", providers=["CPUExecutionProvider"])
+    assert [len(value.shape) for value in session.get_inputs()] == [4, 3]  # images, and boxes to pool
+    assert run("apply", TWO_STAGE, "--recipe", "recipe.json", "-o", "again.pt").code == 0
+    again = mdp_fx.load("again.pt")
+    for name, value in slim.state_dict().items():
+        assert again.state_dict()[name].shape == value.shape
+
+
+def test_backbone_only(run: Run) -> None:
+    prune(run, MODEL, "--backbone-only")
+    recipe = mdp_fx.Recipe.load("recipe.json")
+    cut = [name for name, size in recipe.group_sizes.items() if len(recipe.kept[name]) < size]
+    assert cut
+    assert all(name.startswith("backbone") for name in cut)
+
+
+def test_other_commands_take_it(run: Run) -> None:
+    prune(run, MODEL)
+    facts = run("inspect", MODEL, "--json").json
+    assert "backbone.one.0" in str(facts)
+    rows = run("bench", MODEL, "slim.pt", *TORCH, "--json").json["networks"]
+    assert [row["name"] for row in rows] == [MODEL, "slim.pt"]
+    compared = run("diff", MODEL, "slim.pt", "--json").json
+    assert compared["params"][1] < compared["params"][0]
+    assert run("profile", MODEL, *TORCH, "--step", "32", "--json").json["dense_ms"] > 0
+
+
+def test_export_of_maps_and_of_the_whole(run: Run) -> None:
+    maps = run("export", MODEL, "-o", "maps.onnx", "--json").json
+    assert maps["dynamic_batch"]
+    whole = run("export", MODEL, "--whole", "-o", "whole.onnx", "--json").json
+    assert not whole["dynamic_batch"]
+    session = onnxruntime.InferenceSession("whole.onnx", providers=["CPUExecutionProvider"])
+    assert {"boxes", "scores", "labels"} == {value.name for value in session.get_outputs()}
+
+
+def test_images_below_the_receptive_field(run: Run) -> None:
+    done = run("inspect", "torchvision:ssd300_vgg16", "--input", "3x96x96")
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert "too small for SSD" in done.err
+    assert "backbone.extra" in done.err
+    assert "--input" in done.err
+
+
+@pytest.mark.parametrize("extra", [("--to", "tensorrt"), ("--dtype", "float16")])
+def test_whole_is_for_onnx_alone(run: Run, extra: tuple[str, str]) -> None:
+    done = run("export", MODEL, "--whole", "-o", "x.onnx", *extra)
+    assert done.code == 2
+    assert not Path("x.onnx").exists()

@@ -1,0 +1,71 @@
+"""The layer that collapsed is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from mdp_fx.train.collapse import find_collapse
+from tests.cli.tiny import make_network
+
+INPUTS = (torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)
+
+
+def traced() -> fx.GraphModule:
+    return fx.symbolic_trace(make_network())
+
+
+def test_a_sound_network_has_not_collapsed() -> None:
+    assert find_collapse(traced(), INPUTS) is None
+
+
+@pytest.mark.parametrize("layer", ["stem.1", "head"])
+def test_a_layer_without_spread_is_named(layer: str) -> None:
+    network = traced()
+    with torch.no_grad():
+        network.get_submodule(layer).weight.zero_()
+        network.get_submodule(layer).bias.fill_(1.5)
+    found = find_collapse(network, INPUTS)
+    assert found is not None
+    assert found.layer == layer
+    assert found.dead == found.units
+    assert str(found).startswith(f"{layer} has collapsed: {found.units} of its {found.units} units give the same")
+
+
+def test_dead_units_after_a_shift_are_the_activation_s() -> None:
+    network = traced()
+    with torch.no_grad():
+        network.get_submodule("stem.1").bias.fill_(-1000.0)
+    found = find_collapse(network, INPUTS)
+    assert found is not None
+    assert found.layer == "stem.2"
+
+
+def test_a_layer_with_some_dead_units_has_not_collapsed() -> None:
+    network = traced()
+    with torch.no_grad():
+        network.get_submodule("stem.1").weight[:28].zero_()
+    assert find_collapse(network, INPUTS) is None
+
+
+def test_values_that_are_not_finite_are_told() -> None:
+    network = traced()
+    with torch.no_grad():
+        network.get_submodule("block.0").weight[0, 0, 0, 0] = float("nan")
+    found = find_collapse(network, INPUTS)
+    assert found is not None
+    assert str(found) == "block.0 gives values that are not finite"
+
+
+def test_one_example_says_nothing() -> None:
+    assert find_collapse(traced(), (INPUTS[0][:1],)) is None
+
+
+class Nothing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_network_that_is_no_graph_is_not_looked_into() -> None:
+    assert find_collapse(Nothing(), INPUTS) is None
