@@ -38,15 +38,22 @@ def gpu_dtypes() -> tuple[str, ...]:
     return DTYPES if compute_capability()[0] >= _AMPERE else tuple(name for name in DTYPES if name != "bfloat16")
 
 
-@cache
 def gpu_model() -> str:
-    """The GPU with all that decides how fast torch's libraries run on it."""
+    """The GPU itself: "NVIDIA TITAN V compute 7.0"."""
     major, minor = compute_capability()
-    cudnn = torch.backends.cudnn.version()
-    libraries = f"CUDA {torch.version.cuda} cuDNN {cudnn} torch {torch.__version__}"
-    return f"{gpu_name()} compute {major}.{minor} driver {_driver_version()} {libraries}"
+    return f"{gpu_name()} compute {major}.{minor}"
 
 
+def gpu_libraries() -> dict[str, str]:
+    """Versions of the driver and of the libraries that torch and others compute with on the GPU."""
+    return {
+        "driver": _driver_version(),
+        "CUDA": str(torch.version.cuda),
+        "cuDNN": str(torch.backends.cudnn.version()),
+    }
+
+
+@cache
 def _driver_version() -> str:
     """As nvidia-smi says, which comes with the driver; "unknown" where a container leaves it out."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -32,6 +32,18 @@ if TYPE_CHECKING:
 
 # TensorRT multiplies float32 in TF32 where the GPU can, which rounds as half precision does.
 _ALLOWED_ERROR = 1e-2
+_FORMATS = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "FP8": torch.float8_e4m3fn,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""torch's names of TensorRT's number formats; it packs those of four bits (INT4, FP4) in pairs, as torch does not."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,8 @@ def export_tensorrt(
         raise TargetError(f"export to TensorRT needs {' and '.join(lacking)}")
     with eval_mode(module), torch.no_grad():
         model = onnx_of_any_batch(*cast_network(module, example_inputs, dtype))
-        plan = build_engine(model, [tuple(value.shape) for value in example_inputs], timing_cache)
+        shapes = [tuple(value.shape) for value in example_inputs]
+        plan = build_engine(model, shapes, timing_cache, smaller_batches=True)
         try:
             network, inputs = cast_network(module, example_inputs, dtype, "cuda")
             expected = network(*inputs)
@@ -154,14 +167,20 @@ def load_tensorrt() -> Any:
         raise TargetError(message) from error
 
 
-def build_engine(model: bytes, shapes: Sequence[tuple[int, ...]], timing_cache: Path | None = None) -> bytes:
+def build_engine(
+    model: bytes,
+    shapes: Sequence[tuple[int, ...]],
+    timing_cache: Path | None = None,
+    *,
+    smaller_batches: bool = False,
+) -> bytes:
     """Builds an engine from ONNX, for this machine's GPU.
 
     Args:
         model: the ONNX file's content, written in the number format that the engine is to have.
-        shapes: of the inputs, in order. A dynamic batch may be any up to the one here, for which the engine is tuned;
-            other dynamic axes are fixed.
+        shapes: of the inputs, in order, for which the engine is tuned; dynamic axes are fixed to them.
         timing_cache: folder where TensorRT keeps what it learned about kernels, for the next engine.
+        smaller_batches: a dynamic batch may be any from 1 to the one in `shapes`. That can take other kernels.
 
     Raises:
         TargetError: TensorRT is missing.
@@ -184,18 +203,19 @@ def build_engine(model: bytes, shapes: Sequence[tuple[int, ...]], timing_cache: 
     for index, shape in enumerate(shapes):
         tensor = network.get_input(index)
         if -1 in tuple(tensor.shape):
-            profile.set_shape(tensor.name, _smallest(tuple(tensor.shape), shape), shape, shape)
+            smallest = _smallest(tuple(tensor.shape), shape) if smaller_batches else shape
+            profile.set_shape(tensor.name, smallest, shape, shape)
             dynamic = True
     if dynamic:
         config.add_optimization_profile(profile)
     cache_file = None if timing_cache is None else timing_cache / _cache_name(trt.__version__, gpu_name())
     _use_timing_cache(config, cache_file)
+    log.errors.clear()  # a cache of other kernels is rejected as an error, and does no harm
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _refusal("cannot build an engine", log.errors)
     if cache_file is not None:
-        learned = bytes(config.get_timing_cache().serialize())
-        atomic_write(cache_file, lambda file: file.write(learned))
+        _keep_timing_cache(config, cache_file)
     return bytes(plan)
 
 
@@ -234,19 +254,8 @@ class Engine:
         if len(reads) != len(inputs):
             raise ModelError(f"the engine has {len(reads)} inputs instead of {len(inputs)}")
         self.dynamic_batch = any(tuple(self._engine.get_tensor_shape(name))[:1] == (-1,) for name in reads)
-        formats = {
-            trt.DataType.FLOAT: torch.float32,
-            trt.DataType.HALF: torch.float16,
-            trt.DataType.BF16: torch.bfloat16,
-            trt.DataType.INT64: torch.int64,
-            trt.DataType.INT32: torch.int32,
-            trt.DataType.INT8: torch.int8,
-            trt.DataType.UINT8: torch.uint8,
-            trt.DataType.BOOL: torch.bool,
-        }
         self.inputs = tuple(
-            value.to("cuda", formats[self._engine.get_tensor_dtype(name)]).contiguous()
-            for name, value in zip(reads, inputs, strict=True)
+            value.to("cuda", self._format(name)).contiguous() for name, value in zip(reads, inputs, strict=True)
         )
         for name, value in zip(reads, self.inputs, strict=True):
             if not self._context.set_input_shape(name, tuple(value.shape)):
@@ -256,7 +265,7 @@ class Engine:
         shapes = [tuple(self._context.get_tensor_shape(name)) for name in writes]
         if any(-1 in shape for shape in shapes):
             raise ModelError("the shapes of the engine's outputs depend on what is in its inputs: it cannot be timed")
-        kinds = [formats[self._engine.get_tensor_dtype(name)] for name in writes]
+        kinds = [self._format(name) for name in writes]
         if outputs is None:
             outputs = [torch.empty(shape, dtype=kind, device="cuda") for shape, kind in zip(shapes, kinds, strict=True)]
         if [(tuple(value.shape), value.dtype) for value in outputs] != list(zip(shapes, kinds, strict=True)):
@@ -264,6 +273,12 @@ class Engine:
         self.outputs = tuple(outputs)
         for name, value in zip([*reads, *writes], [*self.inputs, *self.outputs], strict=True):
             self._context.set_tensor_address(name, value.data_ptr())
+
+    def _format(self, name: str) -> torch.dtype:
+        kind: str = self._engine.get_tensor_dtype(name).name
+        if kind not in _FORMATS:
+            raise ModelError(f"the engine has {name!r} in {kind}, which torch has no numbers of: it cannot be run here")
+        return _FORMATS[kind]
 
     def enqueue(self) -> None:
         """Enqueues one inference on torch's current stream.
@@ -303,6 +318,15 @@ def _use_timing_cache(config: trt.IBuilderConfig, file: Path | None) -> None:
             return
 
 
+def _keep_timing_cache(config: trt.IBuilderConfig, file: Path) -> None:
+    """Adds what was learned to what others have written in the meantime."""
+    learned = config.get_timing_cache()
+    known = config.create_timing_cache(file.read_bytes()) if file.is_file() else None
+    cache = known if known is not None and known.combine(learned, False) else learned
+    data = bytes(cache.serialize())
+    atomic_write(file, lambda stream: stream.write(data))
+
+
 def _cache_name(version: str, gpu: str) -> str:
     return re.sub(r"[^\w.-]+", "-", f"tensorrt-{version}-{gpu}.timing")
 
@@ -329,5 +353,5 @@ def _make_log() -> Any:
 
 
 def _refusal(what: str, reasons: Sequence[str]) -> ModelError:
-    reason = reasons[0].strip() if reasons else "it does not say why"
+    reason = reasons[-1].strip() if reasons else "it does not say why"
     return ModelError(f"TensorRT {what}: {' '.join(reason.split())[:200]}")

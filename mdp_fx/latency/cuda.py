@@ -14,8 +14,10 @@ regions add up; what launching costs a network beyond that shows in its residual
 from __future__ import annotations
 
 import math
+import os
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from statistics import median
@@ -25,21 +27,22 @@ import torch
 from torch import Tensor
 
 from mdp_fx.errors import TargetError
-from mdp_fx.exporters.nvidia import gpu_dtypes, gpu_model, gpu_name, missing_gpu
+from mdp_fx.exporters.nvidia import gpu_dtypes, gpu_libraries, gpu_model, gpu_name, missing_gpu
 from mdp_fx.graph.casting import DTYPES
 from mdp_fx.latency.casting import check_dtype
-from mdp_fx.latency.cpu import check_threads
+from mdp_fx.latency.cpu import check_threads, cpu_model
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Effort, Timing, time_runs
 
-_METHOD = 1  # raise it when the way of measuring changes: older measurements are then not comparable
+_METHOD = 2  # raise it when the way of measuring changes: older measurements are then not comparable
 _ALIGNMENT = 8  # tensor cores take 16 bytes of half-precision channels at a time
 _CACHES_FLUSHED = 4
 _WINDOW_RUNS = 10
 _WINDOW_S = 0.02
-_NETWORK_WARM_UP_S = 3.0
-_REGION_WARM_UP_S = 0.2
+_NETWORK_WARM_UP_S = (1.0, 3.0)  # at least and at most
+_REGION_WARM_UP_S = (0.1, 0.5)
 _STEADY = 0.02
+_STEADY_WINDOWS = 3
 _HEAD_START = 2.0
 _MOST_FLUSHES = 100
 
@@ -78,27 +81,29 @@ class CudaTimer:
         """Waits for what was enqueued on other streams: weights and inputs come on torch's own."""
         torch.cuda.synchronize()
 
-    def warm_up(self, enqueue: Enqueue, most_s: float) -> float:
+    def warm_up(self, enqueue: Enqueue, least_s: float, most_s: float) -> float:
         """Runs until a run's time is steady: clocks have risen, libraries have chosen their kernels.
 
         Args:
             enqueue: one run.
+            least_s: seconds to go on for in any case: an idle device raises its clocks in steps, and is steady on each.
             most_s: seconds after which it is taken for steady.
 
         Returns:
             Seconds that the processor takes to enqueue a run.
         """
         self.wait()
-        started, before = time.perf_counter(), math.inf
+        started, latest = time.perf_counter(), deque[float](maxlen=_STEADY_WINDOWS)
         while True:
             window = time.perf_counter()
             runs: list[tuple[float, float]] = []
             while len(runs) < _WINDOW_RUNS or time.perf_counter() - window < _WINDOW_S:
                 runs.append(self.seconds(enqueue))
-            now = median(device_s for device_s, _ in runs)
-            if abs(now - before) <= _STEADY * now or time.perf_counter() - started > most_s:
+            latest.append(median(device_s for device_s, _ in runs))
+            steady = len(latest) == _STEADY_WINDOWS and max(latest) - min(latest) <= _STEADY * latest[-1]
+            elapsed = time.perf_counter() - started
+            if elapsed > most_s or (steady and elapsed >= least_s):
                 return median(enqueued_s for _, enqueued_s in runs)
-            before = now
 
     def time_region(
         self, enqueue: Enqueue, inputs: Sequence[Tensor], effort: Effort, *, launched: bool = False
@@ -111,7 +116,7 @@ class CudaTimer:
             effort: how long to go on.
             launched: the processor launches every kernel in a network too: where that takes longer, it counts.
         """
-        flushes = self._flushes(self.warm_up(enqueue, _REGION_WARM_UP_S))
+        flushes = self._flushes(self.warm_up(enqueue, *_REGION_WARM_UP_S))
 
         def make_busy() -> None:
             with torch.cuda.stream(self.stream), torch.inference_mode():
@@ -150,7 +155,7 @@ class CudaRunner(Runner):
     def __init__(self, timer: CudaTimer, enqueue: Enqueue) -> None:
         self._timer = timer
         self._enqueue: Enqueue | None = enqueue
-        timer.warm_up(enqueue, _NETWORK_WARM_UP_S)
+        timer.warm_up(enqueue, *_NETWORK_WARM_UP_S)
 
     def __call__(self) -> float:
         if self._enqueue is None:
@@ -170,6 +175,7 @@ class GpuTarget(Target):
     """
 
     dtypes = DTYPES
+    method = _METHOD
     place: ClassVar[str] = "cuda"
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
@@ -194,8 +200,17 @@ class GpuTarget(Target):
         return missing_gpu()
 
     def fingerprint(self) -> str:
-        return " ".join([self.name, *self.runtime(), gpu_model(), self.dtype, f"m{_METHOD}"])
+        libraries = {**self.versions(), **gpu_libraries()}
+        named = [f"{name} {version}" for name, version in libraries.items()]
+        # the processor launches the kernels
+        device = [gpu_model(), "with", cpu_model(), *self.settings()]
+        return " ".join([self.name, *named, *device, self.dtype, f"m{self.method}"])
 
     @abstractmethod
-    def runtime(self) -> list[str]:
-        """What runs networks, with its version, beyond torch and its libraries."""
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that decide how fast it is: the one that runs networks, then the others."""
+
+    def settings(self) -> list[str]:
+        """What was set to something else than it is by default, and takes other kernels."""
+        override = os.environ.get("NVIDIA_TF32_OVERRIDE")
+        return [] if override is None else [f"NVIDIA_TF32_OVERRIDE={'_'.join(override.split())}"]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import torch
-from onnx_ir.passes import PassError
 from torch import Tensor, nn
 
-from mdp_fx.errors import ModelError, first_line
+from mdp_fx.errors import ModelError
 from mdp_fx.exporters.onnx_model import ONNX_DTYPES, to_onnx_bytes
 from mdp_fx.files import reading
 from mdp_fx.graph.casting import cast_network
 from mdp_fx.latency.casting import CastRegion
 from mdp_fx.latency.cuda import CudaRunner, Enqueue, GpuTarget
-from mdp_fx.latency.region_onnx import RegionTemplate, direct
+from mdp_fx.latency.region_onnx import RegionModels, agree, results_of
 from mdp_fx.latency.targets import RegionSpec, Runner
 from mdp_fx.latency.timing import Effort, Timing
 
@@ -39,11 +39,23 @@ class OnnxGpuTarget(GpuTarget):
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         super().__init__(threads, dtype)
-        self._templates: dict[str, RegionTemplate] = {}
+        self._models = RegionModels()
+
+    def versions(self) -> dict[str, str]:
+        writers = {"torch": torch.__version__, "onnxscript": metadata.version("onnxscript")}
+        return {**self.runtime(), **writers}
+
+    @abstractmethod
+    def runtime(self) -> dict[str, str]:
+        """Versions of what runs the models."""
 
     @abstractmethod
     def load(
-        self, model: bytes, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None, *, keep: bool = False
+        self,
+        model: bytes,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor] | None = None,
+        region: RegionSpec | None = None,
     ) -> Enqueue:
         """Makes a model ready to run.
 
@@ -51,7 +63,7 @@ class OnnxGpuTarget(GpuTarget):
             model: an ONNX file's content.
             inputs: what it reads, in device memory.
             outputs: where its results go, in device memory; by default wherever the runtime likes there.
-            keep: it is a whole network: what was built for it is worth keeping for the next time.
+            region: what the model is of; None for a whole network.
 
         Raises:
             ModelError: the runtime does not take the model, or not with these inputs and outputs.
@@ -81,7 +93,7 @@ class OnnxGpuTarget(GpuTarget):
             ModelError: the runtime does not take it, or not with these inputs.
         """
         with self.refusing(what):
-            return CudaRunner(self.timer, self.load(model, [value.to(self.place) for value in inputs], keep=True))
+            return CudaRunner(self.timer, self.load(model, [value.to(self.place) for value in inputs]))
 
     def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
         """Kernel time of the region alone, weights cold."""
@@ -90,47 +102,19 @@ class OnnxGpuTarget(GpuTarget):
         what = f"the region {region.key} at sizes {sizes}"
         with self.refusing(what):
             on_device, device_inputs = cast_network(module, inputs, self.dtype, self.place)
-            with torch.inference_mode():
-                result = on_device(*device_inputs)
-            expected = (result,) if isinstance(result, Tensor) else tuple(result)
+            expected = results_of(on_device, device_inputs)
             found = [torch.empty(value.shape, dtype=value.dtype, device=self.place) for value in expected]
             reason = "it computes something else than torch"
-            for model in self._models(region, sizes, module, inputs):
+            for model in self._models.of(region, sizes, module, inputs):
                 try:
-                    enqueue = self.load(model, device_inputs, found)
+                    enqueue = self.load(model.SerializeToString(), device_inputs, found, region)
                     self.timer.wait()
                     self.timer.seconds(enqueue)
                 except ModelError as error:
                     _log.debug("%s: %s", what, error)
                     reason = str(error)
                     continue
-                if agree(found, expected):
+                if agree(found, expected, _ALLOWED_ERROR):
                     return self.timer.time_region(enqueue, device_inputs, effort)
         message = f"{what} does not run on {self.name} in {self.dtype}: {reason}"
         raise ModelError(message)
-
-    def _models(
-        self, region: RegionSpec, sizes: tuple[int, ...], module: nn.Module, inputs: tuple[Tensor, ...]
-    ) -> Iterator[bytes]:
-        """The region as ONNX, the quickest way first; the next one is for when that does not compute the same."""
-        template = self._templates.get(region.key)
-        if template is None or not template.fits(module):
-            template = self._templates[region.key] = RegionTemplate(region)
-        while template.exact:
-            try:
-                resized = template.resize(module, inputs, sizes).SerializeToString()
-            except PassError as error:
-                _log.debug("region %s cannot be resized to %s: %s", region.key, sizes, first_line(error))
-            else:
-                yield resized
-            template.exact = template.learn()
-        yield direct(module, inputs).SerializeToString()
-
-
-def agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether a runtime computed what torch did, as far as number formats of few digits let it."""
-    for ours, theirs in zip(found, expected, strict=True):
-        a, b = ours.to(torch.float64), theirs.to(torch.float64)
-        if not a.isfinite().all() or (a - b).abs().max() > _ALLOWED_ERROR * max(float(b.abs().max()), 1e-6):
-            return False
-    return True

@@ -13,26 +13,22 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 import torch
 from numpy.typing import NDArray
-from onnx_ir.passes import PassError
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 
 from mdp_fx.errors import ModelError, TargetError, first_line
 from mdp_fx.exporters.onnx_model import to_onnx_bytes
-from mdp_fx.exporters.parity import max_relative_error
 from mdp_fx.graph.casting import cast_network
 from mdp_fx.latency.casting import CastRegion, check_dtype
 from mdp_fx.latency.cpu import CacheFlush, check_threads, cores_to_pin, cpu_model, vector_alignment
-from mdp_fx.latency.region_onnx import AFTER, PREFIX, InContext, RegionTemplate, direct, in_context
+from mdp_fx.latency.onnxruntime_sessions import RUNTIME_ERRORS, be_silent, chain_model, session_options
+from mdp_fx.latency.region_onnx import AFTER, PREFIX, RegionModels, agree, in_context, results_of
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
 from mdp_fx.latency.timing import Effort, Timing, time_runs
 
@@ -41,21 +37,18 @@ _log = logging.getLogger(__name__)
 FeedArray = NDArray[Any]
 
 _METHOD = 2  # raise it when the way of measuring changes: older measurements are then not comparable
-_SILENT = 4  # severity "fatal": errors come as exceptions, a second time on stderr helps nobody
 _CHAIN = 64
 _OVERHEAD_EFFORT = Effort(min_runs=50, max_runs=200)
 _KERNEL = "_kernel_time"
-
-_RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
-    value for value in vars(ort_state).values() if isinstance(value, type) and issubclass(value, Exception)
-)
-_REFUSALS: tuple[type[Exception], ...] = (*_RUNTIME_ERRORS, PassError)
+_BLOCKED = "_nchwc"  # the runtime's names for kernels that speak its blocked layout end so
+_UNBLOCK = "ReorderOutput"
 
 
 class OnnxRuntimeCpu(Target):
     """ONNX Runtime, CPU provider, default graph optimisations."""
 
     name = "onnxruntime:cpu"
+    method = _METHOD
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         self.threads = check_threads(threads)
@@ -64,10 +57,9 @@ class OnnxRuntimeCpu(Target):
         self.device = cpu_model()
         self.alignment = vector_alignment()
         self._flush = CacheFlush(self.threads)
-        self._templates: dict[str, RegionTemplate] = {}
+        self._models = RegionModels()
         self._overhead_s: float | None = None
-        onnxruntime.set_default_logger_severity(_SILENT)
-        onnxruntime.disable_telemetry_events()
+        be_silent()
 
     def fingerprint(self) -> str:
         runtime = f"onnxruntime {onnxruntime.__version__}"
@@ -78,7 +70,7 @@ class OnnxRuntimeCpu(Target):
         model = to_onnx_bytes(module, inputs)
         try:
             session = self._session(model)
-        except _RUNTIME_ERRORS as error:
+        except RUNTIME_ERRORS as error:
             message = (
                 f"onnxruntime does not take the exported network: {first_line(error)}; --target torch:cpu may help"
             )
@@ -94,7 +86,7 @@ class OnnxRuntimeCpu(Target):
         try:
             runner = self._runner(self._session(str(path)), inputs)
             runner()
-        except _RUNTIME_ERRORS as error:
+        except RUNTIME_ERRORS as error:
             message = f"onnxruntime does not take {path}: {first_line(error)}"
             raise ModelError(message) from error
         return runner
@@ -128,11 +120,11 @@ class OnnxRuntimeCpu(Target):
         """
         if self._overhead_s is None:
             with tempfile.TemporaryDirectory(prefix="mdp-fx-") as folder:
-                session = self._session(_chain(_CHAIN), Path(folder) / "profile")
+                session = self._session(chain_model(_CHAIN), Path(folder) / "profile")
                 self._chain_seconds(session)
                 profiled = Timing.of(_kernel_seconds(Path(session.end_profiling()).read_bytes(), 0.0)).low_s
-            shortest = self._chain_seconds(self._session(_chain(1)))
-            longest = self._chain_seconds(self._session(_chain(1 + _CHAIN)))
+            shortest = self._chain_seconds(self._session(chain_model(1)))
+            longest = self._chain_seconds(self._session(chain_model(1 + _CHAIN)))
             self._overhead_s = max(0.0, profiled - (longest - shortest)) / _CHAIN
             _log.debug("the profiler adds %.2f us per kernel", self._overhead_s * 1e6)
         return self._overhead_s
@@ -151,47 +143,33 @@ class OnnxRuntimeCpu(Target):
         profile: Path,
     ) -> tuple[onnxruntime.InferenceSession, dict[str, FeedArray]]:
         """A session of the region in context that computes what torch computes, after its first run."""
-        with torch.inference_mode():
-            outputs = _as_tuple(module(*inputs))
-        template = self._templates.get(region.key)
-        if template is None or not template.fits(module):
-            template = self._templates[region.key] = RegionTemplate(region)
-        while template.exact:
+        outputs = results_of(module, inputs)
+        what = f"the region {region.key} at sizes {sizes}"
+        refusal = ""
+        for model in self._models.of(region, sizes, module, inputs):
+            context = in_context(model, inputs, outputs)
             try:
-                context = in_context(template.resize(module, inputs, sizes), inputs, outputs)
                 session = self._session(context.model.SerializeToString(), profile)
-                if _agrees(session, context, module):
-                    return session, context.feeds
-            except _REFUSALS as error:
-                _log.debug("region %s resized to %s is refused: %s", region.key, sizes, first_line(error))
-            template.exact = template.learn()
-        _log.debug("region %s is exported at %s: it cannot be resized", region.key, sizes)
-        context = in_context(direct(module, inputs), inputs, outputs)
-        try:
-            session = self._session(context.model.SerializeToString(), profile)
-            if _agrees(session, context, module):
+                results = [torch.from_numpy(np.asarray(result)) for result in session.run(None, context.feeds)]
+            except RUNTIME_ERRORS as error:
+                refusal = f"onnxruntime does not take {what}: {first_line(error)}"
+                _log.debug("%s", refusal)
+                continue
+            if agree(results, results_of(module, context.inputs), averaged=context.averaged):
                 return session, context.feeds
-        except _RUNTIME_ERRORS as error:
-            message = f"onnxruntime does not take the region {region.key} at sizes {sizes}: {first_line(error)}"
-            raise ModelError(message) from error
-        message = f"onnxruntime and torch disagree on the region {region.key} at sizes {sizes}"
-        raise ModelError(message)
+            refusal = f"onnxruntime and torch disagree on {what}"
+        raise ModelError(refusal)
 
     def _session(self, model: bytes | str, profile: Path | None = None) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        options = session_options(self.threads, profile)
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = _SILENT
         # Networks are timed in turn: the idle ones' threads must not spin on the cores that the running one needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if len(self._cores) > 1:  # processors count from 1 here, and the calling thread is not among them
             others = ";".join(str(core + 1) for core in self._cores[1:])
             options.add_session_config_entry("session.intra_op_thread_affinities", others)
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -221,53 +199,21 @@ def _kernel_seconds(profile: bytes, overhead_s: float) -> list[float]:
         TargetError: the profile has no runs in it, as if its format had changed.
     """
     runs: list[float] = []
-    seconds, after = 0.0, False
+    microseconds, kernels, previous = 0, 0, ""
     for event in json.loads(profile):
         name = str(event.get("name", ""))
         if name == "model_run":
-            runs.append(seconds)
-            seconds, after = 0.0, False
+            # The profiler cuts times down to whole microseconds: only their sum is worth comparing with the overhead.
+            runs.append(max(0.0, microseconds * 1e-6 - kernels * overhead_s))
+            microseconds, kernels, previous = 0, 0, ""
         elif name.endswith(_KERNEL):
-            if name.startswith(PREFIX):
-                after = name.startswith(AFTER)
-            elif not after:  # what comes after the following neighbour only gives the output back to the caller
-                seconds += max(0.0, event["dur"] * 1e-6 - overhead_s)
+            # A neighbour behind an output that speaks the blocked layout is followed at once by the kernel that gives
+            # its result back to the caller.
+            gives_back = name.startswith(_UNBLOCK) and previous.startswith(AFTER) and _BLOCKED in previous
+            if not name.startswith(PREFIX) and not gives_back:
+                microseconds, kernels = microseconds + event["dur"], kernels + 1
+            previous = name
     if not runs:
         message = f"onnxruntime {onnxruntime.__version__} writes profiles without runs: use another version"
         raise TargetError(message)
     return runs
-
-
-def _chain(length: int) -> bytes:
-    """A model of `length` kernels in a row on a single number."""
-    number = (onnx.TensorProto.FLOAT, [1])
-    nodes = [
-        onnx.helper.make_node("Neg" if index % 2 else "Abs", [f"x{index}"], [f"x{index + 1}"])
-        for index in range(length)
-    ]
-    first, last = (onnx.helper.make_tensor_value_info(name, *number) for name in ("x0", f"x{length}"))
-    graph = onnx.helper.make_graph(nodes, "chain", [first], [last])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
-    data: bytes = model.SerializeToString()
-    return data
-
-
-def _agrees(session: onnxruntime.InferenceSession, context: InContext, module: nn.Module) -> bool:
-    results = session.run(None, context.feeds)
-    with torch.inference_mode():
-        expected = _as_tuple(module(*context.inputs))
-    if len(results) != len(expected):
-        return False
-    for result, tensor, averaged in zip(results, expected, context.averaged, strict=True):
-        wanted = (tensor.mean(1, keepdim=True) if averaged else tensor).numpy()
-        if result.shape != wanted.shape or not np.isfinite(result).all():
-            return False
-        # an average of large terms may be small: the terms set the scale of the rounding
-        limit = max_relative_error(tensor.dtype) * max(float(tensor.abs().max()), 1e-6)
-        if np.abs(result - wanted).max(initial=0.0) > limit:
-            return False
-    return True
-
-
-def _as_tuple(result: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (result,) if isinstance(result, Tensor) else tuple(result)

@@ -2,14 +2,20 @@
 
 All run on our stream, with inputs and outputs bound to device memory: copies to and from it do not count, and a run is
 enqueued without waiting for it.
+
+What a provider declines, ONNX Runtime runs on the next one and says nothing. So the first run of every model is
+profiled, and each node says where it ran: some part of a network must run on the provider that the target is named for.
+A region may be declined, as it is in its network; but nothing on the GPU means that nothing can be timed there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
+import json
+import logging
 import re
+import tempfile
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cache
@@ -17,7 +23,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
-import onnx
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
@@ -29,8 +34,13 @@ from mdp_fx.exporters.nvidia import compute_capability, gpu_name
 from mdp_fx.latency.cache_folders import cache_folder
 from mdp_fx.latency.cuda import Enqueue
 from mdp_fx.latency.onnx_gpu import OnnxGpuTarget
+from mdp_fx.latency.onnxruntime_sessions import RUNTIME_ERRORS, be_silent, chain_model, session_options
+from mdp_fx.latency.targets import RegionSpec
 
-_SILENT = 4  # severity "fatal": errors come as exceptions, a second time on stderr helps nobody
+_log = logging.getLogger(__name__)
+
+_PROCESSOR = "CPUExecutionProvider"
+_COPIES = ("MemcpyFromHost", "MemcpyToHost")  # between providers: where they run says nothing
 _LIBRARIES = Path(ort_state.__file__).parent
 _RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 
@@ -40,7 +50,7 @@ _REFUSALS: tuple[type[Exception], ...] = (
     RuntimeError,
     ImportError,  # with OSError: a library that another one needs is not there
     OSError,
-    *(value for value in vars(ort_state).values() if isinstance(value, type) and issubclass(value, Exception)),
+    *RUNTIME_ERRORS,
 )
 
 
@@ -57,10 +67,10 @@ class _OnnxRuntimeGpu(OnnxGpuTarget):
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         super().__init__(threads, dtype)
-        onnxruntime.set_default_logger_severity(_SILENT)
-        onnxruntime.disable_telemetry_events()
+        self._declined: set[str] = set()
+        be_silent()
         try:
-            self._session(_smallest_model())
+            self._session(chain_model(1))
         except ModelError as error:
             message = f"target {self.name} does not start here: {self.needs()} ({first_line(error.__cause__)})"
             raise TargetError(message) from error
@@ -77,25 +87,40 @@ class _OnnxRuntimeGpu(OnnxGpuTarget):
     def needs(cls) -> str:
         """What the provider needs beside a GPU with its driver, and where it is."""
 
-    def runtime(self) -> list[str]:
-        return [f"onnxruntime {onnxruntime.__version__}"]
+    def runtime(self) -> dict[str, str]:
+        return {"onnxruntime": onnxruntime.__version__}
 
     def load(
-        self, model: bytes, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None, *, keep: bool = False
+        self,
+        model: bytes,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor] | None = None,
+        region: RegionSpec | None = None,
     ) -> Enqueue:
-        return BoundSession(self._session(model, keep), inputs, outputs)
+        with tempfile.TemporaryDirectory(prefix="mdp-fx-") as folder:
+            session = self._session(model, Path(folder) / "profile")
+            enqueue = BoundSession(session, inputs, outputs)
+            self.timer.wait()
+            self.timer.seconds(enqueue)
+            used = providers_used(Path(session.end_profiling()).read_bytes())
+        if self.provider in used:
+            return enqueue
+        others = " and ".join(sorted(used)) or "nothing"
+        if region is None or used <= {_PROCESSOR}:
+            raise ModelError(f"{self.provider} takes no part of it, {others} runs it")
+        if region.key not in self._declined:
+            self._declined.add(region.key)
+            _log.warning("%s takes no part of the region %s, %s runs it", self.provider, region.key, others)
+        return enqueue
 
-    def _session(self, model: bytes, keep: bool = False) -> onnxruntime.InferenceSession:
-        """A session on the provider.
+    def _session(self, model: bytes, profile: Path | None = None) -> onnxruntime.InferenceSession:
+        """A session on the provider; its runs are profiled until it is told to end that.
 
         Raises:
             ModelError: the model is refused, or the provider does not start.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = _SILENT
         try:
-            session = self._open(model, options, keep)
+            session = self._open(model, session_options(self.threads, profile))
             if self.provider not in session.get_providers():
                 # onnxruntime logs why it goes on without a provider, and raises nothing
                 raise RuntimeError(f"{self.provider} fell back to {session.get_providers()[0]}")
@@ -104,7 +129,7 @@ class _OnnxRuntimeGpu(OnnxGpuTarget):
         return session
 
     @abstractmethod
-    def _open(self, model: bytes, options: onnxruntime.SessionOptions, keep: bool) -> onnxruntime.InferenceSession:
+    def _open(self, model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
         """A session on the provider, or on another one where it does not start."""
 
     @property
@@ -123,7 +148,7 @@ class OnnxRuntimeCuda(_OnnxRuntimeGpu):
     def needs(cls) -> str:
         return f'it needs CUDA {onnxruntime.cuda_version} with cuDNN 9: pip install "mdp-fx[cuda]"'
 
-    def _open(self, model: bytes, options: onnxruntime.SessionOptions, keep: bool) -> onnxruntime.InferenceSession:
+    def _open(self, model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(model, options, providers=[cuda_provider(self.stream)], enable_fallback=0)
 
 
@@ -138,15 +163,13 @@ class OnnxRuntimeTensorRt(_OnnxRuntimeGpu):
         linked = linked_tensorrt(_LIBRARIES)
         return f'it needs TensorRT {linked}, which this onnxruntime is linked with: pip install "tensorrt=={linked}.*"'
 
-    def runtime(self) -> list[str]:
-        return [*super().runtime(), f"tensorrt {_tensorrt_version()}"]
+    def runtime(self) -> dict[str, str]:
+        return {**super().runtime(), **_tensorrt_version()}
 
-    def _open(self, model: bytes, options: onnxruntime.SessionOptions, keep: bool) -> onnxruntime.InferenceSession:
+    def _open(self, model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
         if importlib.util.find_spec("tensorrt_libs") is not None:
             importlib.import_module("tensorrt_libs")  # loads TensorRT's libraries, for onnxruntime to find
-        tensorrt = tensorrt_provider(
-            self.stream, self.dtype, cache_folder("onnxruntime-tensorrt"), model if keep else None
-        )
+        tensorrt = tensorrt_provider(self.stream, self.dtype, cache_folder("onnxruntime-tensorrt"))
         return onnxruntime.InferenceSession(
             model, options, providers=[tensorrt, cuda_provider(self.stream)], enable_fallback=0
         )
@@ -176,10 +199,10 @@ class OnnxRuntimeTensorRtRtx(_OnnxRuntimeGpu):
             f"{gpu_name()} has compute {major}.{minor}"
         )
 
-    def runtime(self) -> list[str]:
-        return [*super().runtime(), f"tensorrt-rtx plugin {importlib.import_module(_RTX_PACKAGE).__version__}"]
+    def runtime(self) -> dict[str, str]:
+        return {**super().runtime(), "tensorrt-rtx": importlib.import_module(_RTX_PACKAGE).__version__}
 
-    def _open(self, model: bytes, options: onnxruntime.SessionOptions, keep: bool) -> onnxruntime.InferenceSession:
+    def _open(self, model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
         devices = _rtx_devices()
         if not devices:
             raise RuntimeError("the plugin supports no GPU of this machine")
@@ -194,28 +217,22 @@ def cuda_provider(stream: int) -> Provider:
     return "CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": str(stream)}
 
 
-def tensorrt_provider(stream: int, dtype: str, folder: Path, kept: bytes | None) -> Provider:
+def tensorrt_provider(stream: int, dtype: str, folder: Path) -> Provider:
     """ONNX Runtime's TensorRT provider on a stream.
 
     Args:
         stream: handle of the stream.
         dtype: number format of the model.
-        folder: for its caches: what it learned about kernels, and engines.
-        kept: the model whose engines are to be kept, None for none. They are kept under its content's hash:
-            onnxruntime itself tells models apart by names in them, which one network shares with its slim versions.
+        folder: for what it learned about kernels. With that an engine is soon built again: none is kept, for every
+            pruning would leave some.
     """
-    options = {
+    return "TensorrtExecutionProvider", {
         "device_id": "0",
         "user_compute_stream": str(stream),
         "trt_fp16_enable": str(dtype == "float16"),
         "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(folder),
     }
-    if kept is not None:
-        options["trt_engine_cache_enable"] = "True"
-        options["trt_engine_cache_path"] = str(folder)
-        options["trt_engine_cache_prefix"] = hashlib.sha256(kept).hexdigest()[:16]
-    return "TensorrtExecutionProvider", options
 
 
 def rtx_options(stream: int, folder: Path) -> dict[str, str]:
@@ -234,6 +251,12 @@ def linked_tensorrt(libraries: Path) -> int | None:
         if found:
             return int(found.group(1))
     return None
+
+
+def providers_used(profile: bytes) -> set[str]:
+    """The providers on which the kernels in a profile ran."""
+    nodes = [event["args"] for event in json.loads(profile) if event.get("cat") == "Node"]
+    return {node["provider"] for node in nodes if "provider" in node and node.get("op_name") not in _COPIES}
 
 
 class BoundSession:
@@ -297,14 +320,14 @@ def _content(value: Tensor) -> tuple[int, tuple[int, ...], int]:
     return int(from_torch_dtype(value.dtype)), tuple(value.shape), value.data_ptr()
 
 
-def _tensorrt_version() -> str:
-    """Version of the installed package where it is the one that onnxruntime is linked with, else the major one."""
+def _tensorrt_version() -> dict[str, str]:
+    """Version of the installed package where it is what onnxruntime is linked with, else the library's major one."""
     linked = str(linked_tensorrt(_LIBRARIES))
     try:
         installed = metadata.version("tensorrt")
     except metadata.PackageNotFoundError:
-        return linked
-    return installed if installed.split(".")[0] == linked else linked
+        return {"nvinfer": linked}
+    return {"tensorrt": installed} if installed.split(".")[0] == linked else {"nvinfer": linked}
 
 
 @cache
@@ -313,12 +336,3 @@ def _rtx_devices() -> list[Any]:
     plugin = importlib.import_module(_RTX_PACKAGE)
     onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
     return [device for device in onnxruntime.get_ep_devices() if device.ep_name == plugin.get_ep_name()]
-
-
-def _smallest_model() -> bytes:
-    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Abs", ["x"], ["y"])], "smallest", [value], [result])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
-    data: bytes = model.SerializeToString()
-    return data

@@ -4,11 +4,13 @@ torch's exporter takes about a second, so a region is exported once and its grap
 those of the region built at the new sizes, under their names, and the exporter's own optimiser (5 ms) then folds and
 fuses as it would have done. Where sizes are written into the graph (the group count of a depthwise convolution, the
 shape of a reshape), a second export at other sizes shows which numbers follow which axis. Neither step knows any op:
-the caller compares the outputs with torch's at every size, and asks for a real export where they differ.
+whoever runs a model compares its outputs with torch's at every size (`agree`), and where they differ asks for the next
+one (`RegionModels`), of which the last one is a real export.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,11 +19,16 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx import numpy_helper
+from onnx_ir.passes import PassError
 from onnxscript import optimizer
 from torch import Tensor, nn
 
+from mdp_fx.errors import first_line
 from mdp_fx.exporters.onnx_model import quiet, to_onnx_model
+from mdp_fx.exporters.parity import max_relative_error
 from mdp_fx.latency.targets import RegionSpec
+
+_log = logging.getLogger(__name__)
 
 # Inputs of fewer channels are images: the network's own input, which comes from the user as it is.
 _IMAGE_CHANNELS = 4
@@ -29,7 +36,7 @@ _IMAGE_CHANNELS = 4
 PREFIX = "mdpfx_"
 AFTER = f"{PREFIX}out"
 
-Place = tuple[int, str, int]  # node, attribute or "initializer:NAME", position in its integers
+Place = tuple[int, str, int]  # node and attribute, or initializer and ""; position in its integers
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,78 @@ class RegionTemplate:
                 return False
             self._rules[place] = Written(axis, value, dense[axis])
         return bool(self._rules)
+
+
+class RegionModels:
+    """ONNX models of regions; what one export of a region has taught serves all of its sizes."""
+
+    def __init__(self) -> None:
+        self._templates: dict[str, RegionTemplate] = {}
+
+    def of(
+        self, region: RegionSpec, sizes: tuple[int, ...], module: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> Iterator[onnx.ModelProto]:
+        """The region as ONNX, the quickest way first; the next one is for when that does not compute the same.
+
+        Args:
+            region: that has been built as `module` with `inputs` at `sizes`.
+            sizes: one per axis.
+            module: on the processor.
+            inputs: positional inputs of its forward.
+
+        Raises:
+            ModelError: torch cannot export the region.
+        """
+        template = self._templates.get(region.key)
+        if template is None or not template.fits(module):
+            template = self._templates[region.key] = RegionTemplate(region)
+        while template.exact:
+            try:
+                resized = template.resize(module, inputs, sizes)
+            except PassError as error:
+                _log.debug("region %s cannot be resized to %s: %s", region.key, sizes, first_line(error))
+            else:
+                yield resized
+            template.exact = template.learn()
+        _log.debug("region %s is exported at %s: it cannot be resized", region.key, sizes)
+        yield direct(module, inputs)
+
+
+def results_of(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What torch computes."""
+    with torch.inference_mode():
+        result = module(*inputs)
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def agree(
+    found: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    allowed: float | None = None,
+    averaged: Sequence[bool] | None = None,
+) -> bool:
+    """Whether a runtime computed what torch did.
+
+    Args:
+        found: the runtime's results.
+        expected: torch's.
+        allowed: largest error, relative to the largest value of its output; by default that of the number format.
+        averaged: per output whether the runtime gives its average over axis 1; by default none.
+    """
+    if len(found) != len(expected):
+        return False
+    for ours, theirs, average in zip(found, expected, averaged or [False] * len(found), strict=True):
+        a, b = ours.to(torch.float64), theirs.to(torch.float64)
+        wanted = b.mean(1, keepdim=True) if average else b
+        if a.shape != wanted.shape or not a.isfinite().all():
+            return False
+        if a.numel() == 0:
+            continue
+        # an average of large terms may be small: the terms set the scale of the rounding
+        limit = (max_relative_error(theirs.dtype) if allowed is None else allowed) * max(float(b.abs().max()), 1e-6)
+        if not (a - wanted).abs().max() <= limit:
+            return False
+    return True
 
 
 def direct(module: nn.Module, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:

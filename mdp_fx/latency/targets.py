@@ -79,10 +79,12 @@ class Target(ABC):
         threads: CPU threads used.
         alignment: channel multiple at which this target's latency steps.
         can_run: whether it times anything; where not, it predicts from a table that came from elsewhere.
+        method: number of its way of measuring, at the end of its fingerprints; None where those do not age.
     """
 
     name: str
     can_run: ClassVar[bool] = True
+    method: ClassVar[int | None] = None
     dtypes: tuple[str, ...] = ("float32",)
     dtype: str = "float32"
     device: str = ""

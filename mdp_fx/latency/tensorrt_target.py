@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mdp_fx.exporters.onnx_export import onnx_of_any_batch
 from mdp_fx.exporters.tensorrt_engine import Engine, build_engine, load_tensorrt, missing_tensorrt
-from mdp_fx.graph.casting import cast_network
 from mdp_fx.latency.cache_folders import cache_folder
 from mdp_fx.latency.cuda import CudaRunner, Enqueue
 from mdp_fx.latency.onnx_gpu import OnnxGpuTarget
-from mdp_fx.latency.targets import Runner
+from mdp_fx.latency.targets import RegionSpec, Runner
 
 
 class TensorRt(OnnxGpuTarget):
-    """TensorRT through its Python API, strongly typed engines."""
+    """TensorRT through its Python API, strongly typed engines.
+
+    Networks and regions are both built for the very shapes of their inputs, so that their kernels are of one kind; an
+    engine of `mdp-fx export --to tensorrt`, which takes smaller batches too, is timed as it is.
+    """
 
     name = "tensorrt"
 
@@ -24,11 +26,8 @@ class TensorRt(OnnxGpuTarget):
     def lacking(cls) -> list[str]:
         return missing_tensorrt()
 
-    def runtime(self) -> list[str]:
-        return [f"tensorrt {load_tensorrt().__version__}"]
-
-    def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
-        return self.runner(onnx_of_any_batch(*cast_network(module, inputs, self.dtype)), inputs, "the network")
+    def runtime(self) -> dict[str, str]:
+        return {"tensorrt": load_tensorrt().__version__}
 
     def prepare_engine(self, data: bytes, inputs: tuple[Tensor, ...]) -> Runner:
         """Make an engine ready to run, in the number formats that it was built in.
@@ -44,7 +43,11 @@ class TensorRt(OnnxGpuTarget):
             return CudaRunner(self.timer, Engine(data, inputs).enqueue)
 
     def load(
-        self, model: bytes, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None, *, keep: bool = False
+        self,
+        model: bytes,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor] | None = None,
+        region: RegionSpec | None = None,
     ) -> Enqueue:
         plan = build_engine(model, [tuple(value.shape) for value in inputs], cache_folder("tensorrt"))
         return Engine(plan, inputs, outputs).enqueue

@@ -20,7 +20,7 @@ def titan(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(torch.version, "cuda", "12.4")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90100)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    nvidia.gpu_model.cache_clear()
+    nvidia._driver_version.cache_clear()
     return properties
 
 
@@ -45,13 +45,16 @@ def answer(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
         (None, "unknown"),
     ],
 )
-def test_the_fingerprint_names_device_driver_and_libraries(
-    titan: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, text: str | None, driver: str
-) -> None:
+@pytest.mark.usefixtures("titan")
+def test_the_driver_and_the_libraries_are_named(monkeypatch: pytest.MonkeyPatch, text: str | None, driver: str) -> None:
     answer(monkeypatch, text)
-    wanted = f"NVIDIA TITAN V compute 7.0 driver {driver} CUDA 12.4 cuDNN 90100 torch "
-    assert nvidia.gpu_model() == wanted + torch.__version__
-    nvidia.gpu_model.cache_clear()
+    assert nvidia.gpu_libraries() == {"driver": driver, "CUDA": "12.4", "cuDNN": "90100"}
+    nvidia._driver_version.cache_clear()
+
+
+@pytest.mark.usefixtures("titan")
+def test_the_gpu_itself_is_named() -> None:
+    assert nvidia.gpu_model() == "NVIDIA TITAN V compute 7.0"
 
 
 @pytest.mark.usefixtures("titan")

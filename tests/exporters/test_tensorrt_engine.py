@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from mdp_fx.errors import OutputError, TargetError
+from mdp_fx.errors import ModelError, OutputError, TargetError
 from mdp_fx.exporters import tensorrt_engine
 from mdp_fx.exporters.tensorrt_engine import (
+    Engine,
     EngineLayer,
     build_engine,
     export_tensorrt,
     missing_tensorrt,
     parse_layers,
 )
+from tests.exporters.fake_tensorrt import FakeTensorRt
 
 EXTRA = 'pip install "mdp-fx[tensorrt]"'
 
@@ -78,3 +80,70 @@ def test_a_dynamic_batch_starts_at_one_and_other_axes_stay() -> None:
 
 def test_timing_caches_are_told_apart_by_version_and_gpu() -> None:
     assert tensorrt_engine._cache_name("10.3.0", "NVIDIA TITAN V") == "tensorrt-10.3.0-NVIDIA-TITAN-V.timing"
+
+
+def use(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRt) -> None:
+    """Puts it in TensorRT's place."""
+    monkeypatch.setattr(tensorrt_engine, "load_tensorrt", lambda: trt)
+    monkeypatch.setattr(tensorrt_engine, "gpu_name", lambda: "GPU")
+
+
+@pytest.mark.parametrize(("smaller_batches", "smallest"), [(False, (16, 3, 32, 32)), (True, (1, 3, 32, 32))])
+def test_only_an_engine_for_smaller_batches_takes_other_shapes(
+    smaller_batches: bool, smallest: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = FakeTensorRt([(-1, 3, -1, -1), (4,)])
+    use(monkeypatch, trt)
+    shape = (16, 3, 32, 32)
+    assert build_engine(b"", [shape, (4,)], smaller_batches=smaller_batches) == b"engine"
+    assert trt.profiles == {"x0": (smallest, shape, shape)}
+
+
+def test_the_last_error_is_shown_and_a_stale_cache_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trt = FakeTensorRt([(2, 3)])
+    use(monkeypatch, trt)
+    file = tmp_path / tensorrt_engine._cache_name(trt.__version__, "GPU")
+    file.write_bytes(b"stale")
+    trt.errors = ["a symptom", "the cause"]
+    with pytest.raises(ModelError, match=r"^TensorRT cannot build an engine: the cause$"):
+        build_engine(b"", [(2, 3)], tmp_path)
+    assert file.read_bytes() == b"stale"
+    trt.build_serialized_network = lambda *_: None  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=r"^TensorRT cannot build an engine: it does not say why$"):
+        build_engine(b"", [(2, 3)], tmp_path)
+
+
+def test_what_two_builders_learn_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trt = FakeTensorRt([(2, 3)])
+    use(monkeypatch, trt)
+    build_engine(b"", [(2, 3)], tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert file.read_bytes() == b"new"
+    trt.learned, trt.meanwhile = "newer", lambda: file.write_bytes(b"new,other")
+    build_engine(b"", [(2, 3)], tmp_path)
+    assert file.read_bytes() == b"new,newer,other"
+
+
+def test_a_stale_cache_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trt = FakeTensorRt([(2, 3)])
+    use(monkeypatch, trt)
+    file = tmp_path / tensorrt_engine._cache_name(trt.__version__, "GPU")
+    file.write_bytes(b"stale")
+    build_engine(b"", [(2, 3)], tmp_path)
+    assert file.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("kind", ["FP4", "INT4", "E8M0"])
+@pytest.mark.parametrize("tensor", ["x", "y"])
+def test_number_formats_that_torch_lacks_are_refused(kind: str, tensor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeTensorRt([], {"x": "FLOAT", "y": "FLOAT", tensor: kind}))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, _, kind: self.type(kind))
+    with pytest.raises(ModelError, match=rf"^the engine has '{tensor}' in {kind}, which torch has no numbers of"):
+        Engine(b"", [torch.zeros(2, 3)])
+
+
+def test_an_engine_of_eight_bit_numbers_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeTensorRt([], {"x": "FP8", "y": "HALF"}))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, _, kind: self.type(kind))
+    engine = Engine(b"", [torch.zeros(2, 3)], [torch.zeros(2, 3, dtype=torch.float16)])
+    assert engine.inputs[0].dtype == torch.float8_e4m3fn

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mdp_fx.errors import TargetError
-from mdp_fx.latency import Effort, get_target
+from mdp_fx.latency import Effort, cuda, get_target
 from mdp_fx.latency.cuda import CudaRunner, CudaTimer, Enqueue
 
 QUICK = Effort(min_runs=3, max_runs=3, warm_up=1)
@@ -52,15 +53,41 @@ def test_without_a_gpu_a_target_says_what_it_needs(name: str, monkeypatch: pytes
 
 def test_the_warm_up_ends_when_runs_are_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdp_fx.latency.cuda._WINDOW_S", 0.0)
-    timer = Clockwork(*[(seconds, 1e-5) for seconds in (4.0, 3.0, 2.0, 1.5, 1.01, 1.0, 0.5) for _ in range(10)])
-    assert timer.warm_up(lambda: None, 60.0) == 1e-5
+    timer = Clockwork(*[(seconds, 1e-5) for seconds in (4.0, 3.0, 2.0, 1.01, 1.0, 1.005, 0.5) for _ in range(10)])
+    assert timer.warm_up(lambda: None, 0.0, 60.0) == 1e-5
     assert timer.order == ["wait", *["run"] * 60]
+
+
+def test_two_windows_at_the_clock_of_an_idle_device_are_not_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdp_fx.latency.cuda._WINDOW_S", 0.0)
+    timer = Clockwork(*[(seconds, 1e-5) for seconds in (2.0, 2.0, 1.0) for _ in range(10)])
+    timer.warm_up(lambda: None, 0.0, 60.0)
+    assert timer.order == ["wait", *["run"] * 50]
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Clockwork:
+    """A device whose runs take a millisecond, by the processor's clock too."""
+    timer = Clockwork((1e-3, 1e-5))
+    timer._flush_s = 1e-4
+    monkeypatch.setattr(cuda, "time", SimpleNamespace(perf_counter=lambda: 1e-3 * timer.order.count("run")))
+    return timer
+
+
+def test_a_region_is_warmed_up_for_a_while_though_all_is_steady(ticking: Clockwork) -> None:
+    ticking.time_region(lambda: None, [torch.ones(2)], QUICK)
+    assert 100 <= ticking.order.index("flush") < 200
+
+
+def test_a_network_is_warmed_up_for_longer(ticking: Clockwork) -> None:
+    CudaRunner(ticking, lambda: None)
+    assert 1000 <= ticking.order.count("run") < 1200
 
 
 def test_a_device_that_is_never_steady_is_warm_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdp_fx.latency.cuda._WINDOW_S", 0.0)
     timer = Clockwork(*[(float(2**index), 2e-5) for index in range(100) for _ in range(10)])
-    assert timer.warm_up(lambda: None, 0.0) == 2e-5
+    assert timer.warm_up(lambda: None, 0.0, 0.0) == 2e-5
     assert timer.order == ["wait", *["run"] * 10]
 
 

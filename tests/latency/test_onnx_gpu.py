@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
@@ -13,32 +12,15 @@ from torch import Tensor, nn
 from mdp_fx.errors import ModelError
 from mdp_fx.exporters.onnx_model import to_onnx_bytes
 from mdp_fx.latency import Effort
-from mdp_fx.latency.cuda import CudaTimer, Enqueue
-from mdp_fx.latency.onnx_gpu import OnnxGpuTarget, agree
+from mdp_fx.latency.cuda import Enqueue
+from mdp_fx.latency.onnx_gpu import OnnxGpuTarget
 from mdp_fx.latency.onnxruntime_gpu import BoundSession
-from mdp_fx.latency.region_onnx import RegionTemplate
+from mdp_fx.latency.region_onnx import RegionModels
+from mdp_fx.latency.targets import RegionSpec
+from tests.latency.gpu import WallTimer
 from tests.latency.regions import Built, Region, constant_region, conv_region, depthwise_region, token_region
 
 QUICK = Effort(min_runs=3, max_runs=3, warm_up=1)
-
-
-class WallTimer(CudaTimer):
-    """The wall's clock, on the processor."""
-
-    def __init__(self) -> None:
-        self.stream = None
-        self._flush_s = 1.0
-
-    def wait(self) -> None:
-        pass
-
-    def seconds(self, enqueue: Enqueue) -> tuple[float, float]:
-        begin = time.perf_counter()
-        enqueue()
-        return time.perf_counter() - begin, 0.0
-
-    def _flush(self) -> None:
-        pass
 
 
 class InPlace(OnnxGpuTarget):
@@ -50,15 +32,19 @@ class InPlace(OnnxGpuTarget):
     def __init__(self, dtype: str = "float32") -> None:
         self.dtype = dtype
         self.timer = WallTimer()
-        self._templates: dict[str, RegionTemplate] = {}
+        self._models = RegionModels()
         self.loaded: list[bytes] = []
         self.refused = 0
 
-    def runtime(self) -> list[str]:
-        return []
+    def runtime(self) -> dict[str, str]:
+        return {}
 
     def load(
-        self, model: bytes, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None, *, keep: bool = False
+        self,
+        model: bytes,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor] | None = None,
+        region: RegionSpec | None = None,
     ) -> Enqueue:
         self.loaded.append(model)
         if self.refused:
@@ -71,8 +57,8 @@ class InPlace(OnnxGpuTarget):
 @pytest.fixture(autouse=True)
 def _quick_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdp_fx.latency.cuda._WINDOW_S", 0.0)
-    monkeypatch.setattr("mdp_fx.latency.cuda._NETWORK_WARM_UP_S", 0.0)
-    monkeypatch.setattr("mdp_fx.latency.cuda._REGION_WARM_UP_S", 0.0)
+    monkeypatch.setattr("mdp_fx.latency.cuda._NETWORK_WARM_UP_S", (0.0, 0.0))
+    monkeypatch.setattr("mdp_fx.latency.cuda._REGION_WARM_UP_S", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("region", [conv_region(add=True), depthwise_region(), token_region(), constant_region()])
@@ -83,8 +69,9 @@ def test_every_kind_of_region_is_timed_from_one_export(region: Region, dtype: st
         timing = target.time_region(region, tuple(size // divisor for size in region.dense_sizes), QUICK)
         assert timing.runs == 3
         assert timing.low_s > 0
-    assert len(target._templates) == 1
-    assert next(iter(target._templates.values())).exact
+    templates = target._models._templates
+    assert len(templates) == 1
+    assert next(iter(templates.values())).exact
 
 
 def test_what_the_runtime_refuses_is_exported_anew_and_then_an_error() -> None:
@@ -120,10 +107,3 @@ def test_networks_and_onnx_files_run_in_their_own_number_formats() -> None:
         target.runner(to_onnx_bytes(module, inputs), (*inputs, *inputs), "it")
     with pytest.raises(ModelError, match="onnxruntime cannot run the model"):
         target.runner(to_onnx_bytes(module, inputs), (torch.zeros(1, 9, 12, 12),), "it")
-
-
-def test_agreement_is_measured_by_the_largest_value() -> None:
-    one = [torch.tensor([100.0, 0.0])]
-    assert agree([torch.tensor([101.0, 1.0])], one)
-    assert not agree([torch.tensor([100.0, 9.0])], one)
-    assert not agree([torch.tensor([torch.nan, 0.0])], one)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
@@ -19,11 +21,13 @@ from mdp_fx.latency.onnxruntime_gpu import (
     OnnxRuntimeCuda,
     OnnxRuntimeTensorRt,
     OnnxRuntimeTensorRtRtx,
+    Provider,
     cuda_provider,
     linked_tensorrt,
-    rtx_options,
+    providers_used,
     tensorrt_provider,
 )
+from tests.latency.gpu import WallTimer, unstarted
 from tests.latency.regions import conv_region
 
 LIBRARIES = Path(ort_state.__file__).parent
@@ -32,33 +36,110 @@ needs_gpu_build = pytest.mark.skipif(
 )
 
 
-def test_all_run_on_the_stream() -> None:
-    assert cuda_provider(77) == ("CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": "77"})
-    assert tensorrt_provider(77, "float32", Path("c"), None)[1]["user_compute_stream"] == "77"
-    options = rtx_options(77, Path("c"))
-    assert (options["has_user_compute_stream"], options["user_compute_stream"]) == ("1", "77")
+class Spy:
+    """What sessions are made of, in the place of sessions."""
+
+    def __init__(self) -> None:
+        self.providers: list[Provider] = []
+
+    def __call__(self, _: bytes, __: object, *, providers: list[Provider], **___: object) -> Spy:
+        self.providers = providers
+        return self
 
 
-@pytest.mark.parametrize(("dtype", "allowed"), [("float32", "False"), ("float16", "True")])
-def test_tensorrt_may_use_the_number_format(dtype: str, allowed: str) -> None:
-    name, options = tensorrt_provider(1, dtype, Path("c"), None)
-    assert name == "TensorrtExecutionProvider"
-    assert options["trt_fp16_enable"] == allowed
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_sessions_run_on_the_timers_stream(
+    dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path))
+    spy = Spy()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    orders = {
+        "onnxruntime:cuda": ["CUDAExecutionProvider"],
+        "onnxruntime:tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
+    }
+    for name, order in orders.items():
+        target = unstarted(name, dtype)
+        assert isinstance(target, OnnxRuntimeCuda | OnnxRuntimeTensorRt)
+        target.timer = SimpleNamespace(stream=SimpleNamespace(cuda_stream=77))  # type: ignore[assignment]
+        target._open(b"", onnxruntime.SessionOptions())
+        assert [provider for provider, _ in spy.providers] == order
+        assert {options["user_compute_stream"] for _, options in spy.providers} == {"77"}
+    assert spy.providers[0][1]["trt_fp16_enable"] == str(dtype == "float16")
+    folder = Path(spy.providers[0][1]["trt_timing_cache_path"])
+    assert tmp_path in folder.parents
+    assert folder.is_dir()
+    assert capfd.readouterr() == ("", "")
 
 
-def test_engines_of_networks_are_kept_by_content_and_those_of_regions_are_not() -> None:
-    one, two, none = (tensorrt_provider(1, "float32", Path("c"), kept)[1] for kept in (b"1", b"2", None))
-    assert one["trt_engine_cache_path"] == one["trt_timing_cache_path"] == "c"
-    assert one["trt_engine_cache_prefix"] != two["trt_engine_cache_prefix"]
-    assert none["trt_timing_cache_enable"] == "True"
-    assert not [key for key in none if key.startswith("trt_engine")]
+class Registered(onnxruntime.InferenceSession):  # type: ignore[misc, unused-ignore]
+    """A session whose first provider has started, and declines everything."""
+
+    def get_providers(self) -> list[str]:
+        return ["TensorrtExecutionProvider", *super().get_providers()]
+
+
+class Declining(OnnxRuntimeTensorRt):
+    """The target onnxruntime:tensorrt on a processor."""
+
+    def __init__(self) -> None:
+        self.threads = 1
+        self.timer = WallTimer()
+        self._declined: set[str] = set()
+
+    def _open(self, model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+        return Registered(model, options, providers=["CPUExecutionProvider"])
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the user is told; torch notes its own steps there."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("mdp_fx")]
+
+
+def test_a_provider_that_takes_nothing_of_a_model_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    region = conv_region()
+    module, inputs = region.build((8, 8))
+    model = to_onnx_bytes(module, inputs)
+    target = Declining()
+    wanted = r"^TensorrtExecutionProvider takes no part of it, CPUExecutionProvider runs it$"
+    for of in (None, region):
+        with pytest.raises(ModelError, match=wanted):
+            target.load(model, inputs, region=of)
+    assert not said(caplog)
+
+
+def test_a_region_may_run_on_the_gpus_other_provider_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    region = conv_region()
+    module, inputs = region.build((8, 8))
+    model = to_onnx_bytes(module, inputs)
+    target = Declining()
+    monkeypatch.setattr(onnxruntime_gpu, "providers_used", lambda _: {"CUDAExecutionProvider"})
+    with pytest.raises(ModelError, match="CUDAExecutionProvider runs it"):
+        target.load(model, inputs)
+    for _ in range(2):
+        target.load(model, inputs, region=region)()
+    wanted = f"TensorrtExecutionProvider takes no part of the region {region.key}, CUDAExecutionProvider runs it"
+    assert said(caplog) == [wanted]
+    monkeypatch.setattr(onnxruntime_gpu, "providers_used", lambda _: {"TensorrtExecutionProvider"})
+    target.load(model, inputs)()
+
+
+def test_copies_between_providers_are_no_part_of_a_model() -> None:
+    def node(op: str, provider: str) -> dict[str, object]:
+        return {"cat": "Node", "name": f"{op}_kernel_time", "args": {"op_name": op, "provider": provider}}
+
+    events = [{"cat": "Session", "name": "model_run"}, node("MemcpyToHost", "CUDAExecutionProvider")]
+    events += [node("Conv", "CPUExecutionProvider")]
+    assert providers_used(json.dumps(events).encode()) == {"CPUExecutionProvider"}
 
 
 @needs_gpu_build
 def test_onnxruntime_knows_every_option() -> None:
     known = b"".join(path.read_bytes() for path in LIBRARIES.glob("*onnxruntime_pybind11_state*"))
     known += b"".join(path.read_bytes() for path in LIBRARIES.glob("libonnxruntime.so*"))
-    for _, options in (cuda_provider(1), tensorrt_provider(1, "float32", Path("c"), b"")):
+    for _, options in (cuda_provider(1), tensorrt_provider(1, "float32", Path("c"))):
         for key in options:
             assert key.encode() + b"\0" in known, key
     assert b"disable_synchronize_execution_providers\0" in known
