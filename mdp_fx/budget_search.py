@@ -19,7 +19,7 @@ from mdp_fx.latency.network import Calibration, RegionTables, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
-from mdp_fx.outcome import Outcome, SolverOptions
+from mdp_fx.outcome import Outcome, SolverOptions, selection_changes
 from mdp_fx.passes.base import Stage
 from mdp_fx.passes.build_space import build_space, unit_order
 from mdp_fx.passes.choices import Analysis, Choices
@@ -341,11 +341,6 @@ def absolute_limits(space: SearchSpace, others: Mapping[str, Budget]) -> dict[st
             msg = f"the {name} budget of {limit:,.0f} is above the {dense[name]:,.0f} of the dense network"
             raise BudgetError(f"{msg}: nothing needs pruning")
     return limits
-
-
-def selection_changes(selection: Selection, analysis: Analysis) -> bool:
-    """Whether a selection prunes anything at all."""
-    return bool(selection.removed_blocks) or any(selection.sizes[group.name] != group.size for group in analysis.groups)
 
 
 def _better(new: Outcome, old: Outcome) -> bool:

@@ -9,6 +9,7 @@ from torch import fx
 
 from mdp_fx.latency.network import Calibration
 from mdp_fx.latency.timing import Timing
+from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.minlp import Certificate
 from mdp_fx.passes.search_space import SearchSpace, Selection
 from mdp_fx.report.facts import Prediction
@@ -88,3 +89,8 @@ class Outcome:
     def miss(self) -> float:
         """Share by which the prediction is off, to either side."""
         return abs(self.predicted_s / self.slim_s - 1.0) if self.predicted_s is not None else 0.0
+
+
+def selection_changes(selection: Selection, analysis: Analysis) -> bool:
+    """Whether a selection prunes anything at all."""
+    return bool(selection.removed_blocks) or any(selection.sizes[group.name] != group.size for group in analysis.groups)

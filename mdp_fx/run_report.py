@@ -10,7 +10,7 @@ from torch import nn
 
 from mdp_fx.graph.axes import free_dims
 from mdp_fx.latency.targets import Target
-from mdp_fx.outcome import Outcome
+from mdp_fx.outcome import Outcome, selection_changes
 from mdp_fx.passes.channel_groups import find_frozen
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.recipe import Recipe, fingerprint
@@ -214,7 +214,7 @@ def _latency_warnings(analysis: Analysis, outcome: Outcome) -> Iterable[str]:
     rounds = f"after {outcome.rounds} round{'s' * (outcome.rounds > 1)}"
     if outcome.ratio > HIGH:
         yield f"the measured latency is {100 * (outcome.ratio - 1):.0f} % above the budget {rounds}"
-    elif outcome.ratio < LOW and outcome.prunes(analysis):
+    elif outcome.ratio < LOW and selection_changes(outcome.selection, analysis):
         yield f"the measured latency is {100 * (1 - outcome.ratio):.0f} % below the budget {rounds}: more could be kept"
     if outcome.miss > FAR_OFF:
         yield f"the predicted latency is {100 * outcome.miss:.0f} % off the measured one: see mdp-fx profile"

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 FeedArray = NDArray[Any]
 
-_METHOD = 2  # raise it when the way of measuring changes: older measurements are then not comparable
+_METHOD = 3  # raise it when the way of measuring changes: older measurements are then not comparable
 _CHAIN = 64
 _OVERHEAD_EFFORT = Effort(min_runs=50, max_runs=200)
 _KERNEL = "_kernel_time"

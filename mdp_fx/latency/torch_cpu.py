@@ -14,13 +14,14 @@ from mdp_fx.latency.cpu import CacheFlush, check_threads, cores_to_pin, cpu_mode
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
 from mdp_fx.latency.timing import Effort, Timing, time_runs
 
-_METHOD = 2  # raise it when the way of measuring changes: older measurements are then not comparable
+_METHOD = 3  # raise it when the way of measuring changes: older measurements are then not comparable
 
 
 class TorchCpu(Target):
     """PyTorch eager, inference mode."""
 
     name = "torch:cpu"
+    method = _METHOD
     dtypes = DTYPES
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
@@ -33,8 +34,6 @@ class TorchCpu(Target):
     def fingerprint(self) -> str:
         # What a script may have set takes other kernels.
         device = cpu_model() + ("" if torch.backends.mkldnn.enabled else " without oneDNN")
-        precision = torch.get_float32_matmul_precision()
-        device += "" if precision == "highest" else f" matmul {precision}"
         return f"{self.name} torch {torch.__version__} {device} threads {self.threads} {self.dtype} m{_METHOD}"
 
     def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:

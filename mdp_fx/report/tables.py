@@ -14,6 +14,7 @@ from rich.text import Text
 from mdp_fx.report import cells
 from mdp_fx.report.facts import (
     BRANCH,
+    LOADING,
     PEAK_MEMORY,
     BenchRow,
     BlockRow,
@@ -306,7 +307,9 @@ def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]
         return
     line = _calibration(found.calibration, found.calibration_offset_ms)
     residual = cells.share(found.residual_ms / found.dense_ms)
-    why = "that no region has: calls, layouts" if found.residual_ms >= 0 else "beside the regions, which take more alone"
+    why = (
+        "that no region has: calls, layouts" if found.residual_ms >= 0 else "beside the regions, which take more alone"
+    )
     far = abs(found.residual_ms) > _FAR * found.dense_ms
     if far:
         why += "; that is much: see that the machine is quiet, and measure again (mdp-fx table gc)"
@@ -355,7 +358,7 @@ def _bench_notes(rows: Sequence[BenchRow], measured: bool) -> Iterator[tuple[str
         yield from (("input", f"{shapes(row)} for {row.name}", "") for row in rows)
     for row in rows:
         if row.interval is not None and not row.proven:
-            what = f"that {row.name} and {rows[0].name} differ: the interval reaches what two loadings of one may differ by"
+            what = f"that {row.name} and {rows[0].name} differ: two loadings may, by {100 * LOADING:g} %"
             yield "not proven", what, "yellow"
     if len({row.inputs[0][:1] for row in rows if row.inputs}) > 1:
         yield "warning", "the batches differ, and the ratios are of whole batches: compare images/s", "yellow"

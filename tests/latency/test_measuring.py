@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mdp_fx.latency import LatencyTable, Timing, compare, measure_regions
-from mdp_fx.latency.measuring import time_in_turn
+from mdp_fx.latency.measuring import time_in_turn, timings_of
 from mdp_fx.latency.targets import RegionSpec, Runner
-from mdp_fx.latency.timing import Effort
+from mdp_fx.latency.timing import Effort, Runs
 
 from .fakes import FormulaTarget, steady
 from .regions import constant_region, conv_region, depthwise_region
@@ -172,3 +172,21 @@ def test_rounds_keep_the_runs_of_each_in_order() -> None:
     assert min(rounds["slow"].seconds) >= 3e-3
     assert min(rounds["fast"].seconds) >= 1e-3
     assert time_in_turn({}) == {}
+
+
+def test_networks_are_summarised_from_the_same_rounds() -> None:
+    # Another process takes the core in every other round of the long network, and in none of the short one.
+    long = Runs(1, [2.0, 1.0] * 15, [0.5, 1.0] * 15)
+    short = Runs(1, [0.4, 0.1] * 15, [1.0, 1.0] * 15)
+    found = timings_of({"long": long, "short": short})
+    assert (found["long"].median_s, found["short"].median_s) == (1.0, 0.1)
+    assert [each.disturbed for each in found.values()] == [0.5, 0.5]
+    assert [each.runs for each in found.values()] == [15, 15]
+
+
+def test_where_every_round_is_disturbed_all_of_them_count_for_all_networks() -> None:
+    long = Runs(1, [2.0] * 30, [0.5] * 30)
+    short = Runs(1, [0.4, 0.1] * 15, [0.5, 1.0] * 15)
+    found = timings_of({"long": long, "short": short})
+    assert (found["long"].median_s, found["short"].median_s) == (2.0, pytest.approx(0.25))
+    assert [each.runs for each in found.values()] == [30, 30]
