@@ -185,23 +185,24 @@ def _best_fit(lines: Sequence[int], known: Mapping[int, float], alignment: int) 
         covered = -(-smallest // tread) >= -(-lines[0] // tread)
         model = AxisModel(_one_per_tread(lines if covered else (smallest, *lines[1:]), tread), tread)
         padded = [size for size in known if size % tread and size not in model.lines]
-        if tread == alignment and any(abs(_misread(model, known, size) - 1.0) > _SURE for size in padded):
+        misread = _misread(model, known)
+        if tread == alignment and any(abs(misread[size] - 1.0) > _SURE for size in padded):
             prices = dict.fromkeys(sorted(padded), 1.0)
             for _ in range(3):  # lines off the treads have their price too
                 for size in padded:
                     least, most = _PRICES if size > alignment else _NARROW_PRICES
-                    prices[size] = min(max(prices[size] * _misread(model, known, size), least), most)
-                    model = replace(model, prices=tuple(prices.items()))
+                    prices[size] = min(max(prices[size] * misread[size], least), most)
+                model = replace(model, prices=tuple(prices.items()))
+                misread = _misread(model, known)
         doubts = (tread > 1) + _WIDER * max(0.0, math.log2(tread / alignment)) + bool(model.prices)
-        misread = max(abs(_misread(model, known, size) - 1.0) for size in known)
-        found.append((misread + _SURE * doubts, model))
+        found.append((max(abs(each - 1.0) for each in misread.values()) + _SURE * doubts, model))
     return min(found, key=lambda each: each[0])[1]
 
 
-def _misread(model: AxisModel, known: Mapping[int, float], size: int) -> float:
-    """What was measured at a size over what the model reads there."""
+def _misread(model: AxisModel, known: Mapping[int, float]) -> dict[int, float]:
+    """What was measured at each size over what the model reads there."""
     region = RegionModel((model,), np.array([known[line] for line in model.lines]))
-    return known[size] / float(region.at([(size,)])[0])
+    return dict(zip(known, np.array(list(known.values())) / region.at([list(known)]), strict=True))
 
 
 def _one_per_tread(lines: Sequence[int], tread: int) -> tuple[int, ...]:
