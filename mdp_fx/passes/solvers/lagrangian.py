@@ -21,7 +21,7 @@ from mdp_fx.passes.solvers.decisions import TooWideError
 from mdp_fx.passes.solvers.dual import Dual, minimise
 from mdp_fx.passes.solvers.elimination import DecisionGraph
 from mdp_fx.passes.solvers.labels import OutOfTimeError, TooManyLabelsError, best_above
-from mdp_fx.passes.solvers.local import local_search
+from mdp_fx.passes.solvers.local import filled, local_search
 from mdp_fx.passes.solvers.problem import Problem
 
 logger = logging.getLogger(__name__)
@@ -89,23 +89,33 @@ def _solve(graph: DecisionGraph, budgets: Mapping[str, float], limits: Limits) -
         reach *= REACH_GROWTH
     if dual.best is None:
         return Outcome(None, -math.inf, dual.bound if dual.bound >= 0 else -math.inf)
-    selection, worth = graph.selection(dual.best.options), graph.problem.worth
-    if not dual.closed(limits.gap):
-        # Prices that are far from the best ones, as the first are, leave most of the budgets.
-        quick = local_search(graph.problem, budgets, time.monotonic() + OVERTIME)
-        selection = selection if quick is None else max(selection, quick, key=worth)
-    return Outcome(selection, worth(selection), dual.bound)
+    selection = graph.selection(dual.best.options) if dual.closed(limits.gap) else _best_known(dual, budgets)
+    assert selection is not None
+    return Outcome(selection, graph.problem.worth(selection), dual.bound)
+
+
+def _best_known(dual: Dual, budgets: Mapping[str, float]) -> Selection | None:
+    """The best selection that the prices met or a quick search finds.
+
+    Prices jump from one selection to another far from it, and may leave most of the budgets unspent between the two.
+    """
+    problem, deadline = dual.graph.problem, time.monotonic() + OVERTIME
+    found = [local_search(problem, budgets, deadline)]
+    if dual.best is not None:
+        met = dual.graph.selection(dual.best.options)
+        found += [met, filled(problem, budgets, met, deadline)]
+    return max(filter(None, found), key=problem.worth, default=None)
 
 
 def _exact_on_the_rest(dual: Dual, beliefs: list[FloatArray], budgets: Mapping[str, float], limits: Limits) -> Outcome:
     """The exact model on the options that a selection better than the best one known may have."""
     graph = dual.graph
-    start = None if dual.best is None else graph.selection(dual.best.options)
-    known = 0.0 if dual.best is None else dual.best.worth
+    start = _best_known(dual, budgets)
+    known = 0.0 if start is None else graph.problem.worth(start)
     allowed = graph.allowed(beliefs, graph.floor(dual.valuation.prices, dual.budgets, known))
     if not all(mask.any() for mask in allowed.values()):
         # Nothing better is left.
-        objective = -math.inf if dual.best is None else known
+        objective = -math.inf if start is None else known
         return Outcome(start, objective, objective)
     logger.info("lagrangian: too many selections to list; the exact model decides on what is left")
     inside = _improve(graph.problem.restricted(allowed), budgets, limits, start)

@@ -31,6 +31,16 @@ def local_search(problem: Problem, budgets: Mapping[str, float], deadline: float
     return _Search(problem, budgets, deadline).run()
 
 
+def filled(problem: Problem, budgets: Mapping[str, float], start: Selection, deadline: float = math.inf) -> Selection:
+    """A selection within the budgets with what they still have room for, by the best single changes."""
+    search = _Search(problem, budgets, deadline)
+    search.at = {dim: sizes.index(start.sizes[dim]) for dim, sizes in problem.options.items()}
+    search.gone = set(start.removed_blocks)
+    search.refresh()
+    search.fill()
+    return search.selection()
+
+
 class _Search:
     """The present decisions as indices into the options, and what each factor costs there."""
 
@@ -58,7 +68,7 @@ class _Search:
         for (dim, block), values in problem.importance.items():
             self.values[dim].append((block, values))
         self.prices = np.zeros(len(self.names))
-        self._refresh()
+        self.refresh()
 
     def run(self) -> Selection | None:
         worth = max(self._worth(), 1e-12)
@@ -86,8 +96,12 @@ class _Search:
             else:
                 best, above = max(best, self._state(), key=lambda state: state[0]), self.prices
         _, self.at, self.gone = best
-        self._refresh()
-        self._fill()
+        self.refresh()
+        self.fill()
+        return self.selection()
+
+    def selection(self) -> Selection:
+        """The present decisions."""
         sizes = {dim: self.problem.options[dim][i] for dim, i in self.at.items()}
         return Selection({**self.problem.held, **sizes}, tuple(b for b in self.problem.parents if b in self.gone))
 
@@ -97,7 +111,7 @@ class _Search:
     def _state(self) -> tuple[float, dict[str, int], set[str]]:
         return self._worth(), dict(self.at), set(self.gone)
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
         """Spend what is left of the budgets, the most importance per cost first."""
         while not self._late():
             room = self.budgets - self.costs
@@ -134,13 +148,13 @@ class _Search:
         for block in self.problem.parents:
             before, sizes, worth = self.gone, dict(self.at), self._worth() - self.prices @ (self.costs / self.scales)
             self.gone = before - {block} if block in before else before | self.inside[block]
-            self._refresh()
+            self.refresh()
             self._resize()
             if self._allowed() and self._worth() - self.prices @ (self.costs / self.scales) > worth:
                 changed = True
             else:
                 self.gone, self.at = before, sizes
-                self._refresh()
+                self.refresh()
         return changed
 
     def _resize(self) -> None:
@@ -179,7 +193,8 @@ class _Search:
             if block not in self.gone
         )
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Counts the costs of the present decisions."""
         self.spent = [
             np.zeros(len(self.names)) if f.block in self.gone else self._cost(i, None)[:, 0]
             for i, f in enumerate(self.problem.factors)
