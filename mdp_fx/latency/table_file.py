@@ -12,7 +12,7 @@ from mdp_fx.files import reading
 _MAGIC = b"SQLite format 3\x00"
 _LOGGED_AT, _LOGGED = 18, b"\x02"
 """Where a file says, and how, that it was written with a write-ahead log."""
-_ELSEWHERE = "set MDP_FX_CACHE to another folder"
+_ELSEWHERE = "set MDP_FX_CACHE to a folder that can be written"
 _KEPT = "what was measured so far is kept"
 _REMEDIES = {
     sqlite3.SQLITE_READONLY: f"make the file and its folder writable, or {_ELSEWHERE}",

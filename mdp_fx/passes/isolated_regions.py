@@ -178,10 +178,10 @@ def region_key(isolated: IsolatedRegion, dims: tuple[Dim, ...], batch: int) -> s
     full = "; ".join(text)
     first, *fused = (n for n in isolated.module.graph.nodes if n.op not in ("placeholder", "get_attr", "output"))
     start = [_kind(isolated, first), text[1], f"batch {batch}"]
-    if (types := isolated.state.convolutions.get(first.name)) is not None:
-        sides = ("x".join(map(str, lengths)) for lengths in (types.kernel, types.stride))
+    if (convolution := isolated.state.convolutions.get(first.name)) is not None:
+        sides = ("x".join(map(str, lengths)) for lengths in (convolution.kernel, convolution.stride))
         start += [f"{name} {side}" for name, side in zip(("kernel", "stride"), sides, strict=True)]
-        start.append(f"groups {spell(types.groups)}")
+        start.append(f"groups {spell(convolution.groups)}")
     start += [f"+ {_kind(isolated, node)}" for node in fused]
     return f"{' '.join(start)} {hashlib.sha256(full.encode()).hexdigest()[:16]}"
 
