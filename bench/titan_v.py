@@ -22,7 +22,7 @@ from bench.solver_runs import GAP, THREADS
 from mdp_fx.graph.axes import Dim
 from mdp_fx.latency.network import exact_sum
 from mdp_fx.latency.table_target import TableTarget
-from mdp_fx.latency.tables import LatencyTable
+from mdp_fx.latency.tables import table_for
 from mdp_fx.passes import minlp
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.search_space import SearchSpace, cut_dimensions, evaluate, importance
@@ -81,7 +81,7 @@ def seconds_of(analysis: Analysis, target: TableTarget, widths: dict[str, int]) 
     def size_of(dim: Dim) -> int:
         return sizes.get(dim, dim.size)
 
-    with LatencyTable() as unused:
+    with table_for(target) as unused:
         return sum(exact_sum(analysis.regions, size_of, target, unused).values())
 
 

@@ -17,7 +17,7 @@ from mdp_fx.errors import RecipeError
 from mdp_fx.example_inputs import random_inputs, recipe_types
 from mdp_fx.latency.network import exact_sum
 from mdp_fx.latency.table_target import Fill, TableTarget
-from mdp_fx.latency.tables import LatencyTable
+from mdp_fx.latency.tables import table_for
 from mdp_fx.latency.targets import get_target
 from mdp_fx.layer_masks import MaskedResult
 from mdp_fx.outcome import SolverOptions
@@ -149,7 +149,7 @@ def prune(
     if not device.can_run:
         timed = analysis.graph.example_inputs  # Those few that the network was traced with: no other will be needed.
     options = SolverOptions(method, gap, time_limit, seed, min_keep, dict(fixed or {}), tuple(keep_blocks), max_removed)
-    with LatencyTable() as table, named_restrictions(min_keep, fixed, keep_blocks):
+    with table_for(device) as table, named_restrictions(min_keep, fixed, keep_blocks):
         search = search_for(analysis, choices, worth, device, table, timed, batch, step, options, watch, progress)
         outcome = search.run(budgets.get("latency"), {k: v for k, v in budgets.items() if k != "latency"})
     module = subject.returned(analysis, outcome.module)
@@ -236,7 +236,7 @@ def search_space(
         space = build_space(analysis, choices, worth, {})
         return restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
     options = SolverOptions(min_keep=min_keep, fixed=dict(fixed or {}), keep_blocks=tuple(keep_blocks))
-    with LatencyTable() as table:
+    with table_for(device) as table:
         search = search_for(
             analysis, choices, worth, device, table, subject.inputs, batch, step, options, stage, progress
         )
@@ -323,7 +323,7 @@ def diff(
     if target is None:
         return compare_networks(a, b, inputs)
     device = get_target(target, threads, dtype, fill=fill, batch=batch_of(inputs))
-    with LatencyTable() as table:
+    with table_for(device) as table:
         sides = [
             exact_sum(found.regions, lambda dim: dim.size, device, table, progress)
             for found in (analyse(each, inputs, front_end=front_end, all_examples=device.can_run) for each in (a, b))
@@ -365,7 +365,7 @@ def profile(
     stage("prepare the dense network")
     runner = device.prepare(rewrite(analysis, {}, ()), inputs)
     try:
-        with LatencyTable() as table:
+        with table_for(device) as table:
             parts = (analysis, choose(analysis, step), device, table, inputs, runner)
             found = measure_network(*parts, stage=stage, progress=progress)
             where = str(table.path)

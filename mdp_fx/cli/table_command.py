@@ -14,11 +14,11 @@ from mdp_fx.cli import options
 
 if TYPE_CHECKING:
     from mdp_fx.latency.convolution_table import ConvolutionTable
-    from mdp_fx.latency.tables import LatencyTable, Measurement
+    from mdp_fx.latency.measurement import Measurement
+    from mdp_fx.latency.tables import LatencyTable
     from mdp_fx.report.latency_table import FingerprintRow, PointRow
 
 _DAY_S = 86400.0
-_PICKLES = (".pkl", ".pickle")
 
 
 def _table_option(function: options.F) -> options.F:
@@ -125,9 +125,10 @@ def import_command(file: Path, unit: Any, output: Path | None, path: Path | None
     a pickle of HALP or MDP, from which a CSV file is made, or such a CSV file, which is checked: a target of its own,
     table:PATH.
     """
-    if file.suffix.lower() in _PICKLES:
+    from mdp_fx.latency.convolution_pickle import is_pickle, read_pickled_convolutions
+
+    if is_pickle(file):
         from mdp_fx.latency.convolution_csv import write_convolutions
-        from mdp_fx.latency.convolution_pickle import read_pickled_convolutions
 
         written = output or Path(f"{file.stem}.csv")
         options.check_outputs({"--output": written}, force)
@@ -140,7 +141,7 @@ def import_command(file: Path, unit: Any, output: Path | None, path: Path | None
 
     if unit is not None or output is not None:
         option = "--unit" if unit is not None else "--output"
-        raise InputError(f"{option} is for pickles, whose names end in .pkl or .pickle; {file} is read as CSV")
+        raise InputError(f"{option} is for pickles, and {file} is none: it is read as CSV")
     header = csv_rows.read_header(file)
     if header == convolution_csv.HEADER:
         _tell_published(convolution_csv.read_convolutions(file), file, as_json, wrote=False)
@@ -161,7 +162,8 @@ def merge_command(other: Path, path: Path | None, as_json: bool) -> None:
     Of two of one point the surer one stays. OTHER is only read.
     """
     from mdp_fx.errors import InputError
-    from mdp_fx.latency.tables import LatencyTable, cache_dir, is_sqlite
+    from mdp_fx.latency.table_file import is_sqlite
+    from mdp_fx.latency.tables import LatencyTable, cache_dir
 
     mine = path or cache_dir() / "latency.sqlite"
     if other.resolve() == mine.resolve():
@@ -352,7 +354,8 @@ def _merge(found: Sequence[Measurement], source: Path, path: Path | None, as_jso
 
 
 def _tell_published(table: ConvolutionTable, path: Path, as_json: bool, *, wrote: bool) -> None:
-    from mdp_fx.latency.convolution_pickle import fastest_rate
+    from mdp_fx.latency.convolution_rates import UNUSUAL, fastest_rate
+    from mdp_fx.report.cells import plural
 
     rate = fastest_rate(table)
     facts = {
@@ -364,9 +367,11 @@ def _tell_published(table: ConvolutionTable, path: Path, as_json: bool, *, wrote
     }
     batches = ", ".join(map(str, table.batches))
     text = (
-        f"{f'wrote {path}' if wrote else path}: {len(table):,} convolutions at batch {batches}, the fastest at "
+        f"{f'wrote {path}' if wrote else path}: {plural(len(table), 'convolution')} at batch {batches}, the fastest at "
         f"{rate / 1e12:.3g} TMAC/s; use it as --target table:{path} --batch {table.batches[-1]}"
     )
+    if rate < UNUSUAL:
+        text += f"\nthat is unusually slow for {path}: is the unit right?"
     _tell(as_json, facts, text)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mdp_fx.errors import InputError
+from mdp_fx.latency.convolution_rates import check_rates
 from mdp_fx.latency.convolution_table import Channels, ConvolutionTable, Entry, Geometry
 from mdp_fx.latency.csv_rows import read_header, read_rows, scaled, unscaled, write_rows
 
@@ -31,7 +32,7 @@ def read_convolutions(path: Path, name: str | None = None) -> ConvolutionTable:
         name: what to call the table, by default its path.
 
     Raises:
-        InputError: it cannot be read, or a row is wrong; the message names its line.
+        InputError: it cannot be read, a row is wrong (the message names its line), or no device is that fast or slow.
     """
     entries: list[Entry] = []
     lines: dict[tuple[Geometry, Channels], int] = {}
@@ -44,7 +45,9 @@ def read_convolutions(path: Path, name: str | None = None) -> ConvolutionTable:
         if lines.setdefault(place, line) != line:
             raise InputError(f"{path}, line {line}: repeats the convolution of line {lines[place]}")
         entries.append(entry)
-    return ConvolutionTable(name or str(path), entries)
+    table = ConvolutionTable(name or str(path), entries)
+    check_rates(path, table, "us", f"{HEADER[-1]} is in microseconds")
+    return table
 
 
 def _entry(row: Sequence[str]) -> Entry:

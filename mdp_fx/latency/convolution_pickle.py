@@ -18,17 +18,14 @@ import numpy as np
 
 from mdp_fx.errors import InputError, first_line
 from mdp_fx.files import reading
+from mdp_fx.latency.convolution_rates import check_rates
 from mdp_fx.latency.convolution_table import Channels, ConvolutionTable, Entry, Geometry
 from mdp_fx.latency.csv_rows import unscaled
-from mdp_fx.latency.roofline import macs
 
 UNITS = {"us": 6, "ms": 3, "s": 0}
 """Decimal places from a unit to seconds."""
 
-SLOWEST, FASTEST = 1e7, 3e15
-"""Multiply-accumulates a second between which the fastest convolution of a table must lie: a microcontroller does more
-than the one, and no accelerator comes to the other."""
-
+_SUFFIXES = (".pkl", ".pickle")
 _KEY = re.compile(r"[0-9]{1,9}(_[0-9]{1,9}){5,6}")
 _FIELDS = ("batch", "in_channels", "out_channels", "input_size", "kernel", "stride", "groups")
 _NUMBER = re.compile(r"[fiu][1248]")
@@ -84,6 +81,18 @@ class _Unpickler(pickle.Unpickler):
         return _KNOWN[module_name, global_name]
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle by its name, or begins as pickles since protocol 2 do and no text does.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if path.suffix.lower() in _SUFFIXES:
+        return True
+    with reading(path, InputError), path.open("rb") as file:
+        return file.read(1) == pickle.PROTO
+
+
 def read_pickled_convolutions(path: Path, unit: str = "ms") -> ConvolutionTable:
     """Reads a table of HALP or MDP.
 
@@ -105,13 +114,9 @@ def read_pickled_convolutions(path: Path, unit: str = "ms") -> ConvolutionTable:
         if known.seconds != entry.seconds:
             raise InputError(f"{path}: the keys {first!r} and {key!r} give one convolution two latencies")
     table = ConvolutionTable(str(path), [entry for _, entry in places.values()])
-    _check_unit(path, table, unit)
+    others = " or ".join(f"--unit {name}" for name in UNITS if name != unit)
+    check_rates(path, table, unit, f"give {others}")
     return table
-
-
-def fastest_rate(table: ConvolutionTable) -> float:
-    """Multiply-accumulates a second of the convolution that does most: tells whether a unit is plausible."""
-    return max(macs(entry.convolution) / entry.seconds for entry in table)
 
 
 def _load(path: Path) -> Any:
@@ -137,15 +142,3 @@ def _entry(path: Path, key: object, value: object, digits: int) -> Entry:
         return Entry(**{"groups": 1, **sizes}, seconds=unscaled(repr(value), digits))
     except (InputError, ValueError) as error:
         raise InputError(f"{path}: the entry {key!r}: {error}") from error
-
-
-def _check_unit(path: Path, table: ConvolutionTable, unit: str) -> None:
-    rate = fastest_rate(table)
-    if not SLOWEST <= rate <= FASTEST:
-        speed = "slow" if rate < SLOWEST else "fast"
-        other = " or ".join(f"--unit {name}" for name in UNITS if name != unit)
-        msg = (
-            f"{path}: in {unit} the fastest convolution would do {rate:.1e} multiply-accumulates a second, which is "
-            f"too {speed} for any device: give {other}"
-        )
-        raise InputError(msg)

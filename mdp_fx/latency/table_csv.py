@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mdp_fx.errors import InputError
 from mdp_fx.latency.csv_rows import read_header, read_rows, scaled, unscaled, write_rows
-from mdp_fx.latency.tables import Measurement
+from mdp_fx.latency.measurement import Measurement
 from mdp_fx.latency.timing import Timing
 
 HEADER = ("fingerprint", "region", "sizes", "median_us", "p90_us", "low_us", "spread", "runs")
@@ -83,7 +83,10 @@ def _measurement(row: Sequence[str]) -> Measurement:
         raise InputError(f"runs are {runs!r}, not a whole number above 0")
     median, p90, low = (_number(name, text, 6) for name, text in zip(HEADER[3:6], times, strict=True))
     timing = Timing(median, p90, low, _number("spread", spread, 0), int(runs))
-    return Measurement(fingerprint, region, tuple(map(int, parts)), timing)
+    found = Measurement(fingerprint, region, tuple(map(int, parts)), timing)
+    if found.fault is not None:
+        raise InputError(found.fault)
+    return found
 
 
 def _number(name: str, text: str, digits: int) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mdp_fx.errors import InputError, TargetError
 from mdp_fx.latency.convolution_csv import HEADER, is_convolution_csv, read_convolutions
+from mdp_fx.latency.convolution_pickle import is_pickle
 from mdp_fx.latency.convolution_table import ConvolutionTable
 from mdp_fx.latency.cpu import check_threads
 from mdp_fx.latency.roofline import Roofline
@@ -156,8 +157,13 @@ def _shipped(name: str) -> ConvolutionTable:
 def _read(name: str) -> ConvolutionTable:
     if name in SHIPPED_TABLES:
         return _shipped(name)
-    path = Path(name.removeprefix(TABLE_PREFIX))
-    if path.suffix in (".pkl", ".pickle"):
+    text = name.removeprefix(TABLE_PREFIX)
+    path = Path(text)
+    if not text:
+        raise InputError(f"{name} names no file: the target is {TABLE_PREFIX}PATH, with the path of a CSV file")
+    if text in SHIPPED_TABLES and not path.exists():
+        raise InputError(f"there is no file {text}; did you mean --target {text}, the table that comes with mdp-fx?")
+    if is_pickle(path):
         msg = f"{path} is a pickle, which does not say its unit: mdp-fx table import {path} makes a CSV file of it"
         raise InputError(msg)
     if not is_convolution_csv(path):

@@ -11,20 +11,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from mdp_fx.errors import TargetError
-from mdp_fx.files import reading
+from mdp_fx.latency.measurement import Measurement, is_amount
+from mdp_fx.latency.table_file import check_place, reading_mode, remedy
+from mdp_fx.latency.targets import Target
 from mdp_fx.latency.timing import Timing
 
 _SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_S = 60.0
-_MAGIC = b"SQLite format 3\x00"
-_COLUMNS = "fingerprint, region, sizes, median_s, p90_s, low_s, spread, runs"
+_PLACE = "fingerprint, region, sizes"
+_COLUMNS = f"{_PLACE}, median_s, p90_s, low_s, spread, runs"
 _NUMBERS_BYTES = 48
 """What the numbers of a row take, beside its texts."""
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS measurement (
+CREATE {}TABLE IF NOT EXISTS measurement (
     fingerprint TEXT NOT NULL,
     region TEXT NOT NULL,
     sizes TEXT NOT NULL,
@@ -37,25 +39,6 @@ CREATE TABLE IF NOT EXISTS measurement (
     PRIMARY KEY (fingerprint, region, sizes)
 ) WITHOUT ROWID
 """
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One row: the timing of one region at one set of sizes.
-
-    Attributes:
-        fingerprint: device, runtime and method.
-        region: key of the region.
-        sizes: one for each of its axes.
-        timing: what was measured.
-        measured_at: when, in seconds since 1970; None where that is not known.
-    """
-
-    fingerprint: str
-    region: str
-    sizes: tuple[int, ...]
-    timing: Timing
-    measured_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,16 +93,6 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdp-fx"
 
 
-def is_sqlite(path: Path) -> bool:
-    """Whether a file begins as SQLite's do.
-
-    Raises:
-        TargetError: it cannot be read.
-    """
-    with reading(path, TargetError), path.open("rb") as file:
-        return file.read(len(_MAGIC)) == _MAGIC
-
-
 class LatencyTable:
     """Latencies by (target fingerprint, region key, sizes).
 
@@ -127,34 +100,34 @@ class LatencyTable:
     processes may use one file at the same time; the last measurement of a point stays.
     """
 
-    def __init__(self, path: Path | None = None, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path | None = None, *, read_only: bool = False, in_memory: bool = False) -> None:
         """Open or create the table at `path` (default: latency.sqlite in `cache_dir()`).
 
         Args:
             path: the file.
-            read_only: it must be there, and stays as it is, also if an older version wrote it.
+            read_only: it must be there, and stays as it is, also if an older version wrote it. Its folder need not be
+                writable.
+            in_memory: no file at all: an empty table that is gone when it is closed.
 
         Raises:
             TargetError: the file is missing or cannot be created, is not a latency table, or was written by a newer
                 version.
         """
         self.path = cache_dir() / "latency.sqlite" if path is None else path
-        if read_only and not self.path.is_file():
-            message = f"there is no latency table {self.path}: mdp-fx profile makes one"
-            raise TargetError(message)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"cannot create the folder of the latency table {self.path}: {error.strerror}"
-            raise TargetError(message) from error
-        where = f"{self.path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+        if in_memory:
+            where = "file::memory:"
+        else:
+            check_place(self.path, read_only)
+            where = f"{self.path.resolve().as_uri()}?mode={reading_mode(self.path) if read_only else 'rwc'}"
         with self._named_errors():
             self._connection = sqlite3.connect(where, timeout=_BUSY_TIMEOUT_S, isolation_level=None, uri=True)
         try:
             with self._named_errors():
-                self._dated = self._check_version()
+                self._dated = self._check_columns()
                 if not read_only:
                     self._set_up()
+                elif not self._columns():  # In an empty file nothing is found, and it stays as it is.
+                    self._connection.execute(_SCHEMA.format("TEMP "))
         except TargetError:
             self._connection.close()
             raise
@@ -164,15 +137,19 @@ class LatencyTable:
         return self.points(fingerprint, key, only=sizes).get(tuple(sizes))
 
     def points(self, fingerprint: str, key: str, only: Sequence[int] | None = None) -> dict[tuple[int, ...], Timing]:
-        """Every measurement of one region (or the one at the sizes `only`), by sizes."""
-        query = "SELECT sizes, median_s, p90_s, low_s, spread, runs FROM measurement WHERE fingerprint=? AND region=?"
+        """Every measurement of one region (or the one at the sizes `only`), by sizes.
+
+        Raises:
+            TargetError: the file is damaged.
+        """
+        query = f"SELECT {_COLUMNS} FROM measurement WHERE fingerprint=? AND region=?"
         arguments = [fingerprint, key]
         if only is not None:
             query += " AND sizes=?"
             arguments.append(_join(only))
         with self._named_errors():
             rows = self._connection.execute(query, arguments).fetchall()
-        return {self._sizes(row[0]): Timing(*row[1:]) for row in rows}
+        return {each.sizes: each.timing for each in map(self._measurement, rows)}
 
     def put(self, fingerprint: str, key: str, sizes: Sequence[int], timing: Timing) -> None:
         """Store one measurement, durably, in place of an earlier one of the same point.
@@ -187,7 +164,11 @@ class LatencyTable:
             )
 
     def summaries(self, fingerprint: str | None = None) -> list[Summary]:
-        """What it holds: one entry per fingerprint, or per region of `fingerprint`; in alphabetical order."""
+        """What it holds: one entry per fingerprint, or per region of `fingerprint`; in alphabetical order.
+
+        Raises:
+            TargetError: the file is damaged.
+        """
         name, condition, arguments = "fingerprint", "", []
         if fingerprint is not None:
             name, condition, arguments = "region", "WHERE fingerprint=?", [fingerprint]
@@ -198,7 +179,12 @@ class LatencyTable:
             f"MIN(low_s), MAX(low_s) FROM measurement {condition} GROUP BY {name} ORDER BY {name}"
         )
         with self._named_errors():
-            return [Summary(*row) for row in self._connection.execute(query, arguments)]
+            found = [Summary(*row) for row in self._connection.execute(query, arguments)]
+        for each in found:
+            times = (time for time in (each.oldest, each.newest) if time is not None)
+            if not all(map(is_amount, (each.least_s, each.most_s, *times))):
+                list(self.measurements(fingerprint))  # which says where the damage is
+        return found
 
     def measurements(self, fingerprint: str | None = None, region: str | None = None) -> Iterator[Measurement]:
         """Every row, or those of one fingerprint or region; in the order of fingerprint, region and sizes.
@@ -212,16 +198,20 @@ class LatencyTable:
         query = f"SELECT {_COLUMNS}, {self._dated} FROM measurement WHERE {condition} ORDER BY fingerprint, region"
         with self._named_errors():
             rows = self._connection.execute(query, list(wanted.values())).fetchall()
-        found = [Measurement(row[0], row[1], self._sizes(row[2]), Timing(*row[3:8]), row[8]) for row in rows]
-        yield from sorted(found, key=lambda each: (each.fingerprint, each.region, each.sizes))
+        yield from sorted(map(self._measurement, rows), key=lambda each: (each.fingerprint, each.region, each.sizes))
 
     def merge(self, measurements: Iterable[Measurement]) -> Merged:
         """Takes measurements in, all or none; of two of one point the one whose median is surer stays.
 
         Raises:
-            TargetError: the file cannot be written.
+            TargetError: the file cannot be written, or numbers of a measurement make no sense.
         """
-        rows = [_row(each) for each in measurements]
+        given = list(measurements)
+        for each in given:
+            if each.fault is not None:
+                message = f"the measurement of region {each.region!r} at sizes {_join(each.sizes)!r}: {each.fault}"
+                raise TargetError(message)
+        rows = [_row(each) for each in given]
         updates = ", ".join(f"{name}=excluded.{name}" for name in (*_COLUMNS.split(", ")[3:], "measured_at"))
         statement = (
             f"INSERT INTO measurement ({_COLUMNS}, measured_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
@@ -279,17 +269,22 @@ class LatencyTable:
     ) -> None:
         self.close()
 
-    def _check_version(self) -> str:
+    def _check_columns(self) -> str:
         """The column with the time of a measurement, or what stands for it in a file of version 1."""
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        columns = self._columns()
+        needed = set((_COLUMNS if version <= _SCHEMA_VERSION else _PLACE).split(", "))
+        (tables,) = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        if tables and not columns >= needed:
+            message = f"{self.path} is an SQLite file of another program, not a latency table"
+            raise TargetError(message)
         if version > _SCHEMA_VERSION:
             message = f"the latency table {self.path} was written by a newer mdp-fx: upgrade, or set MDP_FX_CACHE"
             raise TargetError(message)
-        names = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
-        if names and "measurement" not in names:
-            message = f"{self.path} is an SQLite file of another program, not a latency table"
-            raise TargetError(message)
-        return "measured_at" if version > 1 else "NULL"
+        return "measured_at" if "measured_at" in columns else "NULL"
+
+    def _columns(self) -> set[str]:
+        return {row[1] for row in self._connection.execute("PRAGMA main.table_info(measurement)")}
 
     def _set_up(self) -> None:
         # A journal beside the file works on network file systems too, where write-ahead logs do not: a user's cache
@@ -298,11 +293,10 @@ class LatencyTable:
         if self._dated == "measured_at":
             return
         with self._transaction():
-            # Another process may have been faster.
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version == 1:
+            columns = self._columns()  # Another process may have been faster.
+            if columns and "measured_at" not in columns:
                 self._connection.execute("ALTER TABLE measurement ADD COLUMN measured_at REAL")
-            self._connection.execute(_SCHEMA)
+            self._connection.execute(_SCHEMA.format(""))
             self._connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
         self._dated = "measured_at"
 
@@ -310,12 +304,24 @@ class LatencyTable:
         (count,) = self._connection.execute("SELECT COUNT(*) FROM measurement").fetchone()
         return int(count)
 
-    def _sizes(self, text: str) -> tuple[int, ...]:
+    def _measurement(self, row: Sequence[Any]) -> Measurement:
+        """A row of `_COLUMNS`, and of the time where that is known.
+
+        Raises:
+            TargetError: its sizes or numbers make no sense.
+        """
+        fingerprint, region, text, *numbers = row
         try:
-            return tuple(int(part) for part in text.split(",") if part)
+            sizes = tuple(int(part) for part in text.split(",") if part)
         except (ValueError, AttributeError) as error:
-            message = f"the latency table {self.path} is damaged (sizes {text!r}): delete it and measure again"
-            raise TargetError(message) from error
+            raise self._damage(f"region {region!r}, sizes {text!r}") from error
+        found = Measurement(fingerprint, region, sizes, Timing(*numbers[:5]), *numbers[5:])
+        if found.fault is not None:
+            raise self._damage(f"region {region!r}, sizes {text!r}: {found.fault}")
+        return found
+
+    def _damage(self, where: object) -> TargetError:
+        return TargetError(f"the latency table {self.path} is damaged ({where}): delete it and measure again")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -334,11 +340,19 @@ class LatencyTable:
         try:
             yield
         except sqlite3.OperationalError as error:
-            message = f"cannot use the latency table {self.path}: {error}"
+            message = f"cannot use the latency table {self.path}: {error}{remedy(error)}"
             raise TargetError(message) from error
         except sqlite3.DatabaseError as error:
-            message = f"the latency table {self.path} is damaged ({error}): delete it and measure again"
-            raise TargetError(message) from error
+            raise self._damage(error) from error
+
+
+def table_for(target: Target) -> LatencyTable:
+    """The user's table; for a target that only predicts, and so keeps nothing, an empty one that no file holds.
+
+    Raises:
+        TargetError: it cannot be opened.
+    """
+    return LatencyTable(in_memory=not target.can_run)
 
 
 def _row(measurement: Measurement) -> tuple[str | float | None, ...]:

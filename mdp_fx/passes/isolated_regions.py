@@ -176,11 +176,21 @@ def region_key(isolated: IsolatedRegion, dims: tuple[Dim, ...], batch: int) -> s
             args, kwargs = (node.args, node.kwargs) if emission is None or emission.node is None else emission.node[2:]
             text.append(f"{node.op} {target_name(node.target)} {written(args)} {written(kwargs)}")
     full = "; ".join(text)
-    first = next(n for n in isolated.module.graph.nodes if n.op not in ("placeholder", "get_attr"))
-    kind = (
-        type(called_module(isolated.module, first)).__name__ if first.op == "call_module" else target_name(first.target)
-    )
-    return f"{kind} {text[1] if len(text) > 1 else ''} {hashlib.sha256(full.encode()).hexdigest()[:16]}"
+    first, *fused = (n for n in isolated.module.graph.nodes if n.op not in ("placeholder", "get_attr", "output"))
+    start = [_kind(isolated, first), text[1], f"batch {batch}"]
+    if (convolution := isolated.state.convolutions.get(first.name)) is not None:
+        sides = ("x".join(map(str, lengths)) for lengths in (convolution.kernel, convolution.stride))
+        start += [f"{name} {side}" for name, side in zip(("kernel", "stride"), sides, strict=True)]
+        start.append(f"groups {spell(convolution.groups)}")
+    start += [f"+ {_kind(isolated, node)}" for node in fused]
+    return f"{' '.join(start)} {hashlib.sha256(full.encode()).hexdigest()[:16]}"
+
+
+def _kind(isolated: IsolatedRegion, node: fx.Node) -> str:
+    """The class of the module that a node calls, or the name of the function."""
+    if node.op == "call_module":
+        return type(called_module(isolated.module, node)).__name__
+    return target_name(node.target)
 
 
 def _spell_module(module: nn.Module, sized: set[str]) -> str:

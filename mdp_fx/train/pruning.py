@@ -16,7 +16,7 @@ from mdp_fx.budgets import Budget, parse_budget
 from mdp_fx.errors import BudgetError, InputError
 from mdp_fx.graph.trace import detached_copy
 from mdp_fx.latency.table_target import Fill
-from mdp_fx.latency.tables import LatencyTable
+from mdp_fx.latency.tables import table_for
 from mdp_fx.latency.targets import get_target
 from mdp_fx.model_source import check_finite
 from mdp_fx.outcome import Outcome, SolverOptions
@@ -304,7 +304,7 @@ class Pruner:
         latency, others = asked.pop("latency", None), asked
         restrictions = (self._options.min_keep, self._options.fixed, self._options.keep_blocks)
         known = (self._analysis, self._choices, scores, self._target)
-        with LatencyTable() as table, named_restrictions(*restrictions):
+        with table_for(self._target) as table, named_restrictions(*restrictions):
             search = search_for(
                 *known, table, self._inputs, self._batch, self._step, options, self._watch, self._progress
             )

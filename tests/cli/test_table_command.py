@@ -13,7 +13,7 @@ import pytest
 
 from mdp_fx.cli.table_command import command
 from mdp_fx.latency import LatencyTable, Timing
-from mdp_fx.latency.tables import Measurement
+from mdp_fx.latency.measurement import Measurement
 from tests.cli.running import Run
 
 TORCH = "torch:cpu torch 1.0.0 AMD EPYC threads 1 float32 m1"
@@ -211,6 +211,26 @@ def test_a_published_pickle_becomes_a_target(run: Run, folder: Path) -> None:
     assert (checked["convolutions"], checked["target"], checked["written"]) == (2, "table:lut.csv", {})
 
 
+def test_pickles_need_no_suffix(run: Run, folder: Path) -> None:
+    (folder / "lut").write_bytes(pickle.dumps({KEY: 9.5}))
+    done = run("table", "import", "lut")
+    assert done.out.startswith("wrote lut.csv: 1 convolution at batch 256, the fastest at 6.23 TMAC/s;"), done.err
+
+
+def test_a_slow_table_is_doubted(run: Run, folder: Path) -> None:
+    (folder / "lut.pkl").write_bytes(pickle.dumps({KEY: 9500.0}))
+    done = run("table", "import", "lut.pkl")
+    assert done.out.endswith("\nthat is unusually slow for lut.csv: is the unit right?\n"), done.err
+    assert "unusually slow" not in run("table", "import", "lut.pkl", "--unit", "us", "-o", "fast.csv").out
+
+
+def test_an_empty_file_is_an_empty_table(run: Run, table: Path, folder: Path) -> None:
+    (folder / "empty.sqlite").touch()
+    assert run("table", "list", "--table", "empty.sqlite").out == "empty.sqlite\nno measurements\n"
+    assert run("table", "merge", "empty.sqlite", "--json").json["added"] == 0
+    assert points(table) == 16
+
+
 def test_the_table_of_another_user_is_left_alone(run: Run, folder: Path) -> None:
     done = run("table", "list")
     assert done.code == 1
@@ -229,6 +249,10 @@ def test_the_table_of_another_user_is_left_alone(run: Run, folder: Path) -> None
         (("list", "--table", "absent.sqlite"), "there is no latency table absent.sqlite"),
         (("list", "--table", "damaged.sqlite"), "the latency table damaged.sqlite is damaged"),
         (("list", "--table", "foreign.sqlite"), "foreign.sqlite is an SQLite file of another program"),
+        (("merge", "bad.sqlite"), "bad.sqlite is damaged (region 'r', sizes '8': low -1.0 is no number of at least 0)"),
+        (("show", "1", "--table", "bad.sqlite"), "bad.sqlite is damaged (region 'r', sizes '8': low -1.0"),
+        (("merge", "."), ". is a folder: name a latency table, such as latency.sqlite"),
+        (("import", "slow.csv"), "too slow for any device: latency_us is in microseconds"),
         (("merge", "absent.sqlite"), "there is no latency table absent.sqlite"),
         (("merge", "header.csv"), "header.csv is no SQLite file: mdp-fx table import reads CSV files and pickles"),
         (("merge", ".cache/latency.sqlite"), ".cache/latency.sqlite is the latency table itself"),
@@ -254,6 +278,13 @@ def test_bad_input_is_one_line(run: Run, table: Path, folder: Path, args: tuple[
     connection = sqlite3.connect(folder / "foreign.sqlite")
     connection.execute("CREATE TABLE bookmark (url TEXT)")
     connection.close()
+    with LatencyTable(folder / "bad.sqlite") as bad:
+        bad.put("machine", "r", (8,), timing(1.0))
+    connection = sqlite3.connect(folder / "bad.sqlite")
+    connection.execute("UPDATE measurement SET low_s=-1")
+    connection.commit()
+    connection.close()
+    (folder / "slow.csv").write_text(f"{CONVOLUTIONS}\n64,64,8,3,1,1,1,1e12\n")
     (folder / "header.csv").write_text("a,b\n1,2\n")
     (folder / "row.csv").write_text(f"{CSV}\nm,r,8,1,1,1,0,3\nm,r,16,1,1,-1,0,3\n")
     (folder / "conv.csv").write_text(f"{CONVOLUTIONS}\n8,8,8,3,1,1,1,nan\n")

@@ -63,6 +63,12 @@ def test_bad_rows_are_named(tmp_path: Path, row: str, says: str) -> None:
     assert str(path) in str(caught.value)
 
 
+def test_a_unit_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "64,128,56,1,1,1,256,1e12")
+    with pytest.raises(InputError, match=r"in us .* too slow for any device: latency_us is in microseconds$"):
+        read_convolutions(path)
+
+
 def test_another_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     path.write_text("in,out\n1,2\n")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mdp_fx.errors import InputError
-from mdp_fx.latency.convolution_pickle import fastest_rate, read_pickled_convolutions
+from mdp_fx.latency.convolution_pickle import is_pickle, read_pickled_convolutions
+from mdp_fx.latency.convolution_rates import fastest_rate
 from tests.latency.convolutions import convolution
 
 KEY = "256_64_128_56_3_1"
@@ -124,6 +125,18 @@ def test_a_unit_that_cannot_be_is_refused(tmp_path: Path, latency: float, unit: 
     with pytest.raises(InputError) as caught:
         read_pickled_convolutions(path, unit)
     assert says in str(caught.value)
+
+
+def test_pickles_are_known_by_their_name_or_beginning(tmp_path: Path) -> None:
+    unnamed = pickled(tmp_path, {KEY: 1.0}).rename(tmp_path / "latency_lut")
+    (tmp_path / "text").write_text("a,b\n")
+    (tmp_path / "empty").touch()
+    assert is_pickle(unnamed)
+    assert is_pickle(tmp_path / "absent.PKL")
+    assert not is_pickle(tmp_path / "text")
+    assert not is_pickle(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"cannot read .*absent: no such file"):
+        is_pickle(tmp_path / "absent")
 
 
 def test_a_pickle_cannot_change_the_stand_ins(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from mdp_fx.errors import InputError
 from mdp_fx.latency import LatencyTable, Timing
+from mdp_fx.latency.measurement import Measurement
 from mdp_fx.latency.table_csv import HEADER, is_table_csv, read_measurements, write_measurements
-from mdp_fx.latency.tables import Measurement
 
 ROW = "machine 1,Conv2d abc,64x128,12.5,13,12,0.05,7"
 
@@ -19,8 +19,8 @@ def random_measurements(count: int) -> list[Measurement]:
     generator = random.Random(0)
     found = []
     for i in range(count):
-        numbers = [generator.random() * 10.0 ** generator.randint(-7, 1) for _ in range(3)]
-        timing = Timing(*numbers, generator.random(), generator.randint(1, 200))
+        low, median, p90 = sorted(generator.random() * 10.0 ** generator.randint(-7, 1) for _ in range(3))
+        timing = Timing(median, p90, low, generator.random(), generator.randint(1, 200))
         sizes = tuple(generator.randint(1, 2048) for _ in range(i % 4))
         found.append(Measurement(f'device "{i % 3}", x', f"region {i}", sizes, timing))
     return found
@@ -65,6 +65,7 @@ def test_a_row_reads_as_it_says(tmp_path: Path) -> None:
         ("m,r,8,1,nan,1,0,3", "line 3: p90_us is 'nan'"),
         ("m,r,8,1,1,inf,0,3", "line 3: low_us is 'inf'"),
         ("m,r,8,1,1,one,0,3", "line 3: low_us is 'one', not a number"),
+        ("m,r,8,5,1,100,0,3", "line 3: low 0.0001, median 5e-06 and p90 1e-06 s are in no order"),
         ("m,r,8,1,1,1,-0.1,3", "line 3: spread is '-0.1'"),
         ("m,r,8,1,1,1,0,0", "line 3: runs are '0', not a whole number above 0"),
         ("m,r,8,1,1,1,0,2.5", "line 3: runs are '2.5'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,9 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     )
     with LatencyTable(tmp_path / "measured.sqlite"):
         pass
+    (tmp_path / "pickle").write_bytes(pickle.dumps({}))
     for name, says in (
+        ("pickle", r"is a pickle, which does not say its unit: mdp-fx table import .*pickle makes a CSV file"),
         ("absent.csv", "cannot read .*: no such file"),
         ("other.csv", "is no table of convolutions: the target table:PATH takes CSV with the columns in_channels,"),
         ("bad.csv", "line 2: 2 fields instead of 8"),
@@ -161,6 +164,16 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=says):
             get_target(f"table:{tmp_path / name}")
+
+
+def test_names_that_are_no_paths_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^table: names no file: the target is table:PATH"):
+        get_target("table:")
+    with pytest.raises(InputError, match=r"there is no file titan-v; did you mean --target titan-v,"):
+        get_target("table:titan-v")
+    write_convolutions(grid_table((8, 16), (8, 24)), Path("titan-v"))
+    assert len(get_target("table:titan-v").table) == 4  # type: ignore[attr-defined]
 
 
 def test_only_tables_are_filled() -> None:

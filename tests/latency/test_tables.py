@@ -10,9 +10,10 @@ import pytest
 
 from mdp_fx.errors import TargetError
 from mdp_fx.latency import LatencyTable, Timing, cache_dir
-from mdp_fx.latency.tables import Measurement, Merged, is_sqlite
+from mdp_fx.latency.measurement import Measurement
+from mdp_fx.latency.tables import Merged, table_for
 
-from .fakes import steady
+from .fakes import FormulaTarget, steady
 
 _WRITE_MANY = """
 import sys
@@ -74,6 +75,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.sqlite"
     connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE measurement (fingerprint TEXT, region TEXT, sizes TEXT, microseconds REAL)")
     connection.execute("PRAGMA user_version=99")
     connection.close()
     with pytest.raises(TargetError, match="newer mdp-fx"):
@@ -82,8 +84,15 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TargetError, match="cannot create the folder"):
-        LatencyTable(tmp_path / "file" / "table.sqlite")
+    for place in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(TargetError, match=r"cannot create the folder .*/file is a file; set MDP_FX_CACHE"):
+            LatencyTable(place / "table.sqlite")
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_folder_is_no_table(tmp_path: Path, read_only: bool) -> None:
+    with pytest.raises(TargetError, match=r"is a folder: name a latency table, such as .*latency\.sqlite$"):
+        LatencyTable(tmp_path, read_only=read_only)
 
 
 def test_the_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +158,7 @@ def version_of(path: Path) -> int:
 
 
 def measurement(size: int, runs: int = 5, fingerprint: str = "machine", at: float | None = None) -> Measurement:
-    return Measurement(fingerprint, "conv", (size,), Timing(size + runs, 3.0, size, 0.0, runs), at)
+    return Measurement(fingerprint, "conv", (size,), Timing(size + runs, size + runs, size, 0.0, runs), at)
 
 
 def test_a_file_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
@@ -206,6 +215,33 @@ def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_foreign_table_of_the_same_name_is_left_alone(tmp_path: Path, read_only: bool) -> None:
+    path = tmp_path / "other.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE measurement (metres REAL)")
+    connection.execute("PRAGMA user_version=77")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(TargetError, match="is an SQLite file of another program"):
+        LatencyTable(path, read_only=read_only)
+    assert path.read_bytes() == before
+
+
+def test_an_empty_file_has_no_measurements(tmp_path: Path) -> None:
+    path = tmp_path / "empty.sqlite"
+    path.touch()
+    with LatencyTable(path, read_only=True) as table:
+        assert table.summaries() == []
+        assert list(table.measurements()) == []
+        assert table.get("machine", "conv", (8,)) is None
+    assert path.read_bytes() == b""
+    with LatencyTable(path) as table:
+        table.put("machine", "conv", (8,), steady(1.0))
+    with LatencyTable(path, read_only=True) as table:
+        assert table.points("machine", "conv") == {(8,): steady(1.0)}
+
+
 def test_names_with_special_letters_are_files_too(tmp_path: Path) -> None:
     path = tmp_path / "a b?mode=memory#%41.sqlite"
     with LatencyTable(path) as table:
@@ -223,8 +259,54 @@ def test_sizes_that_are_none_are_damage(tmp_path: Path) -> None:
     connection.execute("UPDATE measurement SET sizes='8,x'")
     connection.commit()
     connection.close()
-    with LatencyTable(path) as table, pytest.raises(TargetError, match=r"is damaged \(sizes '8,x'\): delete it"):
+    with (
+        LatencyTable(path) as table,
+        pytest.raises(TargetError, match=r"is damaged \(region 'conv', sizes '8,x'\): delete it"),
+    ):
         table.points("machine", "conv")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("low_s='abc'", "low 'abc' is no number of at least 0"),
+        ("low_s=-1", "low -1.0 is no number of at least 0"),
+        ("low_s=9e999", "low inf is no number"),
+        ("low_s=3", r"low 3.0, median 1.0 and p90 1.0 s are in no order"),
+        ("p90_s=0.5", r"low 1.0, median 1.0 and p90 0.5 s are in no order"),
+        ("median_s=9e999", "median inf is no number"),
+        ("spread=-0.1", "spread -0.1 is no number"),
+        ("runs=0", "runs 0 is no whole number above 0"),
+        ("runs=2.5", "runs 2.5 is no whole number above 0"),
+        ("measured_at='yesterday'", "time of measurement 'yesterday' is no number"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_damage(tmp_path: Path, change: str, says: str) -> None:
+    path = tmp_path / "t.sqlite"
+    with LatencyTable(path) as table:
+        table.put("machine", "conv", (8, 16), steady(1.0))
+    connection = sqlite3.connect(path)
+    connection.execute(f"UPDATE measurement SET {change}")
+    connection.commit()
+    connection.close()
+    says = rf"t\.sqlite is damaged \(region 'conv', sizes '8,16': {says}.*\): delete it"
+    with LatencyTable(path) as table:
+        if "measured_at" not in change:  # of which a search needs to know nothing
+            with pytest.raises(TargetError, match=says):
+                table.points("machine", "conv")
+        with pytest.raises(TargetError, match=says):
+            list(table.measurements())
+        if change in ("low_s='abc'", "low_s=-1", "low_s=9e999", "measured_at='yesterday'"):
+            for name in (None, "machine"):
+                with pytest.raises(TargetError, match=says):
+                    table.summaries(name)
+
+
+def test_what_takes_no_time_is_no_damage(tmp_path: Path) -> None:
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        table.put("machine", "conv", (8,), steady(0.0))
+        assert table.points("machine", "conv") == {(8,): steady(0.0)}
+        assert [each.least_s for each in table.summaries()] == [0.0]
 
 
 def test_a_truncated_file_is_damage(tmp_path: Path) -> None:
@@ -299,11 +381,13 @@ def test_a_killed_process_loses_nothing_that_it_reported(tmp_path: Path) -> None
 
 
 def test_a_merge_is_whole_or_nothing(tmp_path: Path) -> None:
-    broken = Measurement("machine", "conv", (16,), Timing(1.0, 1.0, None, 0.0, 5))  # type: ignore[arg-type]
+    nameless = Measurement(None, "conv", (16,), steady(1.0))  # type: ignore[arg-type]
+    senseless = Measurement("machine", "conv", (16,), Timing(1.0, 1.0, -1.0, 0.0, 5))
     with LatencyTable(tmp_path / "t.sqlite") as table:
-        with pytest.raises(TargetError):
-            table.merge([measurement(8), broken])
-        assert list(table.measurements()) == []
+        for broken, says in ((nameless, "NOT NULL"), (senseless, "region 'conv' at sizes '16': low -1.0 is no number")):
+            with pytest.raises(TargetError, match=says):
+                table.merge([measurement(8), broken])
+            assert list(table.measurements()) == []
 
 
 def test_deletion_by_fingerprint_and_age(tmp_path: Path) -> None:
@@ -318,11 +402,33 @@ def test_deletion_by_fingerprint_and_age(tmp_path: Path) -> None:
         assert table.delete([]) == 0
 
 
-def test_sqlite_files_are_known_by_their_beginning(tmp_path: Path) -> None:
-    with LatencyTable(tmp_path / "t.sqlite"):
-        pass
-    (tmp_path / "text").write_text("no database")
-    assert is_sqlite(tmp_path / "t.sqlite")
-    assert not is_sqlite(tmp_path / "text")
-    with pytest.raises(TargetError, match=r"cannot read .*none: no such file"):
-        is_sqlite(tmp_path / "none")
+def test_what_only_predicts_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Predicting(FormulaTarget):
+        can_run = False
+
+    monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path / "cache"))
+    with table_for(Predicting()) as table:
+        table.put("machine", "conv", (8,), steady(1.0))
+        assert table.points("machine", "conv") == {(8,): steady(1.0)}
+    assert not (tmp_path / "cache").exists()
+    with table_for(FormulaTarget()) as table:
+        assert table.path == tmp_path / "cache" / "latency.sqlite"
+        assert table.summaries() == []
+    assert table.path.is_file()
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "t.sqlite"
+    done = subprocess.run(
+        [sys.executable, "-c", _WRITE_AND_TELL, str(path)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "TargetError: cannot use the latency table" in done.stderr
+    assert "make room" in done.stderr
+    assert "or set MDP_FX_CACHE to a folder that can be written; what was measured so far is kept" in done.stderr
+    with LatencyTable(path) as table:
+        assert len(table.points("machine", "conv")) == len(done.stdout.split()) > 0

@@ -174,6 +174,27 @@ def test_epilogues_are_told_apart(one: Callable[[Tensor], Tensor], other: Callab
     assert region_of(conv(), one).key != region_of(conv(), other).key
 
 
+@pytest.mark.parametrize(
+    ("region", "start"),
+    [
+        (lambda: region_of(conv()), "Conv2d Bxd1x8x8 torch.float32 batch 2 kernel 3x3 stride 1x1 groups 1"),
+        (
+            lambda: region_of(conv(kernel=5, stride=2, groups=4), F.relu, batch=4),
+            "Conv2d Bxd1*d2x8x8 torch.float32 batch 4 kernel 5x5 stride 2x2 groups d1 + relu",
+        ),
+        (
+            lambda: region_of(with_norm(nn.BatchNorm2d(24), nn.ReLU())),
+            "Conv2d Bxd1x8x8 torch.float32 batch 2 kernel 3x3 stride 1x1 groups 1 + BatchNorm2d + ReLU",
+        ),
+        (lambda: region_of(lambda: nn.MaxPool2d(2)), "MaxPool2d Bxd0x8x8 torch.float32 batch 2"),
+    ],
+)
+def test_a_key_says_what_the_region_is(region: Callable[[], CostRegion], start: str) -> None:
+    readable, digest = region().key.rsplit(" ", 1)
+    assert readable == start
+    assert len(bytes.fromhex(digest)) == 8
+
+
 def key_of(network: nn.Module, kind: str, inputs: tuple[Tensor, ...] | None = None) -> list[str]:
     regions = analyse(network, inputs or (image(side=4),)).regions
     return [region.key for region in regions if region.nodes[0].startswith(kind)]
