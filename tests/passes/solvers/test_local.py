@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdp_fx.passes.search_space import Block, CostModel, CostTerm, SearchSpace, evaluate, importance, violations
-from mdp_fx.passes.solvers.local import local_search
+from mdp_fx.passes.solvers.local import filled, local_search
 from mdp_fx.passes.solvers.problem import compile_problem
 from tests.passes.spaces import (
     MINLP_DATA,
@@ -80,3 +80,25 @@ def test_close_to_the_optimum_of_a_published_problem(share: float, optimum: floa
     selection = local_search(compile_problem(space, budgets), budgets)
     assert selection is not None
     assert importance(space, selection) > 0.97 * optimum
+
+
+@given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.1, 0.9))
+@settings(max_examples=60, deadline=None)
+def test_what_a_budget_has_room_for_is_filled(seed: int, share: float) -> None:
+    space = random_space(seed)
+    options = list(every_selection(space))
+    costs = [evaluate(space, each)["latency"] for each in options]
+    budget = min(costs) * (1 - share) + share * max(costs)
+    start = options[costs.index(min(costs))]
+    problem = compile_problem(space, ["latency"])
+    found = filled(problem, {"latency": budget}, start)
+    assert violations(space, found) == []
+    assert found.removed_blocks == start.removed_blocks
+    assert evaluate(space, found)["latency"] <= budget * (1 + 1e-9)
+    assert importance(space, found) >= importance(space, start)
+    # No change of a single size improves it within the budget.
+    for other in options:
+        changed = [name for name, size in other.sizes.items() if size != found.sizes[name]]
+        if len(changed) == 1 and other.removed_blocks == found.removed_blocks:
+            better = importance(space, other) > importance(space, found) + 1e-9
+            assert not better or evaluate(space, other)["latency"] > budget * (1 - 1e-9)
