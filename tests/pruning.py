@@ -102,7 +102,7 @@ def error(expected: Any, actual: Any) -> float:
         assert one.shape == other.shape
         assert torch.isfinite(one).all()
         assert torch.isfinite(other).all()
-        scale = max(1.0, float(one.abs().max()))
+        scale = max(1.0, float(one.detach().abs().max()))
         worst = max(worst, float((one - other).abs().max()) / scale)
     return worst
 

@@ -36,7 +36,7 @@ def write_files(folder: Path) -> None:
         (("resnet18",), "did you mean torchvision:resnet18?"),
         ((TINY, "--latency", "0%"), "is not between 0 and 100 %"),
         ((TINY, "--params", "12ms"), "cannot read the params budget '12ms': write it as 60% or 4M"),
-        ((TINY, *TORCH, *SHAPE, "--data", "nothing"), "write package.module:make_loader or imagefolder:PATH"),
+        ((TINY, *TORCH, *SHAPE, "--data", "nothing"), "write package.module:make_loader, imagefolder:PATH or voc:PATH"),
         ((TINY, *TORCH, *SHAPE, "--data", "imagefoldr:x"), "did you mean imagefolder:x?"),
         ((TINY, *TORCH, *SHAPE, "--data", "tests.cli.networks:make_failing"), "OSError: no such disk"),
         ((TINY, *TORCH, *SHAPE, "--loss", "tests.cli.networks:smoth_loss"), "did you mean smooth_loss"),

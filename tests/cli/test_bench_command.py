@@ -40,7 +40,7 @@ def test_masks_are_timed_beside_the_network_before_them(run: Run, folder: Path) 
     assert (dense["name"], masked["name"]) == (TINY, "m.pkl")
     assert dense["interval"] is None
     assert masked["interval"][0] <= masked["ratio"] <= masked["interval"][1]
-    assert masked["proven"] is not (masked["interval"][0] <= 1 <= masked["interval"][1])
+    assert masked["proven"] is not (masked["interval"][0] <= 1.02 and masked["interval"][1] >= 0.98)
     assert masked["inputs"] == [[1, 3, 16, 16]]
     assert done.json["written"] == {"plot": "c.html"}
     assert "threads 1" in done.json["device"]
@@ -56,7 +56,7 @@ def test_a_network_beside_itself_says_what_is_not_proven(run: Run, monkeypatch: 
     done = run("bench", TINY, TINY, *SHAPE, *TORCH)
     assert done.code == 0, done.err
     assert "99.0 to 103.0 %" in done.out
-    assert f"not proven  that {TINY} (2) and {TINY} differ: the interval contains 100 %" in done.out
+    assert f"not proven  that {TINY} (2) and {TINY} differ: two loadings may, by 2 %" in done.out
 
 
 def test_an_onnx_file_keeps_its_inputs_and_says_so(run: Run) -> None:

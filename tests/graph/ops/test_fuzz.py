@@ -577,8 +577,8 @@ def reduced(dice: Dice, target: Target) -> Example:
 # Networks ------------------------------------------------------------------------------------------------------------
 
 RANDOM = ("rand_like", "randn_like", "empty_like")
-ELSEWHERE = ("cuda", "view_as_real", "real", "not_")
-"""What needs a device or numbers that are not here, or is no call, or gives no tensor."""
+ELSEWHERE = ("cuda", "view_as_real", "real", "not_", "BoxPooling")
+"""What needs a device, numbers or boxes that are not here (see tests/detectors), or is no call, or gives no tensor."""
 
 
 FROZEN = ("gather", "whole_attention", "local_response_norm", "setitem")
