@@ -103,7 +103,7 @@ def error(expected: Any, actual: Any) -> float:
         assert torch.isfinite(one).all()
         assert torch.isfinite(other).all()
         scale = max(1.0, float(one.detach().abs().max()))
-        worst = max(worst, float((one - other).abs().max()) / scale)
+        worst = max(worst, float((one - other).detach().abs().max()) / scale)
     return worst
 
 
