@@ -218,7 +218,7 @@ def plot_command(
 def gc_command(
     older_than: float | None, fingerprints: tuple[str, ...], path: Path | None, force: bool, as_json: bool
 ) -> None:
-    """Delete measurements: by default those of runtimes that are installed in another version now.
+    """Delete measurements: by default those that a runtime, driver or way of measuring of now would not make again.
 
     It says what goes, and asks.
     """

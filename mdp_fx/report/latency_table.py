@@ -30,7 +30,7 @@ class FingerprintRow:
         oldest_s: age of the oldest point in seconds, None where no age is known; `newest_s` that of the newest.
         undated: points of unknown age.
         size_bytes: about what it takes on disk.
-        stale: whether its runtime is installed in another version now.
+        stale: whether its runtime, driver or way of measuring is another one now.
     """
 
     index: int
