@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mdp_fx.latency.ratio import FEWEST_ROUNDS
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
-from mdp_fx.latency.timing import Effort, Runs, Timing, no_garbage_collection, pinned, timing_of
+from mdp_fx.latency.timing import Effort, Runs, Timing, no_garbage_collection, pinned, timing_of, undisturbed_rounds
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def timings_of(rounds: Mapping[str, Runs]) -> dict[str, Timing]:
     Rounds count in which no network lost its processor to another process; all of them do where those are too few. A
     short run gets through undisturbed more often than a long one: each for itself would not be comparable.
     """
-    good = [all(round_) for round_ in zip(*(runs.undisturbed() for runs in rounds.values()), strict=True)]
+    good = undisturbed_rounds(rounds.values())
     return {name: timing_of(runs.seconds, good, FEWEST_ROUNDS // 2) for name, runs in rounds.items()}
 
 

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 
 from mdp_fx.latency.interpolation import FloatArray
-from mdp_fx.latency.timing import Runs
+from mdp_fx.latency.timing import Runs, undisturbed_rounds
 
 CONFIDENCE = 0.95
 FEWEST_ROUNDS = 20
@@ -67,7 +67,7 @@ def ratio_of(other: Runs, first: Runs, seed: int = 0) -> Ratio:
         message = f"no rounds to take a ratio of: {len(other.seconds)} and {len(first.seconds)} runs"
         raise ValueError(message)
     ratios = np.asarray(other.seconds) / np.asarray(first.seconds)
-    good = np.asarray(other.undisturbed()) & np.asarray(first.undisturbed())
+    good = np.asarray(undisturbed_rounds((other, first)))
     if 2 * good.sum() >= FEWEST_ROUNDS:
         ratios = ratios[good]
     block = _block_length(ratios)

@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import compress, count
@@ -127,6 +127,11 @@ class Runs:
         if len(good) >= effort.max_runs or elapsed > effort.max_time_s:
             return True
         return Timing.of(good).median_error < effort.error
+
+
+def undisturbed_rounds(networks: Iterable[Runs]) -> list[bool]:
+    """Of networks that were timed in turn, the rounds in which none lost its processor to another process."""
+    return [all(each) for each in zip(*(runs.undisturbed() for runs in networks), strict=True)]
 
 
 def timing_of(values: Sequence[float], good: Sequence[bool], fewest: int) -> Timing:
