@@ -13,8 +13,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/python -m mdp_fx.demo demo-output
 
+# One process of one thread per core: small networks gain nothing from threads.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -40,6 +41,8 @@ bench-accuracy: $(VENV)/installed
 
 bench-accuracy-small: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	test -d /usr/share/datasets/fashion-mnist || (mkdir -p build && cd build && \
+		apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb fashion)
 	$(BIN)/python bench/accuracy.py --small
 
 clean:

@@ -32,9 +32,12 @@ from mdp_fx.train.schedule import Schedule
 from mdp_fx.train.trainer import Trainer, make_accelerator
 
 BUDGETS = (0.5, 0.3, 0.2)
-SMALL_BUDGETS = (0.5, 0.2)
+WITHIN = (0.95, 1.02)
+"""Measured latency over the budget that a row must have to be compared."""
 IMPORTANCE_BATCHES = 30
 RECALIBRATION_BATCHES = 10
+PRECISION = "bfloat16"
+"""Of training; accuracy is that of float32."""
 KEPT = Path(__file__).parent.parent / "build" / "accuracy"
 """Dense baselines, which are trained once."""
 
@@ -58,12 +61,13 @@ class Bench:
     Args:
         task: what is compared on.
         device: "cpu", "cuda" or "auto".
-        epochs: of fine-tuning, None for the task's own.
+        epochs: of fine-tuning, None for the task's own; `dense_epochs` likewise, of the dense network.
     """
 
-    def __init__(self, task: Task, device: str, epochs: int | None) -> None:
+    def __init__(self, task: Task, device: str, epochs: int | None, dense_epochs: int | None) -> None:
         self.task, self.epochs = task, epochs or task.epochs
-        self.accelerator = make_accelerator(device, None)
+        self.dense_epochs = dense_epochs or task.dense_epochs
+        self.accelerator = make_accelerator(device, PRECISION)
         self.images = task.load()
         self.placed = self.images.to(self.accelerator.device)
         self.paths: dict[tuple[str, int], methods.TorchPruning] = {}
@@ -89,20 +93,20 @@ class Bench:
                     if pruner.done:
                         network, pruner = pruner.finish().module, None
                         trainer = Trainer(self.accelerator, network, config, step=trainer.step, **options)
-        return network
+        return trainer.bare()
 
     def dense(self) -> tuple[nn.Module, float, float]:
         """The trained dense network on the CPU, its accuracy, and the seconds that training took (0 if it was kept)."""
-        network, path = self.task.build(), KEPT / f"{self.task.data}-{self.task.network}.pt"
+        network = self.task.build()
+        path = KEPT / f"{self.task.data}-{self.task.network}-{self.dense_epochs}.pt"
         seconds = 0.0
         if path.exists():
             network.load_state_dict(torch.load(path, weights_only=True))
         else:
             begin = time.perf_counter()
-            self.train(network, self.task.dense_epochs, self.task.dense_rate, 0)
+            network = self.train(network, self.dense_epochs, self.task.dense_rate, 0)
             seconds = time.perf_counter() - begin
             KEPT.mkdir(parents=True, exist_ok=True)
-            network.cpu()
             atomic_write(path, lambda file: torch.save(network.state_dict(), file))
         return network.cpu().eval(), accuracy(network.to(self.accelerator.device), self.placed), seconds
 
@@ -110,7 +114,7 @@ class Bench:
         """Prunes by one method, measures, fine-tunes."""
         begin = time.perf_counter()
         dense = dense.cpu().eval()
-        network, fault = methods.faults(lambda: self.pruned(dense, share, method, seed))
+        network, fault = methods.faults(method, lambda: self.pruned(dense, share, method, seed))
         pruning = time.perf_counter() - begin
         if network is None:
             return {"fault": fault, "prune_seconds": pruning}
@@ -125,8 +129,8 @@ class Bench:
             found["before_recalibrated"] = accuracy(network, self.placed)
             network.load_state_dict(state)
             begin = time.perf_counter()
-            self.train(network, self.epochs, self.task.rate, seed)
-        found["after"] = accuracy(network, self.placed)
+            network = self.train(network, self.epochs, self.task.rate, seed)
+        found["after"] = accuracy(network.to(self.accelerator.device), self.placed)
         seconds = time.perf_counter() - begin
         return found | {"epochs": self.epochs, "prune_seconds": pruning, "tune_seconds": seconds}
 
@@ -138,8 +142,10 @@ class Bench:
                 self.paths[method, seed] = methods.TorchPruning(method, dense, self.timed, batches, self.task.step)
             return self.paths[method, seed].at(share)
         if method not in methods.SCHEDULED:
-            return methods.prune(method, dense, self.timed, share, self.importance_batches(seed), self.task.step)
+            batches = self.importance_batches(seed)
+            return methods.prune(method, dense, self.timed, share, batches, self.task.step, seed)
         steps = self.epochs * (len(self.images.train) // self.task.batch)
+        searched, masks = methods.SCHEDULED[method]
         gather = max(1, min(40, steps // (3 * methods.STEPS)))
         pruner = Pruner(
             dense,
@@ -147,7 +153,8 @@ class Bench:
             latency=share,
             threads=methods.THREADS,
             schedule=Schedule(min(methods.STEPS, steps // 3), "exp2", 0, gather),
-            masks="soft" if methods.SCHEDULED[method] == "soft" else "hard",
+            masks="soft" if masks == "soft" else "hard",
+            method=searched,
             step=self.task.step,
             seed=seed,
         )
@@ -173,22 +180,52 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for where in sorted({key_of(row)[:3] for row in rows}, key=str):
         inside = [row for row in rows if key_of(row)[:3] == where and "after" in row]
-        by_method = {name: [row["after"] for row in inside if row["method"] == name] for name in methods.METHODS}
-        means = {name: statistics.mean(values) for name, values in by_method.items() if values}
-        spread = {name: max(by_method[name]) - min(by_method[name]) for name in means}
-        order = sorted(means, key=lambda name: -means[name])
+        table = {}
+        for name in methods.METHODS:
+            if mine := [row for row in inside if row["method"] == name]:
+                after = [row["after"] for row in mine]
+                before = [row["before_recalibrated"] for row in mine if "before_recalibrated" in row]
+                table[name] = {
+                    "after": statistics.mean(after),
+                    "spread": max(after) - min(after),
+                    "before_recalibrated": statistics.mean(before) if before else None,
+                    "latency_share": statistics.mean([row["latency"]["share"] for row in mine]),
+                    "seeds": len(mine),
+                }
+        order = sorted(table, key=lambda name: -table[name]["after"])
         entry: dict[str, Any] = {"data": where[0], "network": where[1], "budget": where[2], "best": order[:1]}
-        entry["methods"] = {name: {"after": means[name], "spread": spread[name]} for name in order}
-        if "mdp" in means:
+        entry["methods"] = {name: table[name] for name in order}
+        if own := table.get("mdp"):
             others = [name for name in order if name != "mdp" and name not in methods.SCHEDULED]
-            beaten_by = [name for name in others if means[name] > means["mdp"] + max(spread[name], spread["mdp"])]
-            entry["mdp_beaten_beyond_the_spread_by"] = beaten_by
+            entry["mdp_beaten_beyond_the_spread_by"] = [
+                name
+                for name in others
+                if table[name]["after"] > own["after"] + max(table[name]["spread"], own["spread"])
+            ]
+        low, high = (limit * where[2] for limit in WITHIN)
+        outside = [row for row in inside if not low <= row["latency"]["share"] <= high]
+        entry["outside_the_budget"] = [(row["method"], row["seed"], row["latency"]["share"]) for row in outside]
         found.append(entry)
     return found
 
 
+def check_same_training(before: dict[str, Any], task: Task, epochs: int, dense_epochs: int) -> None:
+    """Rows are compared with each other: all of a task are trained alike.
+
+    Raises:
+        SystemExit: rows made earlier were not.
+    """
+    for name, wanted in (("rows", epochs), ("dense", dense_epochs)):
+        for row in before.get(name, ()):
+            if (row["data"], row["network"]) == (task.data, task.network) and row.get("epochs", wanted) != wanted:
+                raise SystemExit(
+                    f"{task.network} on {task.data}: the results hold {name} of {row['epochs']} epochs, not {wanted}: "
+                    "give the same number, or remove them"
+                )
+
+
 @click.command()
-@click.option("--small", is_flag=True, help="On scikit-learn's digits, without schedules, in its own result file.")
+@click.option("--small", is_flag=True, help="Fashion-MNIST, without schedules, in its own result file.")
 @click.option("--task", "names", multiple=True, type=click.Choice(list(TASKS)), help="Repeatable.  [default: CIFAR-10]")
 @click.option(
     "--method",
@@ -200,6 +237,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.option("--budget", "budgets", multiple=True, type=float, help="Share of the latency, repeatable.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1), show_default=True, help="Repeatable.")
 @click.option("--epochs", type=int, help="Of fine-tuning.  [default: the task's]")
+@click.option("--dense-epochs", type=int, help="Of the dense network.  [default: the task's]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--rows", type=int, help="Stop after so many new rows.")
 def main(
@@ -209,6 +247,7 @@ def main(
     budgets: tuple[float, ...],
     seeds: tuple[int, ...],
     epochs: int | None,
+    dense_epochs: int | None,
     device: str,
     rows: int | None,
 ) -> None:
@@ -218,22 +257,24 @@ def main(
     done = {key_of(row): row for row in before.get("rows", ())}
     dense_rows = {(row["data"], row["network"]): row for row in before.get("dense", ())}
     begin, left = time.perf_counter(), rows
-    for name in names or (("digits",) if small else ("cifar10-resnet20", "cifar10-resnet56")):
+    for name in names or (("fashion-mnist",) if small else ("cifar10-resnet20", "cifar10-resnet56")):
         bench: Bench | None = None
         task = TASKS[name]
+        check_same_training(before, task, epochs or task.epochs, dense_epochs or task.dense_epochs)
         wanted = [
             (task.data, task.network, budget, method, seed)
             for seed in seeds
-            for budget in budgets or (SMALL_BUDGETS if small else BUDGETS)
+            for budget in budgets or BUDGETS
             for method in chosen or (methods.ONE_SHOT if small else methods.METHODS)
         ]
         for key in (key for key in wanted if key not in done):
             if left is not None and left <= 0:
                 break
             if bench is None:
-                bench = Bench(task, device, epochs)
+                bench = Bench(task, device, epochs, dense_epochs)
                 dense, top1, seconds = bench.dense()
-                facts = {"data": task.data, "network": task.network, "top1": top1, "epochs": task.dense_epochs}
+                facts = {"data": task.data, "network": task.network, "top1": top1, "epochs": bench.dense_epochs}
+                facts |= {name: getattr(task, name) for name in ("batch", "rate", "dense_rate", "timed_batch", "step")}
                 kept = dense_rows.get((task.data, task.network), {})
                 dense_rows[task.data, task.network] = facts | {"seconds": seconds or kept.get("seconds")}
             _, _, budget, method, seed = key
@@ -242,7 +283,12 @@ def main(
             print(done[key], flush=True)
             left = None if left is None else left - 1
             ordered = sorted(done.values(), key=lambda each: str(key_of(each)))
-            facts = {"threads": methods.THREADS, "dense": list(dense_rows.values()), "summary": summary(ordered)}
+            facts = {
+                "threads": methods.THREADS,
+                "precision": PRECISION,
+                "dense": list(dense_rows.values()),
+                "summary": summary(ordered),
+            }
             save(file, facts | {"rows": ordered}, quiet=True)
             write(f"{file}.svg", plot(ordered, list(dense_rows.values())))
     print(f"{time.perf_counter() - begin:.0f} s")

@@ -14,7 +14,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 import mdp_fx
-from bench.resnet_cifar import convolve_shortcuts
+from bench.resnet_cifar import convolve_shortcuts, select_shortcuts
 from mdp_fx.errors import MdpFxError
 
 OURS = ("mdp", "mgp", "mdlm", "halp", "uniform")
@@ -24,16 +24,20 @@ RANDOM = "random"
 THEIRS = ("group-l2", "taylor", "isomorphic")
 """Torch-Pruning, bisected to the latency."""
 
-SCHEDULED = {"mdp-30": "hard", "mdp-30-soft": "soft"}
-"""mdp in 30 steps while it is trained, by kind of mask."""
+SCHEDULED = {"mdp-30": ("mdp", "hard"), "mdp-30-soft": ("mdp", "soft"), "halp-30": ("halp", "hard")}
+"""In 30 steps while the network is trained: method and kind of mask."""
+
+IMPORTANCE = "taylor-group"
+"""HALP's and MDP's: the absolute sum of gradient times parameter over a coupled group."""
 
 STEPS = 30
 ONE_SHOT = (*OURS, RANDOM, *THEIRS)
 METHODS = (*ONE_SHOT, *SCHEDULED)
 THREADS = 1
-_PATH = 40
-_PER_STEP = 3
+_PATH = 80
+_PER_STEP = 2
 _HIGHEST = 0.95
+_OVER = 1.02
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -44,7 +48,9 @@ def latency_share(dense: nn.Module, slim: nn.Module, inputs: Tensor) -> dict[str
     return {"share": second.ratio, "interval": second.interval, "dense_ms": first.median_ms, "ms": second.median_ms}
 
 
-def prune(method: str, dense: nn.Module, inputs: Tensor, share: float, batches: Batches, step: int) -> nn.Module:
+def prune(
+    method: str, dense: nn.Module, inputs: Tensor, share: float, batches: Batches, step: int, seed: int
+) -> nn.Module:
     """A pruned network that takes `share` of the dense latency.
 
     Args:
@@ -54,6 +60,7 @@ def prune(method: str, dense: nn.Module, inputs: Tensor, share: float, batches: 
         share: of the dense latency.
         batches: of (inputs, labels) on the CPU, for importance.
         step: channel step.
+        seed: of `RANDOM`.
     """
     random = method == RANDOM
     result = mdp_fx.prune(
@@ -62,9 +69,10 @@ def prune(method: str, dense: nn.Module, inputs: Tensor, share: float, batches: 
         latency=share,
         threads=THREADS,
         method="mdp" if random else method,
-        importance="random" if random else "taylor",
+        importance="random" if random else IMPORTANCE,
         data=None if random else batches,
         step=step,
+        seed=seed,
     )
     return result.module
 
@@ -76,7 +84,7 @@ class TorchPruning:
     step it leaves a layer whole that would lose all channels; in many, a layer stops at its largest ratio.
 
     It takes a channel pad for an operation that leaves channels alone, and ends with a network that does not run: it
-    gets the shortcuts as convolutions, which are fixed, and whose time counts.
+    gets the shortcuts as convolutions, and what it leaves of them is written as a selection of channels again.
 
     Args:
         method: one of `THEIRS`.
@@ -92,7 +100,6 @@ class TorchPruning:
         self._shares: dict[int, float] = {}
         network = copy.deepcopy(dense).eval()
         convolve_shortcuts(network)
-        fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
         network.requires_grad_(True)  # Its Taylor importance needs a gradient of every layer.
         by_gradient, source = method != "group-l2", itertools.cycle(batches)
         kinds = torch_pruning.importance
@@ -117,14 +124,13 @@ class TorchPruning:
                 pruner.step()
                 network.zero_grad(set_to_none=True)
                 self._path.append(copy.deepcopy(network))
-                for name, parameter in self._path[-1].named_parameters():
-                    parameter.requires_grad_(name not in fixed)
+                select_shortcuts(self._path[-1])
 
     def at(self, share: float) -> nn.Module:
-        """The first network on the way that takes at most this share of the dense latency.
+        """The network on the way that is nearest to this share of the dense latency, at most `_OVER` of it.
 
         Raises:
-            MdpFxError: none does.
+            MdpFxError: none is so small.
         """
         low, high = -1, len(self._path) - 1
         while high - low > 1 or high not in self._shares:
@@ -137,6 +143,8 @@ class TorchPruning:
                 high = middle
             else:
                 low = middle
+        if low >= 0 and self._shares[low] <= _OVER * share and self._shares[low] - share < share - self._shares[high]:
+            high = low
         return copy.deepcopy(self._path[high])
 
     def _measure(self, number: int) -> None:
@@ -144,9 +152,13 @@ class TorchPruning:
             self._shares[number] = latency_share(self._dense, self._path[number], self._inputs)["share"]
 
 
-def faults(work: Callable[[], nn.Module]) -> tuple[nn.Module | None, str | None]:
-    """What `work` gives, or why it gives nothing: a method that cannot is a result too."""
+def faults(method: str, work: Callable[[], nn.Module]) -> tuple[nn.Module | None, str | None]:
+    """What `work` gives, or why it gives nothing: that a method cannot is a result too."""
     try:
         return work(), None
-    except Exception as error:  # noqa: BLE001 - of the other library, whatever it is
+    except MdpFxError as error:
+        return None, str(error)
+    except Exception as error:
+        if method not in THEIRS:
+            raise
         return None, f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
