@@ -32,6 +32,7 @@ from mdp_fx.train.schedule import Schedule
 from mdp_fx.train.trainer import Trainer, make_accelerator
 
 BUDGETS = (0.5, 0.3, 0.2)
+SMALL_BUDGETS = (0.5, 0.2)
 WITHIN = (0.95, 1.02)
 """Measured latency over the budget that a row must have to be compared."""
 IMPORTANCE_BATCHES = 30
@@ -264,7 +265,7 @@ def main(
         wanted = [
             (task.data, task.network, budget, method, seed)
             for seed in seeds
-            for budget in budgets or BUDGETS
+            for budget in budgets or (SMALL_BUDGETS if small else BUDGETS)
             for method in chosen or (methods.ONE_SHOT if small else methods.METHODS)
         ]
         for key in (key for key in wanted if key not in done):

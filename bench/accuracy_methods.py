@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import mdp_fx
 from bench.resnet_cifar import convolve_shortcuts, select_shortcuts
+from bench.steps import prune_in_steps
 from mdp_fx.errors import MdpFxError
 
 OURS = ("mdp", "mgp", "mdlm", "halp", "uniform")
@@ -62,19 +63,14 @@ def prune(
         step: channel step.
         seed: of `RANDOM`.
     """
-    random = method == RANDOM
-    result = mdp_fx.prune(
-        dense,
-        inputs,
-        latency=share,
+    kind, data = ("random", None) if method == RANDOM else (IMPORTANCE, batches)
+    return prune_in_steps(
+        *(dense, inputs, share),
+        method="mdp" if method == RANDOM else method,
+        score=lambda network: mdp_fx.score(network, inputs, importance=kind, data=data, seed=seed),
         threads=THREADS,
-        method="mdp" if random else method,
-        importance="random" if random else IMPORTANCE,
-        data=None if random else batches,
         step=step,
-        seed=seed,
-    )
-    return result.module
+    )[-1].module
 
 
 class TorchPruning:

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 
 import mdp_fx
 from bench.common import SHARED, load, save
+from bench.steps import prune_in_steps
 from mdp_fx.detection import evaluate
 from mdp_fx.detection_data import voc_loader
 from mdp_fx.models import ssd300_mobilenet_v2
@@ -39,7 +40,8 @@ BATCH = 16
 LEARNING_RATE = 1e-3
 FINE_TUNE_RATE = 5e-4
 WARM_UP = 0.15
-LATENCY = "50%"
+SHARE = 0.5
+IMPORTANCE = "taylor-group"
 THREADS = 1
 
 
@@ -117,24 +119,39 @@ def example() -> torch.Tensor:
     return torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
 
+def scored(detector: nn.Module, data: Data) -> mdp_fx.Scores:
+    """Importance by the detector's own losses."""
+    return mdp_fx.score(detector, example(), importance=IMPORTANCE, data=data.scored)
+
+
+def _count(detector: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in detector.parameters())
+
+
 def pruned(
     detector: nn.Module, data: Data, method: str, scores: mdp_fx.Scores, steps: int, seed: int
 ) -> dict[str, Any]:
     """One method: pruned, evaluated, fine-tuned, evaluated again."""
     begin = time.perf_counter()
     images = example()
-    result = mdp_fx.prune(detector, images, latency=LATENCY, threads=THREADS, method=method, scores=scores, seed=seed)
+
+    def score(network: nn.Module) -> mdp_fx.Scores:
+        return scores if network is detector else scored(network, data)
+
+    results = prune_in_steps(detector, images, SHARE, method=method, score=score, threads=THREADS, seed=seed)
+    result = results[-1]
     seconds = time.perf_counter() - begin
     slim: nn.Module = result.module
     latency = result.report.latency
     in_turn = mdp_fx.bench({"dense": detector, "slim": slim}, images, threads=THREADS)[1]
     facts: dict[str, Any] = {"method": method, "seed": seed, "steps": steps, "prune_seconds": seconds}
-    facts |= {"dense_ms": latency.dense_ms, "measured_ms": latency.measured_ms, "predicted_ms": latency.predicted_ms}
+    facts |= {"prune_steps": len(results), "dense_ms": results[0].report.latency.dense_ms}
+    facts |= {"measured_ms": latency.measured_ms, "predicted_ms": latency.predicted_ms}
     facts |= {
         "share": in_turn.ratio,
         "interval": in_turn.interval,
-        "params_share": result.report.params.share,
-        "removed_blocks": list(result.recipe.removed_blocks),
+        "params_share": _count(slim) / _count(detector),
+        "removed_blocks": [block for each in results for block in each.recipe.removed_blocks],
         "gap": result.report.solver["gap"],
         "test_before": dict(evaluate(slim, data.test)),
     }
@@ -172,7 +189,7 @@ def main() -> None:
         "batch": BATCH,
         "threads": torch.get_num_threads(),
         "latency_threads": THREADS,
-        "budget": LATENCY,
+        "budget": SHARE,
         "dense_steps": given.steps,
         "fine_tune_steps": given.fine_tune,
         "rates": [LEARNING_RATE, FINE_TUNE_RATE],
@@ -190,7 +207,7 @@ def main() -> None:
             detector, facts = dense(data, given.steps, seed, given.keep or Path(folder))
             if ("dense", seed) not in done:
                 rows.append(facts)
-            scores = mdp_fx.score(detector, example(), importance="taylor", data=data.scored)
+            scores = scored(detector, data)
             for method in missing:
                 rows.append(pruned(detector, data, method, scores, given.fine_tune, seed))
                 save(given.name, {"settings": settings, "summary": summary(rows), "rows": rows}, quiet=True)
