@@ -197,7 +197,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {"data": where[0], "network": where[1], "budget": where[2], "best": order[:1]}
         entry["methods"] = {name: table[name] for name in order}
         if own := table.get("mdp"):
-            others = [name for name in order if name != "mdp" and name not in methods.SCHEDULED]
+            others = [name for name in order if not name.startswith("mdp")]
             entry["mdp_beaten_beyond_the_spread_by"] = [
                 name
                 for name in others

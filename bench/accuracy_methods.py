@@ -22,6 +22,9 @@ OURS = ("mdp", "mgp", "mdlm", "halp", "uniform")
 RANDOM = "random"
 """mdp by random importance."""
 
+IN_STEPS = {"halp": "halp", "mdp-steps": "mdp"}
+"""In steps with new scores, but without training between: HALP's cost model needs it; mdp beside it."""
+
 THEIRS = ("group-l2", "taylor", "isomorphic")
 """Torch-Pruning, bisected to the latency."""
 
@@ -32,7 +35,7 @@ IMPORTANCE = "taylor-group"
 """HALP's and MDP's: the absolute sum of gradient times parameter over a coupled group."""
 
 STEPS = 30
-ONE_SHOT = (*OURS, RANDOM, *THEIRS)
+ONE_SHOT = (*OURS, "mdp-steps", RANDOM, *THEIRS)
 METHODS = (*ONE_SHOT, *SCHEDULED)
 THREADS = 1
 _PATH = 80
@@ -55,7 +58,7 @@ def prune(
     """A pruned network that takes `share` of the dense latency.
 
     Args:
-        method: one of `OURS` and `RANDOM`.
+        method: one of `OURS` and `IN_STEPS`, or `RANDOM`.
         dense: the trained network, on the CPU; left unchanged.
         inputs: of the batch that latency counts at.
         share: of the dense latency.
@@ -66,7 +69,8 @@ def prune(
     kind, data = ("random", None) if method == RANDOM else (IMPORTANCE, batches)
     return prune_in_steps(
         *(dense, inputs, share),
-        method="mdp" if method == RANDOM else method,
+        method="mdp" if method == RANDOM else IN_STEPS.get(method, method),
+        steps=method in IN_STEPS,
         score=lambda network: mdp_fx.score(network, inputs, importance=kind, data=data, seed=seed),
         threads=THREADS,
         step=step,

@@ -138,7 +138,14 @@ def pruned(
     def score(network: nn.Module) -> mdp_fx.Scores:
         return scores if network is detector else scored(network, data)
 
-    results = prune_in_steps(detector, images, SHARE, method=method, score=score, threads=THREADS, seed=seed)
+    options: dict[str, Any] = {
+        "steps": method == "halp",
+        "score": score,
+        "method": method,
+        "threads": THREADS,
+        "seed": seed,
+    }
+    results = prune_in_steps(detector, images, SHARE, **options)
     result = results[-1]
     seconds = time.perf_counter() - begin
     slim: nn.Module = result.module

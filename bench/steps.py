@@ -1,4 +1,4 @@
-"""Pruning in steps, for methods whose cost model cannot see far: HALP's holds every layer's inputs at their size."""
+"""Pruning in steps, with new scores for each: HALP's cost model holds every layer's inputs at their size, sees not far."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from torch import nn
 
 import mdp_fx
 
-ONE_SIDED = ("halp", "mgp")
-"""Methods that price a layer by its own channels alone: what its inputs save is seen in the next step only."""
-
 AT_ONCE = 0.75
-"""Share of the current latency that such a method is asked for in one step."""
+"""Share of the current latency that is asked for in one step."""
 
 
 def prune_in_steps(
@@ -23,11 +20,19 @@ def prune_in_steps(
     inputs: torch.Tensor,
     share: float,
     *,
-    method: str,
+    steps: bool,
     score: Callable[[nn.Module], mdp_fx.Scores],
     **options: Any,
 ) -> list[mdp_fx.PruneResult]:
-    """Prunes to a share of the dense latency: at once, or in equal steps with new scores where the method needs them.
+    """Prunes to a share of the dense latency: at once, or in equal steps with new scores.
+
+    Args:
+        dense: left unchanged.
+        inputs: that latency counts at.
+        share: of the dense latency.
+        steps: whether in steps.
+        score: gives the scores of a network.
+        options: of `mdp_fx.prune`.
 
     Returns:
         The result of every step, the last of which has the network.
@@ -35,14 +40,12 @@ def prune_in_steps(
     Raises:
         MdpFxError: a budget cannot be met.
     """
-    count = math.ceil(math.log(share) / math.log(AT_ONCE)) if method in ONE_SIDED else 1
+    count = math.ceil(math.log(share) / math.log(AT_ONCE)) if steps else 1
     results: list[mdp_fx.PruneResult] = []
     network, reached = dense, 1.0
     for number in range(1, count + 1):
         wanted = share ** (number / count)
-        result = mdp_fx.prune(
-            network, inputs, latency=wanted / reached, method=method, scores=score(network), **options
-        )
+        result = mdp_fx.prune(network, inputs, latency=wanted / reached, scores=score(network), **options)
         results.append(result)
         network, facts = result.module, result.report.latency
         reached *= facts.measured_ms / facts.dense_ms
