@@ -1,4 +1,4 @@
-"""Pruning in steps, with new scores for each: HALP's cost model holds every layer's inputs at their size, sees not far."""
+"""Pruning in steps, with new scores for each: HALP's cost model holds inputs at their size, so it sees one step far."""
 
 from __future__ import annotations
 
