@@ -226,14 +226,14 @@ def check_same_training(before: dict[str, Any], task: Task, epochs: int, dense_e
 
 
 @click.command()
-@click.option("--small", is_flag=True, help="Fashion-MNIST, without schedules, in its own result file.")
+@click.option("--small", is_flag=True, help="Fashion-MNIST, some of the methods, in its own result file.")
 @click.option("--task", "names", multiple=True, type=click.Choice(list(TASKS)), help="Repeatable.  [default: CIFAR-10]")
 @click.option(
     "--method",
     "chosen",
     multiple=True,
     type=click.Choice(methods.METHODS),
-    help="Repeatable.  [default: all, without schedules if --small]",
+    help="Repeatable.  [default: all, some of them if --small]",
 )
 @click.option("--budget", "budgets", multiple=True, type=float, help="Share of the latency, repeatable.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1), show_default=True, help="Repeatable.")
@@ -266,7 +266,7 @@ def main(
             (task.data, task.network, budget, method, seed)
             for seed in seeds
             for budget in budgets or (SMALL_BUDGETS if small else BUDGETS)
-            for method in chosen or (methods.ONE_SHOT if small else methods.METHODS)
+            for method in chosen or (methods.SMALL if small else methods.METHODS)
         ]
         for key in (key for key in wanted if key not in done):
             if left is not None and left <= 0:

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 import mdp_fx
 from bench.resnet_cifar import convolve_shortcuts, select_shortcuts
-from bench.steps import prune_in_steps
+from bench.steps import prune_in_steps, steps_to
 from mdp_fx.errors import MdpFxError
 
 OURS = ("mdp", "mgp", "mdlm", "halp", "uniform")
 RANDOM = "random"
 """mdp by random importance."""
 
-IN_STEPS = {"halp": "halp", "mdp-steps": "mdp"}
-"""In steps with new scores, but without training between: HALP's cost model needs it; mdp beside it."""
+AT_ONCE = "mdp-once"
+"""mdp at once: all others of ours are pruned in steps, see bench/steps.py."""
 
 THEIRS = ("group-l2", "taylor", "isomorphic")
 """Torch-Pruning, bisected to the latency."""
@@ -35,8 +35,9 @@ IMPORTANCE = "taylor-group"
 """HALP's and MDP's: the absolute sum of gradient times parameter over a coupled group."""
 
 STEPS = 30
-ONE_SHOT = (*OURS, "mdp-steps", RANDOM, *THEIRS)
-METHODS = (*ONE_SHOT, *SCHEDULED)
+UNSCHEDULED = (*OURS, AT_ONCE, RANDOM, *THEIRS)
+SMALL = ("mdp", "halp", "uniform", AT_ONCE, RANDOM, *THEIRS)
+METHODS = (*UNSCHEDULED, *SCHEDULED)
 THREADS = 1
 _PATH = 80
 _PER_STEP = 2
@@ -58,7 +59,7 @@ def prune(
     """A pruned network that takes `share` of the dense latency.
 
     Args:
-        method: one of `OURS` and `IN_STEPS`, or `RANDOM`.
+        method: one of `OURS`, `AT_ONCE` or `RANDOM`.
         dense: the trained network, on the CPU; left unchanged.
         inputs: of the batch that latency counts at.
         share: of the dense latency.
@@ -66,15 +67,17 @@ def prune(
         step: channel step.
         seed: of `RANDOM`.
     """
-    kind, data = ("random", None) if method == RANDOM else (IMPORTANCE, batches)
-    return prune_in_steps(
-        *(dense, inputs, share),
-        method="mdp" if method == RANDOM else IN_STEPS.get(method, method),
-        steps=method in IN_STEPS,
-        score=lambda network: mdp_fx.score(network, inputs, importance=kind, data=data, seed=seed),
-        threads=THREADS,
-        step=step,
-    )[-1].module
+    steps = 1 if method == AT_ONCE else steps_to(share)
+    kind = "random" if method == RANDOM else IMPORTANCE
+
+    def score(network: nn.Module, number: int) -> mdp_fx.Scores:
+        # Every method sees each batch once, whatever its steps.
+        data = None if method == RANDOM else list(batches)[number::steps]
+        return mdp_fx.score(network, inputs, importance=kind, data=data, seed=seed)
+
+    searched = method if method in OURS else "mdp"
+    options: dict[str, Any] = {"method": searched, "threads": THREADS, "step": step}
+    return prune_in_steps(dense, inputs, share, steps=steps, score=score, **options)[-1].module
 
 
 class TorchPruning:

@@ -117,7 +117,7 @@ class Task:
 
 
 def fashion_mnist() -> Images:
-    """12,000 of the training images of Fashion-MNIST and all test images, from Debian's package."""
+    """10,000 of the training images of Fashion-MNIST and all test images, from Debian's package."""
     for folder in FASHION:
         if folder.is_dir():
             break
@@ -126,7 +126,7 @@ def fashion_mnist() -> Images:
             "Fashion-MNIST is missing: apt-get install dataset-fashion-mnist, or make bench-accuracy-small"
         )
     tensors: list[Tensor] = []
-    for part, count in (("train", 12_000), ("t10k", 10_000)):
+    for part, count in (("train", 10_000), ("t10k", 10_000)):
         images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
         labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
         pixels = torch.frombuffer(bytearray(images), dtype=torch.uint8, offset=16).reshape(-1, 1, 28, 28)[:count]

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 import mdp_fx
 from bench.common import SHARED, load, save
-from bench.steps import prune_in_steps
+from bench.steps import prune_in_steps, steps_to
 from mdp_fx.detection import evaluate
 from mdp_fx.detection_data import voc_loader
 from mdp_fx.models import ssd300_mobilenet_v2
@@ -135,11 +135,11 @@ def pruned(
     begin = time.perf_counter()
     images = example()
 
-    def score(network: nn.Module) -> mdp_fx.Scores:
+    def score(network: nn.Module, _: int) -> mdp_fx.Scores:
         return scores if network is detector else scored(network, data)
 
     options: dict[str, Any] = {
-        "steps": method == "halp",
+        "steps": steps_to(SHARE),
         "score": score,
         "method": method,
         "threads": THREADS,

@@ -1,4 +1,8 @@
-"""Pruning in steps, with new scores for each: HALP's cost model holds inputs at their size, so it sees one step far."""
+"""Pruning in steps with new scores for each, without training between.
+
+Gradients say little about a network at its optimum, and more once some of it is gone; and HALP's cost model, which
+holds every layer's inputs at their size, does not see further than a step.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,13 @@ from torch import nn
 
 import mdp_fx
 
-AT_ONCE = 0.75
+AT_ONCE = 0.7
 """Share of the current latency that is asked for in one step."""
+
+
+def steps_to(share: float) -> int:
+    """Steps to a share of the latency, none of which asks for less than `AT_ONCE`."""
+    return math.ceil(math.log(share) / math.log(AT_ONCE))
 
 
 def prune_in_steps(
@@ -20,18 +29,18 @@ def prune_in_steps(
     inputs: torch.Tensor,
     share: float,
     *,
-    steps: bool,
-    score: Callable[[nn.Module], mdp_fx.Scores],
+    steps: int,
+    score: Callable[[nn.Module, int], mdp_fx.Scores],
     **options: Any,
 ) -> list[mdp_fx.PruneResult]:
-    """Prunes to a share of the dense latency: at once, or in equal steps with new scores.
+    """Prunes to a share of the dense latency, by an equal factor in every step.
 
     Args:
         dense: left unchanged.
         inputs: that latency counts at.
         share: of the dense latency.
-        steps: whether in steps.
-        score: gives the scores of a network.
+        steps: how many, see `steps_to`.
+        score: gives the scores of a network, at a step from 0 on.
         options: of `mdp_fx.prune`.
 
     Returns:
@@ -40,12 +49,11 @@ def prune_in_steps(
     Raises:
         MdpFxError: a budget cannot be met.
     """
-    count = math.ceil(math.log(share) / math.log(AT_ONCE)) if steps else 1
     results: list[mdp_fx.PruneResult] = []
     network, reached = dense, 1.0
-    for number in range(1, count + 1):
-        wanted = share ** (number / count)
-        result = mdp_fx.prune(network, inputs, latency=wanted / reached, scores=score(network), **options)
+    for number in range(steps):
+        wanted = share ** ((number + 1) / steps)
+        result = mdp_fx.prune(network, inputs, latency=wanted / reached, scores=score(network, number), **options)
         results.append(result)
         network, facts = result.module, result.report.latency
         reached *= facts.measured_ms / facts.dense_ms
