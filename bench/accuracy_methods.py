@@ -68,11 +68,9 @@ def prune(
         seed: of `RANDOM`.
     """
     steps = 1 if method == AT_ONCE else steps_to(share)
-    kind = "random" if method == RANDOM else IMPORTANCE
+    kind, data = ("random", None) if method == RANDOM else (IMPORTANCE, batches)
 
-    def score(network: nn.Module, number: int) -> mdp_fx.Scores:
-        # Every method sees each batch once, whatever its steps.
-        data = None if method == RANDOM else list(batches)[number::steps]
+    def score(network: nn.Module) -> mdp_fx.Scores:
         return mdp_fx.score(network, inputs, importance=kind, data=data, seed=seed)
 
     searched = method if method in OURS else "mdp"

@@ -135,7 +135,7 @@ def pruned(
     begin = time.perf_counter()
     images = example()
 
-    def score(network: nn.Module, _: int) -> mdp_fx.Scores:
+    def score(network: nn.Module) -> mdp_fx.Scores:
         return scores if network is detector else scored(network, data)
 
     options: dict[str, Any] = {

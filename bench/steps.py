@@ -15,7 +15,7 @@ from torch import nn
 
 import mdp_fx
 
-AT_ONCE = 0.7
+AT_ONCE = 0.75
 """Share of the current latency that is asked for in one step."""
 
 
@@ -30,7 +30,7 @@ def prune_in_steps(
     share: float,
     *,
     steps: int,
-    score: Callable[[nn.Module, int], mdp_fx.Scores],
+    score: Callable[[nn.Module], mdp_fx.Scores],
     **options: Any,
 ) -> list[mdp_fx.PruneResult]:
     """Prunes to a share of the dense latency, by an equal factor in every step.
@@ -40,7 +40,7 @@ def prune_in_steps(
         inputs: that latency counts at.
         share: of the dense latency.
         steps: how many, see `steps_to`.
-        score: gives the scores of a network, at a step from 0 on.
+        score: gives the scores of a network.
         options: of `mdp_fx.prune`.
 
     Returns:
@@ -53,7 +53,7 @@ def prune_in_steps(
     network, reached = dense, 1.0
     for number in range(steps):
         wanted = share ** ((number + 1) / steps)
-        result = mdp_fx.prune(network, inputs, latency=wanted / reached, scores=score(network, number), **options)
+        result = mdp_fx.prune(network, inputs, latency=wanted / reached, scores=score(network), **options)
         results.append(result)
         network, facts = result.module, result.report.latency
         reached *= facts.measured_ms / facts.dense_ms
