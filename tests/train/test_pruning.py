@@ -117,7 +117,8 @@ def test_what_is_masked_hard_has_no_gradient_and_no_effect() -> None:
 
 def test_soft_masks_go_on_learning_and_may_come_back() -> None:
     schedule = Schedule(steps=6, curve="linear", gather=2)
-    found = pruner(schedule=schedule, masks="soft", latency="30%")
+    # Without removed blocks, whose units would count as returned.
+    found = pruner(schedule=schedule, masks="soft", latency=None, macs="50%", max_removed=0)
     optimizer = optimizer_of(found)
     first = schedule.ends(1)
     train(found, optimizer, first)
@@ -135,7 +136,7 @@ def test_soft_masks_go_on_learning_and_may_come_back() -> None:
     found.finish()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "taylor-filter"])
 @pytest.mark.parametrize("masks", ["hard", "soft"])
 def test_every_kind_of_importance_prunes(kind: str, masks: Any) -> None:
     found = pruner(importance=kind, masks=masks, schedule=Schedule(gather=2))
@@ -181,6 +182,11 @@ def test_a_state_of_another_run_is_refused() -> None:
         other.load_state_dict(state)
     with pytest.raises(InputError, match="has version 2, this mdp-fx reads 1"):
         other.load_state_dict({**state, "version": 2})
+
+
+def test_an_importance_that_batch_norms_hide_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^taylor-filter importance says nothing while batch norms train"):
+        pruner(importance="taylor-filter")
 
 
 def test_gradients_that_are_not_finite_are_not_counted() -> None:
