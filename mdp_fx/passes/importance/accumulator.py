@@ -155,7 +155,7 @@ class ImportanceAccumulator:
         """Plain data and tensors, for a checkpoint."""
         parts = [values for sums in self._sums for values in sums.values()]
         sums = torch.from_numpy(np.concatenate([np.zeros(0), *parts]))
-        return {"kind": self.kind, "count": self.count, "keys": self._keys(), "sums": sums}
+        return {"kind": self.kind, "count": self.count, "keys": self.rows(), "sums": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave.
@@ -166,7 +166,8 @@ class ImportanceAccumulator:
         self._check(state["kind"], [list(key) for key in state["keys"]])
         self._fill(np.concatenate([[float(state["count"])], state["sums"].numpy()]))
 
-    def _keys(self) -> list[list[Any]]:
+    def rows(self) -> list[list[Any]]:
+        """The rows of `scores`: layer, group and number of units of each."""
         return [
             [source.node, group, int(values.size)]
             for source, sums in zip(self._sources, self._sums, strict=True)
@@ -176,5 +177,5 @@ class ImportanceAccumulator:
     def _check(self, kind: str, keys: list[list[Any]]) -> None:
         if kind != self.kind:
             raise InputError(f"the importance is {kind!r}, and {self.kind!r} is being gathered")
-        if keys != self._keys():
+        if keys != self.rows():
             raise InputError("the importance belongs to another network: its layers or channel groups differ")
