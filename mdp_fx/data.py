@@ -106,21 +106,56 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     return found
 
 
-def _image_folder(path: Path, shape: tuple[int, ...], batch_size: int, seed: int) -> Iterable[Any]:
-    import torch
-    from torch.utils.data import DataLoader
+def image_folder(path: Path, shape: tuple[int, ...]) -> Any:
+    """The (image, label) pairs of a folder with one sub-folder of images per class: torchvision's ImageFolder.
 
+    An image that cannot be read is a DataError which names it.
+
+    Args:
+        path: the folder.
+        shape: (channels, height, width) of the network's input.
+
+    Raises:
+        DataError: there is no such folder, it may not be read, or the input is none of colour images.
+    """
     try:
-        from torchvision import datasets, transforms
+        from torchvision import datasets
     except ImportError as error:
-        msg = "imagefolder data needs torchvision: pip install mdp-fx[vision]"
+        msg = "imagefolder data needs torchvision: pip install 'mdp-fx[vision]'"
         raise DataError(msg) from error
     if not path.is_dir():
         msg = f"no image folder {path}: it must hold one sub-folder of images per class"
         raise DataError(msg)
     _check_colour(IMAGE_FOLDER, shape)
+    try:
+        return datasets.ImageFolder(str(path), loader=_read_image)
+    except FileNotFoundError as error:
+        msg = f"the image folder {path} has no classes with images: {first_line(error)}"
+        raise DataError(msg) from error
+    except OSError as error:
+        msg = f"cannot read the image folder {path}: {first_line(error)}"
+        raise DataError(msg) from error
+
+
+def _read_image(path: str) -> Any:
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    except Exception as error:  # a damaged file: decoders raise whatever they like
+        msg = f"cannot read the image {path}: {first_line(error)}"
+        raise DataError(msg) from error
+
+
+def _image_folder(path: Path, shape: tuple[int, ...], batch_size: int, seed: int) -> Iterable[Any]:
+    import torch
+    from torch.utils.data import DataLoader
+
+    dataset = image_folder(path, shape)
+    from torchvision import transforms
+
     height, width = shape[1:]
-    pipeline = transforms.Compose(
+    dataset.transform = transforms.Compose(
         [
             transforms.Resize(max(height, width)),
             transforms.CenterCrop((height, width)),
@@ -128,11 +163,6 @@ def _image_folder(path: Path, shape: tuple[int, ...], batch_size: int, seed: int
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    try:
-        dataset = datasets.ImageFolder(str(path), pipeline)
-    except FileNotFoundError as error:
-        msg = f"the image folder {path} has no classes with images: {first_line(error)}"
-        raise DataError(msg) from error
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(dataset, batch_size=batch_size, shuffle=True, generator=generator)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 
 from mdp_fx.errors import InputError
 from mdp_fx.files import atomic_write, reading
+from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.channel_groups import ChannelGroup
-from mdp_fx.passes.importance import LayerImportance
+from mdp_fx.passes.importance import ImportanceAccumulator, LayerImportance
 
 FORMAT = "mdp-fx scores"
 VERSION = 1
@@ -94,27 +96,28 @@ class Scores:
             raise InputError(f"{path} holds no mdp-fx scores: make them with mdp-fx score") from error
         return cls.from_json(data, str(path))
 
-    def of(
-        self, fingerprint: str, groups: Sequence[ChannelGroup], layers: Sequence[str]
-    ) -> tuple[LayerImportance, ...]:
+    def of(self, fingerprint: str, graph: PruneGraph, groups: Sequence[ChannelGroup]) -> tuple[LayerImportance, ...]:
         """The scores, for the network they were made for.
 
         Args:
             fingerprint: of the network.
+            graph: the network, typed.
             groups: its channel groups.
-            layers: names of its nodes.
 
         Raises:
-            InputError: they belong to another network, or to the same one followed by another front end.
+            InputError: they belong to another network, or to the same one followed by another front end, or some are
+                missing.
         """
         if fingerprint != self.fingerprint:
             raise InputError(
                 "the scores belong to another model: the weights they were made for have another fingerprint"
             )
-        sizes = {group.name: group.size for group in groups}
-        known = set(layers)
-        for each in self.layers:
-            if each.layer not in known or sizes.get(each.group) != each.values.size:
-                where = f"layer {each.layer!r}, channel group {each.group!r}"
-                raise InputError(f"the scores were made from another graph of this model ({where}): score it again")
+        found = Counter((each.layer, each.group, each.values.size) for each in self.layers)
+        wanted = Counter((*key,) for key in ImportanceAccumulator(graph, groups, self.importance).rows())
+        for rows, what in (
+            (found - wanted, "were made from another graph of this model"),
+            (wanted - found, "miss a row"),
+        ):
+            for layer, group, _ in rows:
+                raise InputError(f"the scores {what} (layer {layer!r}, channel group {group!r}): score it again")
         return self.layers

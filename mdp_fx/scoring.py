@@ -122,8 +122,7 @@ def analyse_and_score(
     check_finite(subject.model)
     choices = choose(analysis, step, keep, only)
     if scores is not None:
-        nodes = [node.name for node in analysis.graph.module.graph.nodes]
-        return analysis, choices, scores.of(fingerprint(subject.model), analysis.groups, nodes)
+        return analysis, choices, scores.of(fingerprint(subject.model), analysis.graph, analysis.groups)
     stage("score importance")
     model, loss = subject.scored(loss)
     found = score_units(

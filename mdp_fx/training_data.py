@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from mdp_fx.data import IMAGE_FOLDER, load_loader
-from mdp_fx.errors import DataError, InputError, first_line
+from mdp_fx.data import IMAGE_FOLDER, image_folder, load_loader
+from mdp_fx.errors import DataError, InputError
+from mdp_fx.passes.importance import guarded
 from mdp_fx.train.run_state import mixed_seed
 
 if TYPE_CHECKING:
@@ -43,15 +44,26 @@ class Batches:
 
     Args:
         loader: what gives the batches; an iterable of the user's, or the loader of an image folder.
-        shard: which of them are this process's.
+        shard: which of them are this process's; a loader with a DistributedSampler gives no others.
         limit: batches of this process in an epoch, None for all.
         order: the sampler of an image folder, which shards by itself.
+        seed: of generators that the loader has of its own.
     """
 
     def __init__(
-        self, loader: Iterable[Any], shard: Shard, limit: int | None = None, order: _Order | None = None
+        self,
+        loader: Iterable[Any],
+        shard: Shard,
+        limit: int | None = None,
+        order: _Order | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
-        self._loader, self._shard, self._limit, self._order = loader, shard, limit, order
+        self._loader, self._limit, self._order, self._seed = loader, limit, order, seed
+        sampler = getattr(loader, "sampler", None)
+        self._holders = (loader, sampler, getattr(getattr(loader, "batch_sampler", None), "sampler", None))
+        self._sharded = order is not None or any(isinstance(each, DistributedSampler) for each in self._holders)
+        self._shard = Shard() if self._sharded else shard
 
     def __len__(self) -> int:
         """Batches in an epoch.
@@ -71,13 +83,13 @@ class Batches:
                 return self._limit
             msg = "the loader does not know its length: set data.epoch_batches"
             raise DataError(msg) from error
-        count = whole if self._order is not None else whole // self._shard.world
+        count = whole // self._shard.world
         return count if self._limit is None else min(self._limit, count)
 
     @property
     def in_step(self) -> bool:
         """Whether all processes read one stream, and must draw the same random numbers to shuffle it alike."""
-        return self._order is None
+        return not self._sharded
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch, from number `start` on; those before it are passed over at once.
@@ -85,15 +97,17 @@ class Batches:
         Raises:
             DataError: the user's loader fails, or has fewer batches than it says.
         """
-        for holder in (self._loader, getattr(self._loader, "sampler", None)):
+        for holder in self._holders:
             if callable(set_epoch := getattr(holder, "set_epoch", None)):
                 set_epoch(number)
+        # A generator goes on from epoch to epoch: a run that is taken up would begin with its first order again.
+        for generator in self._generators():
+            generator.manual_seed(mixed_seed(self._seed, number))
         count = len(self)
         if self._order is not None:
             self._order.move(number, start)
-            return itertools.islice(_guarded(self._loader), count - start)
-        mine = itertools.islice(_guarded(self._loader), self._shard.rank, None, self._shard.world)
-        rest = _counted(mine, count, number)
+            return itertools.islice(guarded(self._loader), count - start)
+        rest = _counted(self._mine(), count, number)
         for _ in range(start):
             next(rest)
         return rest
@@ -102,10 +116,23 @@ class Batches:
         """All batches of this process once, the same in every call: to measure on."""
         if self._order is not None:
             self._order.move(0, 0)
-            yield from itertools.islice(_guarded(self._loader), self._limit)
-            return
-        mine = itertools.islice(_guarded(self._loader), self._shard.rank, None, self._shard.world)
-        yield from itertools.islice(mine, self._limit)
+        states = [(generator, generator.get_state()) for generator in self._generators()]
+        try:
+            for generator, _ in states:
+                generator.manual_seed(mixed_seed(self._seed, 0))
+            yield from itertools.islice(self._mine(), self._limit)
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+
+    def _mine(self) -> Iterator[Any]:
+        """The batches of this process."""
+        return itertools.islice(guarded(self._loader), self._shard.rank, None, self._shard.world)
+
+    def _generators(self) -> set[torch.Generator]:
+        """The random generators that the loader has of its own."""
+        found = (getattr(holder, "generator", None) for holder in self._holders)
+        return {generator for generator in found if isinstance(generator, torch.Generator)}
 
 
 def load_batches(
@@ -127,7 +154,7 @@ def load_batches(
         if config.val_share:
             msg = f"data.val_share splits image folders; {config.train} is a loader of your own: name data.val"
             raise InputError(msg)
-        train = Batches(_own(config.train, shape, config, seed), shard, config.epoch_batches)
+        train = Batches(_own(config.train, shape, config, seed), shard, config.epoch_batches, seed=seed)
         classes = None
     else:
         images = _ImageFolder(config.train, shape, config, seed, training=True)
@@ -140,7 +167,7 @@ def load_batches(
     if config.val is None:
         return train, None, classes
     if not _is_folder(config.val):
-        return train, Batches(_own(config.val, shape, config, seed), shard, config.val_batches), classes
+        return train, Batches(_own(config.val, shape, config, seed), shard, config.val_batches, seed=seed), classes
     plain = _ImageFolder(config.val, shape, config, seed, training=False)
     if classes is not None and plain.classes != images.classes:
         odd = sorted(set(plain.classes) ^ set(images.classes))
@@ -159,17 +186,6 @@ def _own(spec: str, shape: tuple[int, ...], config: DataConfig, seed: int) -> It
         msg = f"{spec} returned an iterator, which ends after one epoch: return a DataLoader or a list of batches"
         raise DataError(msg)
     return loader
-
-
-def _guarded(loader: Iterable[Any]) -> Iterator[Any]:
-    """Batches of a loader, whose faults are told as such."""
-    try:
-        yield from loader
-    except GeneratorExit:
-        raise
-    except Exception as error:  # the user's own code and files
-        msg = f"the data loader failed with {type(error).__name__}: {first_line(error)}"
-        raise DataError(msg) from error
 
 
 def _counted(batches: Iterator[Any], count: int, epoch: int) -> Iterator[Any]:
@@ -197,10 +213,14 @@ def _split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index): shuffled by (seed, epoch), dealt out to the processes, from some batch on."""
+    """Batches of (epoch, index): shuffled by (seed, epoch), dealt out to the processes, from some batch on.
 
-    def __init__(self, indices: list[int], batch: int, shard: Shard, seed: int | None) -> None:
-        self._indices, self._batch, self._shard, self._seed = indices, batch, shard, seed
+    Validation images are shuffled too, always alike, for the first batches to be of all classes. `whole` drops what
+    does not fill a batch of every process.
+    """
+
+    def __init__(self, indices: list[int], batch: int, shard: Shard, seed: int, *, whole: bool) -> None:
+        self._indices, self._batch, self._shard, self._seed, self._whole = indices, batch, shard, seed, whole
         self._epoch = self._start = 0
 
     def move(self, epoch: int, start: int) -> None:
@@ -208,16 +228,15 @@ class _Order(Sampler[list[tuple[int, int]]]):
         self._epoch, self._start = epoch, start
 
     def __len__(self) -> int:
-        whole = len(self._indices)
-        if self._seed is None:
-            return -(-len(range(self._shard.rank, whole, self._shard.world)) // self._batch)
-        return whole // (self._batch * self._shard.world)
+        count = len(self._indices)
+        if not self._whole:
+            return -(-len(range(self._shard.rank, count, self._shard.world)) // self._batch)
+        return count // (self._batch * self._shard.world)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = self._epoch, self._indices
-        if self._seed is not None:
-            generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
-            order = [order[i] for i in torch.randperm(len(order), generator=generator).tolist()]
+        epoch = self._epoch
+        generator = torch.Generator().manual_seed(mixed_seed(self._seed, epoch))
+        order = [self._indices[i] for i in torch.randperm(len(self._indices), generator=generator).tolist()]
         # Every process takes each world-th example: together they see what one process would, in one batch of all.
         mine = order[self._shard.rank :: self._shard.world]
         for number in range(self._start, len(self)):
@@ -228,23 +247,8 @@ class _ImageFolder(Dataset[tuple[Tensor, int]]):
     """Images of a folder with one sub-folder per class, by (epoch, index)."""
 
     def __init__(self, spec: str, shape: tuple[int, ...], config: DataConfig, seed: int, *, training: bool) -> None:
-        try:
-            from torchvision import datasets
-        except ImportError as error:
-            msg = "imagefolder data needs torchvision: pip install 'mdp-fx[train]'"
-            raise DataError(msg) from error
         path = Path(spec.removeprefix(f"{IMAGE_FOLDER}:"))
-        if not path.is_dir():
-            msg = f"no image folder {path}: it must hold one sub-folder of images per class"
-            raise DataError(msg)
-        if len(shape) != 3 or shape[0] != 3:
-            msg = f"imagefolder data gives 3-channel images, the input has shape {'x'.join(map(str, shape))}"
-            raise DataError(msg)
-        try:
-            self._images = datasets.ImageFolder(str(path))
-        except FileNotFoundError as error:
-            msg = f"the image folder {path} has no classes with images: {first_line(error)}"
-            raise DataError(msg) from error
+        self._images = image_folder(path, shape)
         self._path, self._config, self._seed, self._training = path, config, seed, training
         self._transform = _transform((shape[1], shape[2]), config, training=training)
 
@@ -264,8 +268,8 @@ class _ImageFolder(Dataset[tuple[Tensor, int]]):
             return self._transform(image), label
 
     def batches(self, indices: list[int], shard: Shard, limit: int | None) -> Batches:
-        """Some of the images as batches: shuffled and whole ones for training, all in order otherwise."""
-        order = _Order(indices, self._config.batch, shard, self._seed if self._training else None)
+        """Some of the images as batches: whole ones for training, all images otherwise."""
+        order = _Order(indices, self._config.batch, shard, self._seed, whole=self._training)
         if self._training and not len(order):
             msg = (
                 f"{self._path} has {len(indices)} images for training, fewer than a batch of {self._config.batch} for "
@@ -282,7 +286,7 @@ class _ImageFolder(Dataset[tuple[Tensor, int]]):
             # Without a generator of its own, starting the loader would draw from the one that training draws from.
             generator=torch.Generator().manual_seed(self._seed),
         )
-        return Batches(loader, shard, limit, order)
+        return Batches(loader, shard, limit, order, seed=self._seed)
 
 
 def _transform(size: tuple[int, int], config: DataConfig, *, training: bool) -> Any:

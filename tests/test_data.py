@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from mdp_fx.data import load_function, load_loader
 from mdp_fx.errors import DataError
+from mdp_fx.passes.importance import guarded
 
 
 def load(spec: str) -> list[object]:
@@ -50,6 +52,33 @@ def test_refuses(spec: str, text: str) -> None:
 
 def test_an_image_folder_without_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no classes"):
+        load(f"imagefolder:{tmp_path}")
+
+
+def broken_folder(path: Path) -> Path:
+    """A folder with one image that ends too early; its path is returned."""
+    image = pytest.importorskip("PIL.Image")
+    for name in ("cat", "dog"):
+        (path / name).mkdir()
+        for i in range(2):
+            image.effect_noise((40, 40), 90).convert("RGB").save(path / name / f"{i}.png")
+    bad = path / "dog" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:900])
+    return bad
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    bad = broken_folder(tmp_path)
+    with pytest.raises(DataError, match=f"^cannot read the image {re.escape(str(bad))}: "):
+        list(guarded(load_loader(f"imagefolder:{tmp_path}", (3, 8, 8), batch_size=2, seed=0)))
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_path: str) -> None:
+        raise PermissionError(13, "Permission denied", "cat")
+
+    monkeypatch.setattr("os.scandir", forbidden)
+    with pytest.raises(DataError, match=r"^cannot read the image folder .*Permission denied"):
         load(f"imagefolder:{tmp_path}")
 
 

@@ -88,6 +88,17 @@ def test_scores_of_another_graph_are_refused() -> None:
         mdp_fx.search_space(make_network(), INPUTS, target=None, scores=Scores.from_json(damaged(scores=rows)))
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_scores_with_rows_missing_are_refused(left: int) -> None:
+    """What is left out would be worth nothing, and go first."""
+    rows = scored().to_json()["scores"]
+    assert len(rows) > 1
+    with pytest.raises(
+        InputError, match=rf"^the scores miss a row \(layer '{rows[left]['layer']}', .*: score it again$"
+    ):
+        mdp_fx.search_space(make_network(), INPUTS, target=None, scores=Scores.from_json(damaged(scores=rows[:left])))
+
+
 def test_no_file_and_no_json_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^cannot read .*: no such file or directory$"):
         Scores.load(tmp_path / "none.json")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from mdp_fx.errors import DataError, InputError
 from mdp_fx.train.config import DataConfig
 from mdp_fx.training_data import Batches, Shard, load_batches
+from tests.test_data import broken_folder
 from tests.train.small_runs import image_folder
 
 SHAPE = (3, 16, 16)
@@ -111,6 +114,60 @@ def test_loaders_that_cannot_be_used_are_told() -> None:
     assert list(short.epoch(0)) == [1, 2]
     with pytest.raises(DataError, match=r"gave 0 batches in epoch 2, not 2: it must start anew"):
         list(short.epoch(1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_named(tmp_path: Path, workers: int) -> None:
+    bad = broken_folder(tmp_path)
+    with pytest.raises(DataError, match=f"^cannot read the image {re.escape(str(bad))}: .*[a-z]") as caught:
+        epoch(f"imagefolder:{tmp_path}", workers=workers)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_loader_of_ones_own_says_is_told(workers: int) -> None:
+    class Failing(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            raise KeyError(f"no entry {index}")
+
+    failing = DataLoader(Failing(torch.arange(3)), num_workers=workers)
+    with pytest.raises(DataError, match=r"^the data loader failed with KeyError: 'no entry 0'$"):
+        list(Batches(failing, Shard()).epoch(0))
+
+
+def test_the_first_validation_batches_hold_several_classes(folder: str) -> None:
+    config = DataConfig(train=folder, val=folder, batch=4, workers=0)
+    for shard in (Shard(), Shard(1, 2)):
+        _, val, _ = load_batches(config, SHAPE, shard, 0)
+        assert val is not None
+        assert len(next(val.all())[1].unique()) > 1
+        assert same(list(val.all()), list(val.all()))
+
+
+def test_a_generator_of_the_loaders_own_follows_the_epoch() -> None:
+    """A run that is taken up has the order of one that was not stopped."""
+
+    def shuffled() -> DataLoader[tuple[Tensor, ...]]:
+        data = TensorDataset(torch.arange(40), torch.arange(40))
+        return DataLoader(data, batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+    running = Batches(shuffled(), Shard(), seed=7)
+    first, second = list(running.epoch(0)), list(running.epoch(1))
+    assert not same(first, second)
+    assert same(list(Batches(shuffled(), Shard(), seed=7).epoch(1)), second)
+    assert not same(list(Batches(shuffled(), Shard(), seed=8).epoch(1)), second)
+
+
+def test_a_loader_that_is_sharded_already_is_not_dealt_out() -> None:
+    data = TensorDataset(torch.arange(12), torch.arange(12))
+    parts = []
+    for rank in (0, 1):
+        sampler = DistributedSampler(data, 2, rank, shuffle=False)
+        part = Batches(DataLoader(data, batch_size=2, sampler=sampler), Shard(rank, 2))
+        assert len(part) == 3
+        parts.append([index for batch in part.epoch(0) for index in batch[0].tolist()])
+        assert [index for batch in part.all() for index in batch[0].tolist()] == parts[-1]
+    assert parts == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
 
 
 def test_only_folders_are_split() -> None:

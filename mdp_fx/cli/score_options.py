@@ -19,9 +19,9 @@ IMPORTANCE = (
     "bn",
     "random",
     "taylor",
-    "taylor-group",
     "taylor-filter",
     "taylor-input",
+    "taylor-squared",
     "fisher",
     "activation",
 )

@@ -4,6 +4,7 @@ A hard mask zeroes every parameter entry that mentions a dropped unit, as slicin
 A soft mask (SMCP, arXiv 2211.02206) zeroes what is read of a dropped unit only: entries of weights that sum over it.
 Their gradient passes straight through, so that they go on learning, and the unit is computed as before. Units that
 something other than a weight sums over, as attention does over queries and keys, are masked everywhere all the same.
+SMCP also scales the weights of batch norms as masks change; that is left out: their statistics follow by themselves.
 
 A removed block is a gate on the operand of its addition. Norms take their statistics over the units that are kept.
 """

@@ -1,7 +1,6 @@
 """The settings of a training run: every key with its type, default, limits and meaning.
 
-The dataclasses are the one place that says so: reading, checking, `mdp-fx train --show-config` and the table in the
-documentation are made from them.
+The dataclasses are the one place that says so: reading, checking and `mdp-fx train --show-config` are made from them.
 """
 
 from __future__ import annotations
@@ -63,7 +62,9 @@ class PruneConfig:
     dtype: str = key("float32", "number format that the target runs in", choices=("float32", "float16", "bfloat16"))
     fill: str | None = key(None, "how convolutions that a table lacks are estimated", choices=("analytic",))
     method: str = key("mdp", "how to choose", choices=("mdp", "mgp", "mdlm", "halp", "uniform"))
-    importance: str | None = key(None, "what units are worth, see `mdp-fx score`; taylor by default")
+    importance: str | None = key(
+        None, "what units are worth, see `mdp-fx score`; taylor by default, taylor-input with soft masks"
+    )
     steps: int = key(1, "pruning steps; each solves again on the network as it is then", low=1)
     curve: str = key("exp2", "latency that the steps ask for on the way to the budget", choices=CURVES)
     start: int = key(0, "iterations of training before anything else", low=0)
@@ -92,7 +93,9 @@ class TuneConfig:
 
     epochs: int = key(10, "epochs in all, those of pruning included", low=1)
     optimizer: str = key("sgd", "what updates the weights", choices=("sgd", "adamw"))
-    rate: float = key(0.1, "highest learning rate", low=0)
+    rate: float = key(
+        0.1, "highest learning rate, for steps of data.batch x processes x tune.accumulate examples", low=0
+    )
     schedule: str = key(
         "cosine", "from the highest rate to the final one, after the warm-up", choices=("cosine", "linear", "points")
     )
@@ -105,7 +108,7 @@ class TuneConfig:
     nesterov: bool = key(False, "Nesterov's momentum in sgd")
     weight_decay: float = key(1e-4, "of weights", low=0)
     norm_weight_decay: float = key(0.0, "of biases and of the scales and shifts of norms", low=0)
-    clip: float | None = key(None, "largest norm of the gradients", low=0)
+    clip: float | None = key(None, "largest norm of the gradients; none by default", low=1e-6)
     accumulate: int = key(1, "batches whose gradients make one step", low=1)
     loss: str = key("cross-entropy", "cross-entropy, or package.module:function of (outputs, targets)")
     label_smoothing: float = key(0.0, "share of a label that is spread over all classes", low=0, high=1)
@@ -173,6 +176,8 @@ class TrainConfig:
             not tune.points or any(a[0] >= b[0] for a, b in zip(tune.points, tune.points[1:], strict=False))
         ):
             raise InputError("tune.schedule points needs tune.points with ascending epochs, such as [[0, 0.1], [5, 1]]")
+        if any(share < 0 for _, share in tune.points):
+            raise InputError("tune.points has a share below 0: the rate would climb up the loss")
         if tune.points and tune.schedule != "points":
             raise InputError(f"tune.points is for tune.schedule points, not {tune.schedule}")
         if tune.schedule != "points" and tune.warmup > tune.epochs:

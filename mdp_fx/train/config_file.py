@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mdp_fx.errors import InputError, one_of
+from mdp_fx.errors import InputError, first_line, one_of
 from mdp_fx.files import reading
 from mdp_fx.train.config import TrainConfig
 
@@ -76,16 +77,6 @@ def to_yaml(config: TrainConfig) -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def to_table() -> str:
-    """A Markdown table of every key, its default and its meaning."""
-    rows = [
-        f"| `{name}` | `{_written(value)}` | {_meaning(entry)} |"
-        for name, entry, value in _walk(TrainConfig())
-        if not dataclasses.is_dataclass(value)
-    ]
-    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows]) + "\n"
-
-
 def differing(old: TrainConfig, new: TrainConfig) -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) of every key in which two settings differ."""
     for (name, _, before), (_, _, after) in zip(_walk(old), _walk(new), strict=True):
@@ -142,11 +133,48 @@ def _yaml(text: str, where: str) -> Any:
     except ImportError as error:
         raise InputError("config files need PyYAML: pip install 'mdp-fx[train]'") from error
     try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_keys(node, where)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f" in line {mark.line + 1}" if mark is not None else ""
         raise InputError(f"{where}: not YAML{at}: {getattr(error, 'problem', None) or 'unreadable'}") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: its brackets are too deep") from error
+    except ValueError as error:  # such as a date that is none
+        raise InputError(f"{where}: a value cannot be read: {first_line(error)}; write words in quotes") from error
+
+
+def _check_keys(node: Any, where: str) -> None:
+    """Raises an InputError for a key that is given twice: YAML would keep the last and drop the others.
+
+    Args:
+        node: of PyYAML, None for no content.
+        where: for the message.
+    """
+    import yaml
+
+    open_, seen = [node], set[int]()
+    while open_:
+        node = open_.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            open_ += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[Any, int] = {}
+            for name, value in node.value:
+                line = name.start_mark.line + 1
+                if name.value in lines:
+                    text = (
+                        f"{name.value} is given twice, in lines {lines[name.value]} and {line}: leave one of them out"
+                    )
+                    raise InputError(f"{where}: {text}")
+                if isinstance(name, yaml.ScalarNode):
+                    lines[name.value] = line
+                open_.append(value)
 
 
 def _put(content: dict[str, Any], name: str, value: Any, where: str) -> None:
@@ -221,7 +249,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         except ValueError:
             pass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) <= sys.float_info.max else math.inf
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

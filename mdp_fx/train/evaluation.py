@@ -29,7 +29,7 @@ def evaluate(
 
     Args:
         network: the classifier; its mode is put back.
-        batches: of (inputs, labels) on the CPU, those of this process.
+        batches: of (inputs, labels), those of this process.
         shape: of one example.
         device: where the network is.
         autocast: context to run in.
@@ -56,7 +56,7 @@ def evaluate(
                     raise DataError(msg) from error
                 check_labels(inputs, labels, shape, classes_of(outputs))
                 logits = first_tensor(outputs).float()
-                ranked = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices.cpu() == labels[:, None]
+                ranked = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices == labels.to(logits.device)[:, None]
                 counts += torch.tensor([ranked[:, 0].sum(), ranked.any(dim=1).sum(), len(labels)], dtype=torch.float64)
     finally:
         network.train(before)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, one_of
@@ -26,7 +26,7 @@ MASK_KINDS: tuple[str, ...] = get_args(MaskKind)
 PARITY = 1e-5
 """Largest difference of the masked to the slim network in float64, over the largest output."""
 
-PRODUCED = ("taylor", "taylor-group", "taylor-filter", "fisher")
+PRODUCED = ("taylor", "taylor-filter", "taylor-squared", "fisher")
 """Kinds that look at gradients of what makes a channel: softly masked ones have none there."""
 
 
@@ -42,6 +42,21 @@ def check_masks(kind: str, importance: str, steps: int) -> None:
         raise InputError(
             f"{importance} importance says nothing of softly masked channels, which could never come back: "
             "take taylor-input, activation or a norm of the weights, or hard masks"
+        )
+
+
+def check_trained(importance: str, model: nn.Module) -> None:
+    """Checks that the importance says something while a network is trained.
+
+    Raises:
+        InputError: it looks at what batch norms hide.
+    """
+    if importance == "taylor-filter" and any(
+        isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules()
+    ):
+        raise InputError(
+            "taylor-filter importance says nothing while batch norms train: they undo any scale of a filter, so that "
+            "gradient times weight adds up to zero; take taylor, which looks at the norms"
         )
 
 

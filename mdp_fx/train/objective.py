@@ -63,7 +63,7 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], Any]:
 
 
 def check_labels(inputs: tuple[Any, ...], targets: Any, shape: tuple[int, ...], classes: int) -> None:
-    """Checks a batch on the CPU before it is trained on.
+    """Checks a batch before it is trained on.
 
     Args:
         inputs: positional inputs of the network.
@@ -72,8 +72,11 @@ def check_labels(inputs: tuple[Any, ...], targets: Any, shape: tuple[int, ...], 
         classes: of the network.
 
     Raises:
-        DataError: the examples have another shape, or the labels lie outside of the classes.
+        DataError: there are no examples, they have another shape, or the labels lie outside of the classes.
     """
+    if not inputs:
+        msg = "a batch of data has no inputs: it must be (inputs, targets)"
+        raise DataError(msg)
     images = inputs[0]
     if not isinstance(images, Tensor) or tuple(images.shape[1:]) != shape:
         found = "x".join(map(str, images.shape)) if isinstance(images, Tensor) else type(images).__name__
@@ -82,6 +85,9 @@ def check_labels(inputs: tuple[Any, ...], targets: Any, shape: tuple[int, ...], 
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.shape != images.shape[:1]:
         what = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
         msg = f"the targets of a batch must be whole-number labels of shape ({len(images)},), found {what}"
+        raise DataError(msg)
+    if not len(targets):
+        msg = "a batch of data has no examples: leave empty batches out"
         raise DataError(msg)
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= classes:
@@ -93,11 +99,14 @@ class Mixing:
     """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) by torchvision; with both, each batch draws one."""
 
     def __init__(self, config: TuneConfig, classes: int) -> None:
+        self._transform: Callable[..., Any] | None = None
+        if not (config.mixup or config.cutmix):
+            return  # Needs no torchvision then.
         from torchvision.transforms import v2
 
         kinds = [(v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)]
         chosen = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
-        self._transform = None if not chosen else chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
+        self._transform = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W), and labels (N,) or shares of the classes (N, classes)."""

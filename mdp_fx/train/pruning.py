@@ -31,7 +31,7 @@ from mdp_fx.pipeline import Stopwatch, analyse, as_inputs
 from mdp_fx.predicted_search import search_for
 from mdp_fx.recipe import fingerprint
 from mdp_fx.run_report import prune_recipe, prune_report
-from mdp_fx.train.masks import MaskKind, Masks, check_masks
+from mdp_fx.train.masks import MaskKind, Masks, check_masks, check_trained
 from mdp_fx.train.outcome_state import outcome_of, outcome_state
 from mdp_fx.train.processes import on_first
 from mdp_fx.train.schedule import Schedule, ScheduledBudget
@@ -173,6 +173,7 @@ class Pruner:
         self._schedule = schedule if schedule is not None else Schedule()
         self._kind = importance or ("taylor-input" if masks == "soft" else "taylor")
         check_masks(masks, self._kind, self._schedule.steps)
+        check_trained(self._kind, model)
         given = {"latency": latency, "params": params, "macs": macs}
         if all(value is None for value in given.values()):
             given["latency"] = "50%"

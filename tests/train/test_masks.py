@@ -9,7 +9,7 @@ import torch
 from mdp_fx.errors import InputError
 from mdp_fx.passes.importance import LayerImportance, score
 from mdp_fx.pipeline import analyse
-from mdp_fx.train.masks import Masks, check_masks
+from mdp_fx.train.masks import Masks, check_masks, check_trained
 from tests.train.networks import small
 
 
@@ -60,6 +60,15 @@ def test_the_slim_network_follows_the_trained_weights_and_statistics(kind: str) 
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         assert torch.allclose(masks.slim()(x), masks.module.eval()(x), atol=1e-5)
+
+
+def test_filters_that_batch_norms_hide_are_not_asked() -> None:
+    check_trained("taylor", small())
+    check_trained("taylor-filter", torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    with pytest.raises(
+        InputError, match=r"^taylor-filter importance says nothing while batch norms train: .*; take taylor"
+    ):
+        check_trained("taylor-filter", small())
 
 
 def test_what_cannot_be_asked() -> None:

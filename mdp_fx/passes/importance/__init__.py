@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mdp_fx.passes.importance.accumulator import ImportanceAccumulator
 from mdp_fx.passes.importance.activations import observe
+from mdp_fx.passes.importance.batches import guarded
 from mdp_fx.passes.importance.kinds import KINDS, NEEDS, SMALLEST, check_kind
 from mdp_fx.passes.importance.layers import FloatArray, Layer, LayerImportance, find_layers, find_readers
 from mdp_fx.passes.importance.score import Loss, cross_entropy, score
@@ -21,6 +22,7 @@ __all__ = [
     "cross_entropy",
     "find_layers",
     "find_readers",
+    "guarded",
     "observe",
     "score",
 ]

@@ -13,6 +13,7 @@ from mdp_fx.errors import DataError, InputError
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.channel_groups import ChannelGroup
 from mdp_fx.passes.importance.kinds import (
+    JOINT,
     NEEDS,
     Needs,
     by_unit,
@@ -28,8 +29,8 @@ from mdp_fx.passes.importance.layers import FloatArray, LayerImportance
 class ImportanceAccumulator:
     """Sums what batches say of the units of every group; `scores` is the mean over the batches.
 
-    Sums are in float64, so that parts which several processes gathered and `merge` or `all_reduce` put together are
-    what one process gathers.
+    Sums are in float64, so that parts which several processes gathered and `all_reduce` puts together are what one
+    process gathers.
 
     Args:
         graph: the typed network.
@@ -66,11 +67,6 @@ class ImportanceAccumulator:
         """Names of the stored tensors whose values, and gradients, are looked at."""
         return tuple(dict.fromkeys(name for source in self._sources for name, _ in source.tensors))
 
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """Names of the nodes that are scored."""
-        return tuple(source.node for source in self._sources)
-
     def reset(self) -> None:
         """Forgets all batches."""
         self.count = 0
@@ -97,7 +93,7 @@ class ImportanceAccumulator:
         if not all(np.isfinite(each).all() for each in entries):
             return False
         units = [by_unit(source, each, self._groups) for source, each in zip(self._sources, entries, strict=True)]
-        if self.kind == "taylor-group":
+        if self.kind in JOINT:
             pairs = [(group, values) for found in units for group, values in found.items()]
             shares = iter(joined(pairs))
             units = [{group: next(shares) for group in found} for found in units]
@@ -134,18 +130,6 @@ class ImportanceAccumulator:
             for group, total in sums.items()
         )
 
-    def merge(self, other: ImportanceAccumulator) -> None:
-        """Adds the batches of another accumulator of the same network and kind.
-
-        Raises:
-            InputError: it is of another network or kind.
-        """
-        self._check(other.kind, other._keys())
-        for mine, theirs in zip(self._sums, other._sums, strict=True):
-            for group, values in theirs.items():
-                mine[group] = mine[group] + values
-        self.count += other.count
-
     def all_reduce(self, device: torch.device | str = "cpu") -> None:
         """Gives every process the batches of all; without a process group it does nothing.
 
@@ -171,7 +155,7 @@ class ImportanceAccumulator:
         """Plain data and tensors, for a checkpoint."""
         parts = [values for sums in self._sums for values in sums.values()]
         sums = torch.from_numpy(np.concatenate([np.zeros(0), *parts]))
-        return {"kind": self.kind, "count": self.count, "keys": self._keys(), "sums": sums}
+        return {"kind": self.kind, "count": self.count, "keys": self.rows(), "sums": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave.
@@ -182,7 +166,8 @@ class ImportanceAccumulator:
         self._check(state["kind"], [list(key) for key in state["keys"]])
         self._fill(np.concatenate([[float(state["count"])], state["sums"].numpy()]))
 
-    def _keys(self) -> list[list[Any]]:
+    def rows(self) -> list[list[Any]]:
+        """The rows of `scores`: layer, group and number of units of each."""
         return [
             [source.node, group, int(values.size)]
             for source, sums in zip(self._sources, self._sums, strict=True)
@@ -192,5 +177,5 @@ class ImportanceAccumulator:
     def _check(self, kind: str, keys: list[list[Any]]) -> None:
         if kind != self.kind:
             raise InputError(f"the importance is {kind!r}, and {self.kind!r} is being gathered")
-        if keys != self._keys():
+        if keys != self.rows():
             raise InputError("the importance belongs to another network: its layers or channel groups differ")

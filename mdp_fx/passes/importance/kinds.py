@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from mdp_fx.errors import InputError, did_you_mean
-from mdp_fx.graph.axes import Axis, Dim
+from mdp_fx.graph.axes import Axis, Dim, free_dims
 from mdp_fx.graph.axis_sizes import occurrences
 from mdp_fx.graph.prune_graph import PruneGraph
-from mdp_fx.passes.importance.layers import FloatArray, Layer, find_layers, find_readers
+from mdp_fx.passes.importance.layers import FloatArray, Layer, find_layers, find_readers, find_reading_norms
 
 Needs = Literal["nothing", "gradients", "activations"]
 
@@ -23,15 +23,18 @@ NEEDS: dict[str, Needs] = {
     "bn": "nothing",
     "random": "nothing",
     "taylor": "gradients",
-    "taylor-group": "gradients",
     "taylor-filter": "gradients",
     "taylor-input": "gradients",
+    "taylor-squared": "gradients",
     "fisher": "gradients",
     "activation": "activations",
 }
 """What each kind is computed of, beside the weights."""
 
 KINDS: tuple[str, ...] = tuple(NEEDS)
+
+JOINT = ("taylor", "taylor-filter", "taylor-input")
+"""Kinds by which all layers of a coupled group speak together, see `joined`."""
 
 SMALLEST = 1e-12
 """Share of a layer's largest importance that a unit which must come before masked ones has at least."""
@@ -44,11 +47,13 @@ class Source:
     Attributes:
         node: the node's name.
         axis: the type of the axis that counts what is scored.
+        dims: the dimensions of that axis whose units are scored here.
         tensors: names of stored tensors, each with the place of that axis in it.
     """
 
     node: str
     axis: Axis
+    dims: frozenset[Dim]
     tensors: tuple[tuple[str, int], ...]
 
 
@@ -67,17 +72,35 @@ def find_sources(graph: PruneGraph, kind: str) -> tuple[Source, ...]:
     names = {id(tensor): name for name, tensor, _ in graph.stored()}
     if kind == "taylor-input":
         readers = find_readers(graph)
-        return tuple(Source(each.node, each.channels, ((names[id(each.weight)], each.axis),)) for each in readers)
-    by_scale = kind in ("taylor", "taylor-group")
+        return tuple(_source(each.node, each.channels, [(names[id(each.weight)], each.axis)]) for each in readers)
+    layers = find_layers(graph)
+    if kind in ("taylor", "taylor-squared"):
+        return _at_norms(graph, layers, names)
 
-    def tensors(layer: Layer) -> tuple[tuple[str, int], ...]:
-        if by_scale and layer.scale:
-            return tuple((names[id(tensor)], 0) for tensor in layer.scale)
-        if kind == "bn" and layer.scale:
-            return ((names[id(layer.scale[0])], 0),)
-        return ((names[id(layer.weight)], layer.axis),)
+    def tensor(layer: Layer) -> tuple[str, int]:
+        return (names[id(layer.scale[0])], 0) if kind == "bn" and layer.scale else (names[id(layer.weight)], layer.axis)
 
-    return tuple(Source(layer.node, layer.out, tensors(layer)) for layer in find_layers(graph))
+    return tuple(_source(layer.node, layer.out, [tensor(layer)]) for layer in layers)
+
+
+def _source(node: str, axis: Axis, tensors: Sequence[tuple[str, int]], read: Collection[Dim] = ()) -> Source:
+    return Source(node, axis, frozenset(free_dims(axis)).difference(read), tuple(tensors))
+
+
+def _at_norms(graph: PruneGraph, layers: Sequence[Layer], names: Mapping[int, str]) -> tuple[Source, ...]:
+    """Every unit where it is scaled last: at the norms that read it, else behind each layer, else at its filter.
+
+    What comes before a norm with statistics of the batch says nothing: the norm undoes any scale of it, so that the
+    sum of gradient times weight is zero.
+    """
+    norms = find_reading_norms(graph, layers)
+    read = {dim for norm in norms for dim in free_dims(norm.channels)}
+    found = [_source(norm.node, norm.channels, [(names[id(each)], i) for each, i in norm.scale]) for norm in norms]
+    for layer in layers:
+        behind = [(names[id(tensor)], 0) for tensor in layer.scale]
+        found.append(_source(layer.node, layer.out, behind or [(names[id(layer.weight)], layer.axis)], read))
+    order = {node.name: place for place, node in enumerate(graph.module.graph.nodes)}
+    return tuple(sorted((source for source in found if source.dims), key=lambda source: order[source.node]))
 
 
 def of_weights(
@@ -101,14 +124,14 @@ def of_weights(
 def of_gradients(
     source: Source, kind: str, values: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor]
 ) -> FloatArray:
-    """What one batch says of every entry of a source's axis, shape (entries,): signed for "taylor-group" only."""
+    """What one batch says of every entry of a source's axis, shape (entries,): signed for the kinds in `JOINT`."""
     total = torch.zeros(source.axis.size, dtype=torch.float64, device=values[source.tensors[0][0]].device)
     for name, axis in source.tensors:
         product = gradients[name].detach().double() * values[name].detach().double()
         if kind == "fisher":
             product = product.square()
         total += product if product.ndim == 1 else product.movedim(axis, 0).flatten(1).sum(1)
-    if kind not in ("fisher", "taylor-group"):
+    if kind == "taylor-squared":
         total = total.square()
     array: FloatArray = total.cpu().numpy()
     return array
@@ -118,7 +141,7 @@ def by_unit(source: Source, entries: FloatArray, groups: Mapping[Dim, str]) -> d
     """Sums the entries of an axis by the unit of each group that they belong to."""
     totals: dict[str, FloatArray] = {}
     for dim, units in occurrences(source.axis):
-        if dim in groups:
+        if dim in groups and dim in source.dims:
             there = units >= 0
             summed = np.bincount(units[there], weights=entries[there], minlength=dim.size)
             totals[groups[dim]] = totals.get(groups[dim], np.zeros(dim.size)) + summed
@@ -127,6 +150,9 @@ def by_unit(source: Source, entries: FloatArray, groups: Mapping[Dim, str]) -> d
 
 def joined(signed: Sequence[tuple[str, FloatArray]]) -> list[FloatArray]:
     """The absolute value of what the layers of each group say together, shared out by what each says alone.
+
+    A unit is worth the absolute sum over its layers: HALP (arXiv 2110.10811, eq. 4), as its and MDP's published code
+    have it; the shares tell how much of that goes with a block.
 
     Args:
         signed: for every layer its group and the signed sums of its units.

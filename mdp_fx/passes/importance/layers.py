@@ -1,8 +1,8 @@
-"""The layers that importance is asked of: those that make filters, and those that read prunable channels."""
+"""What importance is asked of: layers that make filters, and layers and norms that read prunable channels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -26,14 +26,31 @@ class Layer:
         node: the node's name.
         out: the type of the axis that counts its filters.
         weight: the weight, and `axis` the one of its axes that counts filters.
-        scale: one-dimensional parameters of the norm that alone follows it; empty where none does.
+        norm: name of the node of the norm that alone follows it and scales its filters, None where none does.
+        scale: scale and shift of that norm; empty where there is none.
     """
 
     node: str
     out: Axis
     weight: torch.Tensor
     axis: int
+    norm: str | None
     scale: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class ReadingNorm:
+    """A norm that reads prunable channels from elsewhere than the one layer before it: a sum, a concatenation.
+
+    Attributes:
+        node: the node's name.
+        channels: the type of the axis of its scale and shift that counts them.
+        scale: the scale and shift, each with the place of that axis in it.
+    """
+
+    node: str
+    channels: Axis
+    scale: tuple[tuple[torch.Tensor, int], ...]
 
 
 @dataclass(frozen=True)
@@ -63,9 +80,27 @@ def find_layers(graph: PruneGraph) -> tuple[Layer, ...]:
             found = _filter_axis(graph.tensors[id(weight)], types)
             if found is not None:
                 out, axis = found
-                layers.append(Layer(node.name, out, weight, axis, _scale_after(graph, node, out)))
+                layers.append(Layer(node.name, out, weight, axis, *_norm_after(graph, node, out)))
                 break
     return tuple(layers)
+
+
+def find_reading_norms(graph: PruneGraph, layers: Sequence[Layer]) -> tuple[ReadingNorm, ...]:
+    """The norms with a scale of prunable channels that are none of the layers' own, in graph order."""
+    own = {layer.norm for layer in layers}
+    norms: list[ReadingNorm] = []
+    for node in graph.module.graph.nodes:
+        if node.name in own:
+            continue
+        found: dict[Axis, list[tuple[torch.Tensor, int]]] = {}
+        for parameter in graph.scales.get(node.name, ()):
+            if not isinstance(parameter, torch.nn.Parameter):
+                continue  # What is not learned has no gradient to score by.
+            for i, axis in enumerate(graph.tensors[id(parameter)]):
+                if free_dims(axis):
+                    found.setdefault(axis.normal, []).append((parameter, i))
+        norms += [ReadingNorm(node.name, axis, tuple(scale)) for axis, scale in found.items()]
+    return tuple(norms)
 
 
 def find_readers(graph: PruneGraph) -> tuple[Reader, ...]:
@@ -111,12 +146,14 @@ def _filter_axis(weight: tuple[Axis, ...], out: tuple[Axis, ...]) -> tuple[Axis,
     return None
 
 
-def _scale_after(graph: PruneGraph, node: fx.Node, out: Axis) -> tuple[torch.Tensor, ...]:
+def _norm_after(graph: PruneGraph, node: fx.Node, out: Axis) -> tuple[str | None, tuple[torch.Tensor, ...]]:
+    """The norm that alone follows a layer and scales its filters one by one: its node's name, scale and shift."""
     if len(node.users) != 1:
-        return ()
+        return None, ()
     (user,) = node.users
-    return tuple(
+    scale = tuple(
         parameter
         for parameter in graph.scales.get(user.name, ())
         if isinstance(parameter, torch.nn.Parameter) and graph.tensors[id(parameter)][0].normal == out.normal
     )
+    return (user.name, scale) if scale else (None, ())

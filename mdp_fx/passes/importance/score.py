@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +15,7 @@ from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.channel_groups import ChannelGroup
 from mdp_fx.passes.importance.accumulator import ImportanceAccumulator
 from mdp_fx.passes.importance.activations import observe
+from mdp_fx.passes.importance.batches import guarded
 from mdp_fx.passes.importance.layers import LayerImportance
 from mdp_fx.passes.slice_channels import dense_network
 
@@ -37,16 +38,20 @@ def score(
 
     Of one batch, with w a weight and g its gradient of the batch's mean loss; the mean over batches counts:
 
-        taylor          (sum of g w)^2 over the scale and shift of the norm that follows a filter, over the filter where
-                        none follows: HALP (arXiv 2110.10811, eq. 4) and MDP (arXiv 2504.02168)
-        taylor-group    |sum of g w| over the same, summed over all layers of a coupled group first and shared out by
-                        what each says alone: what the code does that MDP's authors published
-        taylor-filter   (sum of g w)^2 over the filter: Molchanov et al. 2019 (arXiv 1906.10771, eq. 8)
-        taylor-input    (sum of g w)^2 over the weights that read a channel: SMCP (arXiv 2211.02206) prunes by it; the
-                        one of these that a softly masked channel has
+        taylor          |sum of g w| over scale and shift of the norms that a unit of a coupled group passes: HALP
+                        (arXiv 2110.10811, eq. 4) and MDP (arXiv 2504.02168); over its filters where there are none
+        taylor-filter   |sum of g w| over the filters of a unit
+        taylor-input    |sum of g w| over the weights that read a unit: SMCP (arXiv 2211.02206) prunes by it; the one of
+                        these that a softly masked channel has
+        taylor-squared  (sum of g w)^2 over what taylor looks at, for each layer alone: Molchanov et al. 2019 (arXiv
+                        1906.10771, eq. 8)
         fisher          sum of (g w)^2 over the filter: the second-order term of optimal brain damage with the diagonal
                         of the empirical Fisher matrix for the Hessian
         activation      mean absolute output of the layer, its norm and the functions that follow
+
+    A unit's absolute sum is over all its layers, and shared out among them by what each says alone. Of the norms that a
+    unit passes those count that read it from a sum or a concatenation, if there are any: a norm hides the scale of what
+    it is given, so that nothing before it would count while it is trained.
 
     "l2" and "l1" are norms of filters and "bn" absolute scales (a filter's l2 norm where no norm follows), divided by
     their sum over the layer, as is "random": every layer is worth the same, and a channel of a narrow layer is worth
@@ -102,7 +107,7 @@ def gather(
     try:
         for tensor in wanted.values():
             tensor.requires_grad_(not by_activation)
-        for batch in _batches(data):
+        for batch in guarded(data):
             gradients = _gradients(network, batch, loss, wanted)
             if by_activation:
                 latest = {node: each.latest for node, each in observers.items() if each.latest is not None}
@@ -128,17 +133,6 @@ def _holder(wanted: Sequence[torch.Tensor], model: nn.Module, graph: PruneGraph)
     """The model where it holds the layers' parameters; else the graph with its batch open: it has parts of them."""
     held = {id(parameter) for parameter in model.parameters()}
     return model if all(id(tensor) in held for tensor in wanted) else dense_network(graph)
-
-
-def _batches(data: Iterable[Any]) -> Iterator[Any]:
-    """Batches of the user's loader, whose faults are told as such."""
-    try:
-        yield from data
-    except GeneratorExit:
-        raise
-    except Exception as error:
-        msg = f"the data loader failed with {type(error).__name__}: {first_line(error)}"
-        raise DataError(msg) from error
 
 
 def _gradients(model: nn.Module, batch: Any, loss: Loss, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdp_fx.errors import DataError, InputError
 from mdp_fx.passes.choices import Analysis
@@ -50,24 +50,14 @@ def flat(found: ImportanceAccumulator) -> np.ndarray:
     return np.concatenate([each.values for each in found.scores()])
 
 
-@pytest.mark.parametrize("kind", GRADIENTS)
-def test_parts_merged_are_the_whole(kind: str) -> None:
-    analysis = analysed()
-    whole = gathered(analysis, kind, range(BATCHES))
-    part, other = gathered(analysis, kind, range(2)), gathered(analysis, kind, range(2, BATCHES))
-    part.merge(other)
-    assert part.count == whole.count == BATCHES
-    assert flat(whole).sum() > 0
-    np.testing.assert_allclose(flat(part), flat(whole), rtol=1e-12)
-
-
-@given(st.integers(0, BATCHES), st.permutations(range(BATCHES)))
+@given(st.permutations(range(BATCHES)))
 @settings(max_examples=10, deadline=None)
-def test_neither_order_nor_cut_matters(cut: int, order: list[int]) -> None:
+def test_the_order_of_batches_does_not_matter(order: list[int]) -> None:
     analysis = analysed()
-    one = gathered(analysis, "taylor", order[:cut])
-    one.merge(gathered(analysis, "taylor", order[cut:]))
-    np.testing.assert_allclose(flat(one), flat(gathered(analysis, "taylor", range(BATCHES))), rtol=1e-12)
+    whole = gathered(analysis, "taylor", range(BATCHES))
+    assert whole.count == BATCHES
+    assert flat(whole).sum() > 0
+    np.testing.assert_allclose(flat(gathered(analysis, "taylor", order)), flat(whole), rtol=1e-12)
 
 
 def _half(rank: int) -> dict[str, Any]:
@@ -105,7 +95,7 @@ def test_another_kind_or_network_is_refused() -> None:
     analysis = analysed()
     fisher = gathered(analysis, "fisher", range(1))
     with pytest.raises(InputError, match="the importance is 'fisher', and 'taylor' is being gathered"):
-        gathered(analysis, "taylor", range(1)).merge(fisher)
+        gathered(analysis, "taylor", range(1)).load_state_dict(fisher.state_dict())
     other = analyse(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)), (torch.randn(2, 3),))
     mine = ImportanceAccumulator(other.graph, other.groups, "fisher")
     with pytest.raises(InputError, match="belongs to another network"):
@@ -137,10 +127,10 @@ class Chain(torch.nn.Module):
     ("kind", "expected"),
     [
         # The loss is the output, sum of w2 w1 x; its gradient times w1, or w2, is w1 w2 x: 10 x and -21 x.
-        ("taylor", {"one": [100 * 2.5, 441 * 2.5]}),
-        ("taylor-filter", {"one": [100 * 2.5, 441 * 2.5]}),
-        ("taylor-group", {"one": [10 * 1.5, 21 * 1.5]}),
-        ("taylor-input", {"two": [100 * 2.5, 441 * 2.5]}),
+        ("taylor", {"one": [10 * 1.5, 21 * 1.5]}),
+        ("taylor-filter", {"one": [10 * 1.5, 21 * 1.5]}),
+        ("taylor-input", {"two": [10 * 1.5, 21 * 1.5]}),
+        ("taylor-squared", {"one": [100 * 2.5, 441 * 2.5]}),
         ("fisher", {"one": [100 * 2.5, 441 * 2.5]}),
         # The mean absolute output of the first layer at x = 1 and 2.
         ("activation", {"one": [2 * 1.5, 3 * 1.5]}),
@@ -156,7 +146,7 @@ def test_formulas_by_hand(kind: str, expected: dict[str, list[float]]) -> None:
     }
 
 
-def test_fisher_adds_squares_where_taylor_squares_a_sum() -> None:
+def test_fisher_adds_squares_where_taylor_takes_a_sum() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Conv2d(4, 2, 3))
     x = torch.randn(2, 2, 6, 6)
@@ -173,10 +163,11 @@ def test_fisher_adds_squares_where_taylor_squares_a_sum() -> None:
     assert first.grad is not None
     product = (first.grad * first).detach().flatten(1)
     assert found("fisher") == pytest.approx(product.square().sum(1).tolist(), rel=1e-5)
-    assert found("taylor") == pytest.approx(product.sum(1).square().tolist(), rel=1e-5)
+    assert found("taylor") == pytest.approx(product.sum(1).abs().tolist(), rel=1e-5)
+    assert found("taylor-squared") == pytest.approx(product.sum(1).square().tolist(), rel=1e-5)
 
 
-def test_coupled_layers_speak_together_in_taylor_group() -> None:
+def test_coupled_layers_speak_together() -> None:
     """Layers that add to one trunk: the absolute value of their sum, shared out by their own."""
 
     class Trunk(torch.nn.Module):
@@ -195,11 +186,75 @@ def test_coupled_layers_speak_together_in_taylor_group() -> None:
     model = Trunk()
     analysis = analyse(model, (torch.ones(2, 1),))
     data = [(torch.ones(1, 1), None)]
-    found = score(
-        analysis.graph, analysis.groups, "taylor-group", model=model, data=data, loss=lambda out, _: out.sum()
-    )
+
+    def found(kind: str) -> dict[str, list[float]]:
+        scores = score(analysis.graph, analysis.groups, kind, model=model, data=data, loss=lambda out, _: out.sum())
+        return {each.layer: each.values.tolist() for each in scores}
+
     # Unit 0: 3 and -1 are 2 together, three quarters of it of the first layer.
-    assert {each.layer: each.values.tolist() for each in found} == {"a": [1.5, 1.0], "b": [0.5, 1.0]}
+    assert found("taylor") == found("taylor-filter") == {"a": [1.5, 1.0], "b": [0.5, 1.0]}
+    assert found("taylor-squared") == {"a": [9.0, 1.0], "b": [1.0, 1.0]}
+
+
+class PreActivation(nn.Module):
+    """A stem, and blocks that add to its trunk or are concatenated, each with its norms in front of the layers."""
+
+    def __init__(self, *, dense: bool) -> None:
+        super().__init__()
+        self.dense = dense
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        widths = [8, 16, 24] if dense else [8, 8, 8]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                *(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 16, 1, bias=False)),
+                *(nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1, bias=False)),
+            )
+            for width in widths[:2]
+        )
+        self.norm, self.fc = nn.BatchNorm2d(widths[2]), nn.Linear(widths[2], 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = torch.cat([x, block(x)], 1) if self.dense else x + block(x)
+        return cast(Tensor, self.fc(F.relu(self.norm(x)).mean((2, 3))))
+
+
+def by_group(model: nn.Module, kind: str, *, training: bool) -> dict[str, float]:
+    """What all units of each group are worth together on one batch, by the gradients of the model in one mode."""
+    torch.manual_seed(2)
+    x, y = torch.randn(16, 3, 8, 8), torch.randint(0, 4, (16,))
+    analysis = analyse(model.eval(), (x,))
+    found = ImportanceAccumulator(analysis.graph, analysis.groups, kind)
+    stored = {name: tensor for name, tensor, _ in analysis.graph.stored()}
+    values = {name: stored[name] for name in found.tensors}
+    loss = F.cross_entropy(model.train(training)(x), y)
+    gradients = torch.autograd.grad(loss, list(values.values()))
+    found.accumulate(values, dict(zip(values, gradients, strict=True)))
+    totals = dict.fromkeys((group.name for group in analysis.groups), 0.0)
+    for each in found.scores():
+        totals[each.group] += float(each.values.sum())
+    return totals
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("kind", ["taylor", "taylor-squared", "taylor-input", "fisher"])
+def test_training_mode_says_what_eval_mode_says(kind: str, dense: bool) -> None:
+    """A norm with statistics of the batch hides the scale of what it is given: filters alone would be worth nothing."""
+    torch.manual_seed(0)
+    model = PreActivation(dense=dense)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(torch.randn(64, 3, 8, 8))  # Statistics of such data, so that both modes compute much the same.
+    still, trained = (by_group(model, kind, training=training) for training in (False, True))
+    for group, worth in still.items():
+        assert worth > 0
+        times = 10 if kind.startswith("taylor-i") or kind == "taylor" else 100  # The others are squares.
+        assert worth / times < trained[group] < times * worth, group
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -108,7 +108,7 @@ def test_random_follows_the_seed() -> None:
     assert scored("random", seed=3) != scored("random", seed=4)
 
 
-def test_taylor_is_the_squared_sum_of_gradient_times_weight() -> None:
+def test_taylor_is_the_absolute_sum_of_gradient_times_weight() -> None:
     """HALP, eq. 4: over scale and shift of the norm behind a filter, else over the filter; mean over batches."""
     model, data = Tiny().eval(), batches()
     conv, fc = torch.zeros(3), torch.zeros(2)
@@ -118,8 +118,8 @@ def test_taylor_is_the_squared_sum_of_gradient_times_weight() -> None:
         grads = {name: parameter.grad for name, parameter in model.named_parameters()}
         values = dict(model.named_parameters())
         product = {name: grads[name] * values[name].detach() for name in values}  # type: ignore[operator]
-        conv += (product["bn.weight"] + product["bn.bias"]) ** 2 / len(data)
-        fc += product["fc.weight"].sum(1) ** 2 / len(data)
+        conv += (product["bn.weight"] + product["bn.bias"]).abs() / len(data)
+        fc += product["fc.weight"].sum(1).abs() / len(data)
     found = scored("taylor", data=data)
     assert found["conv"] == pytest.approx(conv.tolist(), rel=1e-5)
     assert found["fc"] == pytest.approx(fc.tolist(), rel=1e-5)
@@ -143,7 +143,7 @@ def test_taylor_of_one_filter_by_hand() -> None:
     data = [(torch.full((1, 1), value), torch.zeros(1)) for value in (5.0, 1.0)]
     (entry,) = score(analysis.graph, analysis.groups, "taylor", model=model, data=data, loss=lambda out, _: out.sum())
     assert entry == LayerImportance("a", "a", entry.values)
-    assert entry.values.tolist() == pytest.approx([(100 + 4) / 2, (56.25 + 2.25) / 2])
+    assert entry.values.tolist() == pytest.approx([(10 + 2) / 2, (7.5 + 1.5) / 2])
 
 
 def test_at_most_the_asked_batches_are_read() -> None:
@@ -413,7 +413,7 @@ def test_taylor_of_parts_of_a_parameter() -> None:
     assert weight.grad is not None
     rows = (weight.grad * weight.detach()).sum(1).square()
     analysis = analyse(model, (torch.randn(2, 5, 12),))
-    found = score(analysis.graph, analysis.groups, "taylor", model=model, data=[(x, y)])
+    found = score(analysis.graph, analysis.groups, "taylor-squared", model=model, data=[(x, y)])
     for i, name in enumerate(("q_proj", "k_proj", "v_proj")):
         for entry in (entry for entry in found if entry.layer.endswith(name)):
             assert float(entry.values.sum()) == pytest.approx(float(rows[12 * i : 12 * (i + 1)].sum()), rel=1e-4)
