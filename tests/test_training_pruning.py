@@ -129,7 +129,8 @@ def test_two_processes_train_one_network(images: Path, tmp_path: Path) -> None:
     config.write_text("")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "mdp_fx", "train", str(config)]
-    launch += ["--device", "cpu", "--json", "-o", str(tmp_path / "two.pt")]
+    launch += ["--device", "cpu"] if torch.cuda.is_available() else []
+    launch += ["--json", "-o", str(tmp_path / "two.pt")]
     launch += [word for text in settings for word in ("--set", text)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

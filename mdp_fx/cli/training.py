@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,12 @@ def training_options(function: F) -> F:
             help="Number format.  [default: that of accelerate launch, else float32]",
         ),
         click.option("--resume", is_flag=True, help="Go on where the run in the folder was stopped."),
+        click.option(
+            "--force",
+            is_flag=True,
+            help="Start anew over an existing run and output; with --resume, go on with other rates, epochs, budgets, "
+            "distillation or validation data.",
+        ),
     )(function)
 
 
@@ -37,6 +44,7 @@ def run_command(
     config: TrainConfig,
     *,
     prune: bool,
+    source: Path | None,
     resume: bool,
     force: bool,
     trust_pickle: bool,
@@ -58,6 +66,7 @@ def run_command(
             prune=prune,
             resume=resume,
             force=force,
+            sources=[] if source is None else [source],
             trust_pickle=trust_pickle,
             stage=reporter.stage,
             progress=reporter.measured,
