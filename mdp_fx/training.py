@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from torch import fx, nn
 
 from mdp_fx import checkpoint
-from mdp_fx.errors import TrainingError
 from mdp_fx.files import atomic_write, check_output
 from mdp_fx.passes.base import Stage, silent
 from mdp_fx.passes.choices import Analysis
@@ -36,7 +35,7 @@ from mdp_fx.train.run_state import FILE, mixed_seed, random_kept, random_state, 
 from mdp_fx.train.trainer import Trainer, make_accelerator, precision_of
 from mdp_fx.training_checks import Checks, fallen
 from mdp_fx.training_data import Shard
-from mdp_fx.training_folder import SETTINGS, begin_anew, changes, check_paths, find_run, folder_of, held
+from mdp_fx.training_folder import SETTINGS, begin_anew, changes, check_origin, check_paths, find_run, folder_of, held
 from mdp_fx.training_setup import make_pruner, prepare
 
 Progress = Callable[[int, int, str], None]
@@ -120,7 +119,13 @@ class _Run:
         self._checks = Checks(self._accelerator, self._setup)
         self._final: Accuracy | None = None
         if state is not None:
-            self._check_state(state)
+            mine = {
+                "prune": prune,
+                "fingerprint": self._fingerprint,
+                "precision": precision_of(self._accelerator),
+                "processes": shard.world,
+            }
+            check_origin(state, mine, self._folder, config.model or "")
             self._packed, self._random = state["slim"], state["random"]
             self._warnings, self._lines = list(state["warnings"]), state["lines"]
             self._facts = {k: Accuracy(*v) if isinstance(v, list) else v for k, v in state["facts"].items()}
@@ -149,24 +154,6 @@ class _Run:
     def _known_recipe(self) -> Recipe:
         assert self._recipe is not None
         return self._recipe
-
-    def _check_state(self, state: dict[str, Any]) -> None:
-        """Raises a TrainingError where a checkpoint does not belong to this run."""
-        if state["prune"] != self._prune:
-            msg = f"the run in {self._folder} was begun by mdp-fx {'train' if state['prune'] else 'finetune'}: use that"
-            raise TrainingError(msg)
-        if state["fingerprint"] != self._fingerprint:
-            msg = f"{self._config.model} has other weights than when the run in {self._folder} began: bring those back"
-            raise TrainingError(msg)
-        precision = precision_of(self._accelerator)
-        if state["precision"] != precision:
-            msg = f"the run in {self._folder} was begun in {state['precision']}, not {precision}: set precision to that"
-            raise TrainingError(msg)
-        processes = len(state["random"])
-        if processes != self._accelerator.num_processes:
-            mine = self._accelerator.num_processes
-            msg = f"the run in {self._folder} was made by {processes} processes, this one has {mine}: start as many"
-            raise TrainingError(msg)
 
     def _make_trainer(self, network: nn.Module, step: int) -> Trainer:
         trainer = Trainer(
@@ -357,6 +344,7 @@ class _Run:
             {
                 "config": to_data(self._config),
                 "prune": self._prune,
+                "processes": self._accelerator.num_processes,
                 "fingerprint": self._fingerprint,
                 "precision": precision_of(self._accelerator),
                 "slim": self._slim_now(),

@@ -160,6 +160,31 @@ def changes(state: Mapping[str, Any], new: TrainConfig, folder: Path, force: boo
     return found
 
 
+def check_origin(state: Mapping[str, Any], mine: Mapping[str, Any], folder: Path, model: str) -> None:
+    """Checks that a checkpoint is of the same command, network, number format and number of processes.
+
+    Args:
+        state: the checkpoint.
+        mine: what this run has under "prune", "fingerprint", "precision" and "processes".
+        folder: of the run.
+        model: name of the network.
+
+    Raises:
+        TrainingError: it is not.
+    """
+    odd = next((name for name, value in mine.items() if state[name] != value), None)
+    if odd is None:
+        return
+    told = {
+        "prune": f"was begun by mdp-fx {'train' if state['prune'] else 'finetune'}: use that",
+        "fingerprint": f"began when {model} had other weights: bring those back",
+        "precision": f"was begun in {state['precision']}, not {mine['precision']}: set precision to that",
+        "processes": f"was made by {state['processes']} processes, this one has {mine['processes']}: start as many",
+    }
+    msg = f"the run in {folder} {told[odd]}"
+    raise TrainingError(msg)
+
+
 def begin_anew(folder: Path) -> None:
     """Takes the checkpoint of an earlier run away: what comes now is another run."""
     (folder / run_state.FILE).unlink(missing_ok=True)

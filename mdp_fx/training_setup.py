@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_fx.data import load_function
-from mdp_fx.errors import InputError, first_line
+from mdp_fx.errors import DataError, InputError, first_line
 from mdp_fx.example_inputs import parameter_type, random_inputs
 from mdp_fx.model_source import LoadedModel, load_model
 from mdp_fx.passes.base import Stage
@@ -62,15 +62,15 @@ def prepare(config: TrainConfig, shard: Shard, *, prune: bool, trust_pickle: boo
     assert config.model is not None
     stage("load the network")
     loaded = load_model(config.model, arch=config.arch, trust_pickle=trust_pickle)
-    if not prune and loaded.recipe is None:
-        msg = f"{config.model} is no slim network: prune it first (mdp-fx prune, or mdp-fx train)"
-        raise InputError(msg)
     shape = _shape(config, loaded.recipe)
     inputs = random_inputs([(2, *shape)], [parameter_type(loaded.module)])
     loss = None if config.tune.loss == "cross-entropy" else load_function(config.tune.loss, "loss")
     outputs = _outputs(loaded, inputs)
     if isinstance(outputs, list | tuple) and outputs and all(isinstance(each, dict) for each in outputs):
         msg = f"{config.model} is a detector, and this trains classifiers: train it in a loop of your own"
+        raise InputError(msg)
+    if not prune and loaded.recipe is None:
+        msg = f"{config.model} is no slim network: prune it first (mdp-fx prune, or mdp-fx train)"
         raise InputError(msg)
     count = None if loss is not None else classes_of(outputs)
     teacher = _load_teacher(config, loaded, inputs, prune=prune, trust_pickle=trust_pickle)
@@ -85,9 +85,10 @@ def prepare(config: TrainConfig, shard: Shard, *, prune: bool, trust_pickle: boo
         raise InputError(msg)
     if prune:
         config.prune.schedule.check(config.tune.epochs * epoch_steps)
-    for batches in (train, val):
-        if batches is not None:
-            _check_first(batches, shape, count)
+    for what, batches in (("training", train), ("validation", val)):
+        if batches is not None and not _check_first(batches, shape, count) and shard.rank == 0:
+            msg = f"the {what} data has no batches: the loader must yield (inputs, labels)"
+            raise DataError(msg)
     return Setup(loaded, shape, inputs, count, train, val, loss, epoch_steps, teacher)
 
 
@@ -161,18 +162,23 @@ def _shape(config: TrainConfig, recipe: Recipe | None) -> tuple[int, ...]:
     return tuple(recipe.input_shapes[0][1:]) if recipe is not None and recipe.input_shapes else _DEFAULT_SHAPE
 
 
-def _check_first(batches: Batches, shape: tuple[int, ...], classes: int | None) -> None:
-    """Checks the first batch, where there is one.
+def _check_first(batches: Batches, shape: tuple[int, ...], classes: int | None) -> bool:
+    """Checks the first batch.
+
+    Returns:
+        Whether there is one: there may be fewer batches than processes.
 
     Raises:
         DataError: it cannot be read, or does not fit the network.
     """
     with random_kept():
         first = next(batches.all(), None)
-    if first is not None:
-        inputs, targets = split_batch(first)
-        if classes is not None:
-            check_labels(inputs, targets, shape, classes)
+    if first is None:
+        return False
+    inputs, targets = split_batch(first)
+    if classes is not None:
+        check_labels(inputs, targets, shape, classes)
+    return True
 
 
 def _outputs(loaded: LoadedModel, inputs: tuple[Tensor, ...]) -> Any:

@@ -160,9 +160,53 @@ def test_a_killed_process_is_taken_up_exactly(files: Files) -> None:
 def test_resuming_a_finished_run_changes_nothing(files: Files) -> None:
     files.tune("out")
     before = files.weights("out")
+    for _ in range(2):
+        report = files.tune("out", resume=True)
+        assert report.resumed == report.steps
+        assert same(files.weights("out"), before)
+        assert [line["step"] for line in files.log("out", "evaluate")] == [4, 8]
+
+
+def test_a_checkpoint_comes_before_the_validation(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise DataError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Checks, "accuracy", fail)
+        with pytest.raises(DataError, match="broken"):
+            files.tune("out")
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Checks, "collapse", lambda *_: "a layer has collapsed")
+        kill_at(8, files, patch)
     report = files.tune("out", resume=True)
-    assert report.resumed == report.steps
-    assert same(files.weights("out"), before)
+    assert report.resumed == 4
+    assert [line["step"] for line in files.log("out", "evaluate")] == [4, 8]
+    report = files.tune("killed", resume=True)
+    assert report.warnings == ("a layer has collapsed",)
+    assert [line["step"] for line in files.log("killed", "evaluate")] == [4, 8]
+
+
+def test_a_precision_of_the_launcher_is_part_of_the_run(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        assert files.tune("out", "tune.epochs=1").precision == "bfloat16"
+    with pytest.raises(TrainingError, match="was begun in bfloat16, not float32: set precision to that"):
+        files.tune("out", "tune.epochs=1", resume=True)
+
+
+def test_an_interruption_says_what_becomes_of_the_run(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_step = training.Trainer.train_step
+
+    def stop(trainer: training.Trainer, batches: Iterator[Any]) -> float:
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+        return train_step(trainer, batches)
+
+    monkeypatch.setattr(training.Trainer, "train_step", stop)
+    with pytest.raises(KeyboardInterrupt, match="no checkpoint was due yet"):
+        files.tune("out")
+    with pytest.raises(KeyboardInterrupt, match="go on with --resume"):
+        files.tune("out", "log.checkpoint=1", force=True)
 
 
 def test_a_run_without_a_checkpoint_begins(files: Files) -> None:
@@ -190,7 +234,7 @@ def test_resuming_with_other_settings_is_refused(files: Files) -> None:
 
 def test_a_run_goes_on_with_other_settings_where_that_is_said(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"data.train": "tests.test_training:make_poisoned", "data.val": None}
-    with pytest.raises(TrainingError, match="loss is nan at step 3.*go on with --resume --force"):
+    with pytest.raises(TrainingError, match=r"loss is nan at step 3.*go on with --resume --force"):
         files.tune("out", "log.checkpoint=1", **keys)
     monkeypatch.setattr("tests.test_training.make_poisoned", make_plain)
     changed = ("log.checkpoint=1", "tune.rate=0.01", "tune.weight_decay=0.5", "tune.epochs=1")
@@ -218,7 +262,7 @@ def test_what_a_stopped_run_kept_can_be_used(files: Files, average: str) -> None
     )
     files.tune("further", "tune.rate=0.001", model=str(kept))
     assert kept.exists()
-    with pytest.raises(OutputError, match="is what is read, and the run in .*out-run would replace it"):
+    with pytest.raises(OutputError, match=r"is what is read, and the run in .*out-run would replace it"):
         files.tune("out", model=str(kept), force=True)
 
 
@@ -256,7 +300,7 @@ def test_a_new_run_is_not_taken_for_the_old_one(files: Files) -> None:
 
 
 def test_a_folder_that_cannot_be_one_is_told_first(files: Files) -> None:
-    with pytest.raises(OutputError, match="cannot write into .*slim.pt/run, the folder of the run: not a directory"):
+    with pytest.raises(OutputError, match=r"cannot write into .*slim.pt/run, the folder of the run: not a directory"):
         files.tune("out", folder=str(files.slim / "run"), model="nowhere.pt")
     with pytest.raises(InputError, match="is a file, not the folder of a run"):
         files.tune("out", folder=str(files.slim))
@@ -272,7 +316,7 @@ def test_two_runs_do_not_share_a_folder(files: Files) -> None:
     files.tune("out")
     with (
         training_folder.held(files.folder / "out-run"),
-        pytest.raises(TrainingError, match="another run is at work in .*out-run"),
+        pytest.raises(TrainingError, match=r"another run is at work in .*out-run"),
     ):
         files.tune("out", resume=True)
     assert files.tune("out", resume=True).resumed == 8
@@ -286,7 +330,7 @@ def test_resuming_with_another_network_is_refused(files: Files, tmp_path: Path) 
         other.get_submodule("head").weight.add_(1)
     read = mdp_fx.load_slim(copy)
     mdp_fx.checkpoint.save_slim(copy, other, read.recipe, {})
-    with pytest.raises(TrainingError, match="has other weights than when the run in"):
+    with pytest.raises(TrainingError, match="had other weights: bring those back"):
         files.tune("out", resume=True, model=str(copy))
 
 
@@ -343,6 +387,41 @@ def make_out_of_range() -> list[tuple[Tensor, Tensor]]:
     return batches(4, low=4, high=9)
 
 
+def make_empty() -> list[tuple[Tensor, Tensor]]:
+    return []
+
+
+class Detector(nn.Module):
+    """Gives what torchvision's detectors give."""
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        return [{"boxes": image.new_zeros(1, 4)} for image in images]
+
+
+def make_detector() -> nn.Module:
+    return Detector()
+
+
+class Regression(nn.Module):
+    """One number for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu()).mean((1, 2, 3))
+
+
+def make_numbers() -> list[tuple[Tensor, Tensor]]:
+    return [(images, labels.float()) for images, labels in batches(4)]
+
+
+def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().mean()
+
+
 def make_iterator() -> Iterator[tuple[Tensor, Tensor]]:
     return iter(batches(2))
 
@@ -356,6 +435,9 @@ def make_ten_classes() -> nn.Module:
     [
         (["data.train=tests.test_training:make_narrow"], DataError, "has shape 4x3x8x16, the network takes Nx3x16x16"),
         (["data.train=tests.test_training:make_out_of_range"], DataError, "lie outside of the network's 4 classes"),
+        (["data.val=tests.test_training:make_out_of_range"], DataError, "lie outside of the network's 4 classes"),
+        (["data.val=tests.test_training:make_empty"], DataError, "the validation data has no batches"),
+        (["model=tests.test_training:make_detector"], InputError, "is a detector, and this trains classifiers"),
         (["data.train=tests.test_training:make_iterator"], DataError, "an iterator, which ends after one epoch"),
         (["data.train=nothing"], DataError, "cannot read the data spec"),
         (["data.train=imagefolder:nowhere"], DataError, "no image folder nowhere"),
@@ -383,6 +465,18 @@ def test_bad_input_is_one_clear_line(files: Files, overrides: list[str], error: 
         training.run(config, prune=False)
     assert "\n" not in str(told.value)
     assert not (files.folder / "out.pt").exists()
+    assert not (files.folder / "out-run").exists()
+
+
+def test_a_network_that_is_no_classifier_is_trained_by_a_loss_of_ones_own(files: Files, tmp_path: Path) -> None:
+    model = str(slim_file(tmp_path / "regression.pt", Regression()))
+    keys = {"data.train": "tests.test_training:make_numbers", "data.val": "tests.test_training:make_numbers"}
+    report = files.tune("out", "tune.loss=tests.test_training:squares", "tune.epochs=5", model=model, **keys)
+    assert report.final is None
+    losses = [line["loss"] for line in files.log("out")]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    with pytest.raises(DataError, match=r"no classes: name a tune.loss of your own"):
+        files.tune("other", model=model, **keys)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

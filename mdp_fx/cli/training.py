@@ -53,24 +53,31 @@ def run_command(
 ) -> None:
     """Runs a training and answers; in several processes only the first one does."""
     import os
+    import sys
 
     from mdp_fx.cli.console import Reporter, print_json, show
+    from mdp_fx.errors import MdpFxError
 
     first = os.environ.get("RANK", "0") == "0"
     with Reporter(verbose and first).running() as reporter:
         from mdp_fx.report.training import train_tables
         from mdp_fx.training import run
 
-        report = run(
-            config,
-            prune=prune,
-            resume=resume,
-            force=force,
-            sources=[] if source is None else [source],
-            trust_pickle=trust_pickle,
-            stage=reporter.stage,
-            progress=reporter.measured,
-        )
+        try:
+            report = run(
+                config,
+                prune=prune,
+                resume=resume,
+                force=force,
+                sources=[] if source is None else [source],
+                trust_pickle=trust_pickle,
+                stage=reporter.stage,
+                progress=reporter.measured,
+            )
+        except MdpFxError as error:
+            if error.told:
+                sys.exit(1)
+            raise
     if not first:
         return
     if as_json:

@@ -62,6 +62,8 @@ def on_first(work: Callable[[], Value]) -> Value:
     if failure is not None:
         raise failure
     if told[1] is not None:
+        if isinstance(told[1], MdpFxError):
+            told[1].told = True
         raise told[1]
     value: Value = told[0]
     return value

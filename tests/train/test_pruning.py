@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mdp_fx
-from mdp_fx.errors import BudgetError, DataError, InputError, ParityError
+from mdp_fx.errors import BudgetError, DataError, InputError, ModelError, ParityError
 from mdp_fx.passes.importance import KINDS
 from mdp_fx.recipe import fingerprint
 from mdp_fx.train.pruning import Pruner
@@ -215,6 +215,13 @@ def test_a_target_out_of_reach_is_told_before_training() -> None:
         pruner(latency="1%")
     with pytest.raises(BudgetError, match=r"^step 3 of 3 of the schedule cannot be taken: the latency budget of "):
         pruner(latency="1%", schedule=STEPPED)
+
+
+def test_a_network_that_no_file_holds_is_told_before_training() -> None:
+    model = small()
+    model.get_submodule("drop").extra = object()  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="its attribute 'extra' is or holds a value of type object"):
+        Pruner(model, images(), latency="40%", **PREDICTED)
 
 
 def test_finishing_too_early_is_refused() -> None:
