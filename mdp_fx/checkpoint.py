@@ -26,6 +26,9 @@ from mdp_fx.recipe import Recipe
 FORMAT = "mdp-fx slim"
 VERSION = 1
 
+RUN_FORMAT = "mdp-fx training run"
+"""Of a training run's checkpoint, which holds the network as it was then in the form of a slim.pt."""
+
 
 @dataclass(frozen=True)
 class SlimCheckpoint:
@@ -111,14 +114,23 @@ def load_slim(path: str | os.PathLike[str]) -> SlimCheckpoint:
         data = read_plain(Path(path))
     except ForeignClassError as error:
         raise ModelError(f"{path} is not a slim.pt of mdp-fx: it holds more than tensors and plain data") from error
-    if not is_slim(data):
+    content = slim_in(data, str(path))
+    if content is None:
         raise ModelError(f"{path} is not a slim.pt of mdp-fx")
-    return unpack(data, str(path))
+    return unpack(content, str(path))
 
 
-def is_slim(data: object) -> bool:
-    """Whether loaded data is the content of a slim.pt, of whatever version."""
-    return isinstance(data, dict) and data.get("format") == FORMAT
+def slim_in(data: object, where: str) -> dict[str, Any] | None:
+    """The content of a slim.pt, of whatever version: loaded data itself, or in a training run's checkpoint; else None.
+
+    Raises:
+        ModelError: it is the checkpoint of a run that has no slim network yet.
+    """
+    if isinstance(data, dict) and data.get("format") == RUN_FORMAT:
+        data = data.get("slim")
+        if data is None:
+            raise ModelError(f"{where} is of a run that was stopped while pruning: go on with mdp-fx train --resume")
+    return data if isinstance(data, dict) and data.get("format") == FORMAT else None
 
 
 def unpack(data: Any, where: str) -> SlimCheckpoint:

@@ -12,7 +12,13 @@ MOST_NAMED = 8
 
 
 class MdpFxError(Exception):
-    """Base of all mdp-fx errors; the command line prints the message and exits with code 1."""
+    """Base of all mdp-fx errors; the command line prints the message and exits with code 1.
+
+    Attributes:
+        told: whether another process of the run has the same error and tells it.
+    """
+
+    told = False
 
 
 class ModelError(MdpFxError):

@@ -102,8 +102,8 @@ def _load_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
         content: Any = _read_safetensors(path)
     else:
         content = read_pickle(path, trust)
-    if checkpoint.is_slim(content):
-        slim = checkpoint.unpack(content, str(path))
+    if (found := checkpoint.slim_in(content, str(path))) is not None:
+        slim = checkpoint.unpack(found, str(path))
         return LoadedModel(slim.module, path.stem, slim.recipe)
     state = _state_dict(content)
     if state is None:

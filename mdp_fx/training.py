@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, fx, nn
+from accelerate import Accelerator
+from torch import fx, nn
 
 from mdp_fx import checkpoint
-from mdp_fx.errors import TrainingError
 from mdp_fx.files import atomic_write, check_output
 from mdp_fx.passes.base import Stage, silent
+from mdp_fx.passes.choices import Analysis
 from mdp_fx.pipeline import analyse
 from mdp_fx.recipe import Recipe, fingerprint
 from mdp_fx.report.training import Accuracy, TrainReport
 from mdp_fx.train.batch_norm import recalibrate_batch_norm
-from mdp_fx.train.collapse import find_collapse
+from mdp_fx.train.collapse import Collapse
 from mdp_fx.train.config import TrainConfig
-from mdp_fx.train.config_file import from_data, to_data, to_yaml
+from mdp_fx.train.config_file import to_data, to_yaml
 from mdp_fx.train.distillation import Correspondence, Teacher, correspondences
-from mdp_fx.train.evaluation import evaluate
-from mdp_fx.train.objective import not_finite, split_batch
+from mdp_fx.train.objective import not_finite
+from mdp_fx.train.processes import from_all, on_first
 from mdp_fx.train.pruning import Pruner, PruneStep
 from mdp_fx.train.run_log import RunLog
 from mdp_fx.train.run_state import FILE, mixed_seed, random_kept, random_state, restore_random_state, save_run, seed_all
-from mdp_fx.train.trainer import Trainer, make_accelerator
+from mdp_fx.train.trainer import Trainer, make_accelerator, precision_of
+from mdp_fx.training_checks import Checks, fallen
 from mdp_fx.training_data import Shard
-from mdp_fx.training_setup import check_same, find_run, make_pruner, prepare
+from mdp_fx.training_folder import SETTINGS, begin_anew, changes, check_origin, check_paths, find_run, folder_of, held
+from mdp_fx.training_setup import make_pruner, prepare
 
 Progress = Callable[[int, int, str], None]
 
@@ -45,6 +49,7 @@ def run(
     prune: bool,
     resume: bool = False,
     force: bool = False,
+    sources: Sequence[str | Path] = (),
     trust_pickle: bool = False,
     stage: Stage = silent,
     progress: Progress | None = None,
@@ -57,7 +62,9 @@ def run(
         config: the settings.
         prune: whether the network is pruned first; without it, it is a slim network already.
         resume: go on from the checkpoint in the run's folder; where there is none yet, begin.
-        force: overwrite the output and a run that is in the folder.
+        force: overwrite the output and a run that is in the folder; with `resume`, go on although settings that
+            concern the steps to come are others (see `training_folder`).
+        sources: files that the settings were read from, which must not be overwritten.
         trust_pickle: unpickle model files fully.
         stage: called with the name of each stage as it starts.
         progress: called with (steps done, steps in all, text).
@@ -66,14 +73,15 @@ def run(
         MdpFxError: one line that says what, where and what to do; the last checkpoint is kept.
     """
     config.check()
-    assert config.output is not None
-    output = Path(config.output)
-    folder = Path(config.folder) if config.folder is not None else output.with_name(f"{output.stem}-run")
-    check_output(output, force or resume)
-    state = find_run(folder, resume, force)
-    if state is not None:
-        check_same(from_data(state["config"], str(folder / FILE)), config, folder)
-    return _Run(config, folder, output, state, prune, trust_pickle, stage, progress).finish()
+    check_paths(config, sources)
+    accelerator = make_accelerator(config.device, config.precision)
+    folder = folder_of(config)
+    with ExitStack() as hold:
+        on_first(lambda: hold.enter_context(held(folder)))
+        check_output(config.output or "", force or (resume and (folder / FILE).exists()))
+        state = find_run(folder, resume, force)
+        changed = {} if state is None else changes(state, config, folder, force)
+        return _Run(config, accelerator, state, changed, prune, trust_pickle, stage, progress).finish()
 
 
 class _Run:
@@ -82,17 +90,17 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        folder: Path,
-        output: Path,
+        accelerator: Accelerator,
         state: dict[str, Any] | None,
+        changed: dict[str, list[Any]],
         prune: bool,
         trust_pickle: bool,
         stage: Stage,
         progress: Progress | None,
     ) -> None:
-        self._config, self._folder, self._output, self._prune = config, folder, output, prune
-        self._begun, self._warnings = time.perf_counter(), list[str]()
-        self._accelerator = make_accelerator(config.device, config.precision)
+        self._config, self._folder, self._prune, self._changed = config, folder_of(config), prune, changed
+        self._begun, self._warnings, self._lines = time.perf_counter(), list[str](), 0
+        self._accelerator, self._state = accelerator, state
         self._main = self._accelerator.is_main_process
         self._stage: Stage = stage if self._main else silent
         self._progress = progress if self._main else None
@@ -106,22 +114,31 @@ class _Run:
         self._recipe, self._report = loaded.recipe, dict[str, Any]()
         self._pruner: Pruner | None = None
         self._teacher: Teacher | None = None
+        self._taught: Analysis | None = None
         self._random: list[dict[str, Any]] = []
-        self._probed: tuple[Any, ...] | None = None
-        self._validated: tuple[int, Accuracy | None] | None = None
+        self._checks = Checks(self._accelerator, self._setup)
+        self._final: Accuracy | None = None
         if state is not None:
-            self._check_state(state)
+            mine = {
+                "prune": prune,
+                "fingerprint": self._fingerprint,
+                "precision": precision_of(self._accelerator),
+                "processes": shard.world,
+            }
+            check_origin(state, mine, self._folder, config.model or "")
             self._packed, self._random = state["slim"], state["random"]
+            self._warnings, self._lines = list(state["warnings"]), state["lines"]
             self._facts = {k: Accuracy(*v) if isinstance(v, list) else v for k, v in state["facts"].items()}
         slim: nn.Module = loaded.module
         if self._packed is not None:
-            unpacked = checkpoint.unpack(self._packed, str(folder / FILE))
-            slim, self._recipe, self._report = unpacked.module, unpacked.recipe, unpacked.report
+            unpacked = checkpoint.unpack(self._packed, str(self._folder / FILE))
+            # A copy: the tensors of the file are the trainer's as well, perhaps those of its moving average.
+            slim, self._recipe, self._report = copy.deepcopy(unpacked.module), unpacked.recipe, unpacked.report
         elif prune:
             self._pruner = make_pruner(config, self._setup, self._stage, self._progress)
             slim = self._pruner.module
             if state is not None:
-                self._pruner.load_state_dict(state["pruner"])
+                self._pruner.load_state_dict(state["pruner"], other_budgets=True)
         else:
             assert isinstance(slim, fx.GraphModule)
             assert config.model is not None
@@ -137,20 +154,6 @@ class _Run:
     def _known_recipe(self) -> Recipe:
         assert self._recipe is not None
         return self._recipe
-
-    def _check_state(self, state: dict[str, Any]) -> None:
-        """Raises a TrainingError where a checkpoint does not belong to this run."""
-        if state["prune"] != self._prune:
-            msg = f"the run in {self._folder} was begun by mdp-fx {'train' if state['prune'] else 'finetune'}: use that"
-            raise TrainingError(msg)
-        if state["fingerprint"] != self._fingerprint:
-            msg = f"{self._config.model} has other weights than when the run in {self._folder} began: bring those back"
-            raise TrainingError(msg)
-        processes = len(state["random"])
-        if processes != self._accelerator.num_processes:
-            mine = self._accelerator.num_processes
-            msg = f"the run in {self._folder} was made by {processes} processes, this one has {mine}: start as many"
-            raise TrainingError(msg)
 
     def _make_trainer(self, network: nn.Module, step: int) -> Trainer:
         trainer = Trainer(
@@ -176,12 +179,19 @@ class _Run:
             self._teacher.close()
         distill, network = self._config.distill, self._setup.teacher
         pairs: tuple[Correspondence, ...] = ()
-        if distill.features and self._pruner is None:
+        if distill.features:
             self._stage("compare the teacher's features")
-            recipe = self._known_recipe
-            analysis = analyse(network.cpu(), self._setup.inputs, front_end=recipe.front_end)
-            pairs = correspondences(analysis, self._trainer.module, recipe.kept)
-            network = analysis.graph.module
+            if self._taught is None:
+                front_end = (
+                    self._known_recipe.front_end if self._pruner is None else self._pruner.analysis.graph.front_end
+                )
+                self._taught = analyse(network.cpu(), self._setup.inputs, front_end=front_end)
+            network = self._taught.graph.module
+            if self._pruner is None:
+                pairs = correspondences(self._taught, self._trainer.module, self._known_recipe.kept)
+            else:  # What does not fit is told before anything is trained.
+                dense = self._pruner.analysis
+                correspondences(self._taught, dense.graph.module, {g.name: range(g.size) for g in dense.groups})
         self._teacher = Teacher(
             network.to(self._accelerator.device),
             self._trainer.module,
@@ -196,28 +206,32 @@ class _Run:
     def finish(self) -> TrainReport:
         """Trains to the end and writes the slim network."""
         if self._main:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if self._state is None:
+                begin_anew(self._folder)
             text = to_yaml(self._config)
-            atomic_write(self._folder / "config.yaml", lambda file: file.write(text.encode()))
-        with self._logging() as log:
-            if self._pruner is not None and not self._trainer.step and self._config.log.estimate:
-                self._stage("estimate the accuracy")
-                self._facts["dense"] = self._measure(self._trainer.module, self._config.log.estimate)
-                self._note(log, "dense", self._facts["dense"])
-            self._stage("prune and train" if self._pruner is not None else "fine-tune")
-            try:
+            atomic_write(self._folder / SETTINGS, lambda file: file.write(text.encode()))
+        try:
+            with self._logging() as log:
+                if log is not None and self._changed:
+                    log.write("settings", self._trainer.step, **self._changed)
+                if self._pruner is not None and not self._trainer.step and self._config.log.estimate:
+                    self._stage("estimate the accuracy")
+                    self._facts["dense"] = self._checks.accuracy(self._trainer.module, self._config.log.estimate)
+                    self._note(log, "dense", self._facts["dense"])
+                self._stage("prune and train" if self._pruner is not None else "fine-tune")
                 self._steps(log)
-            except KeyboardInterrupt as stop:
-                raise KeyboardInterrupt("go on with --resume") from stop
-            if self._validated is None or self._validated[0] != self._trainer.step:
-                self._validate(log)
-            return self._write()
+                return self._write()
+        except KeyboardInterrupt as stop:
+            if not (self._folder / FILE).exists():
+                raise KeyboardInterrupt("no checkpoint was due yet, see log.checkpoint") from stop
+            raise KeyboardInterrupt("go on with --resume") from stop
 
     def _steps(self, log: RunLog | None) -> None:
         """All steps that are left."""
         batches: Iterator[Any] | None = None
         since, losses = time.perf_counter(), list[float]()
-        while self._trainer.step < self._total:
+        # A checkpoint comes before the validation, which may fail: a run that is taken up in between has it ahead.
+        while not self._validate(log):
             epoch, done = divmod(self._trainer.step, self._setup.epoch_steps)
             if batches is None or not done:
                 batches = self._begin(epoch, done)
@@ -225,8 +239,9 @@ class _Run:
             value = self._trainer.train_step(batches)
             self._check_loss(value)
             losses.append(value)
+            sliced = False
             if self._pruner is not None and (taken := self._pruner.step()) is not None:
-                self._pruned(taken, log)
+                sliced = self._pruned(taken, log)
             step = self._trainer.step
             if self._progress is not None:
                 self._progress(step, self._total, f"loss {value:.3g}")
@@ -235,11 +250,9 @@ class _Run:
                 speed, mean = len(losses) / (now - since), sum(losses) / len(losses)
                 log.write("train", step, epoch=step / self._setup.epoch_steps, loss=mean, rate=rate, speed=speed)
                 since, losses = now, []
-            at_end = step % self._setup.epoch_steps == 0
-            if at_end and (step // self._setup.epoch_steps) % self._config.log.evaluate == 0:
-                self._validate(log)
-            if step % self._config.log.checkpoint == 0 if self._config.log.checkpoint else at_end:
-                self._save()
+            every = self._config.log.checkpoint or self._setup.epoch_steps
+            if sliced or step % every == 0:
+                self._save(log)
 
     def _begin(self, epoch: int, done: int) -> Iterator[Any]:
         """The batches of an epoch, some steps of which are done, with the random numbers that come after these."""
@@ -252,24 +265,30 @@ class _Run:
 
     def _check_loss(self, value: float) -> None:
         if not math.isfinite(value):
-            found = find_collapse(self._trainer.module, self._probe())
+            found = self._checks.collapse(self._trainer.module)
             layer = None if found is None or found.finite else found.layer
             raise not_finite(value, self._trainer.step + 1, layer)
 
-    def _pruned(self, taken: PruneStep, log: RunLog | None) -> None:
-        """A pruning step was taken; after the last one the network is sliced."""
+    def _pruned(self, taken: PruneStep, log: RunLog | None) -> bool:
+        """A pruning step was taken; after the last one the network is sliced.
+
+        Returns:
+            Whether it was the last one.
+        """
         assert self._pruner is not None
         with random_kept():
             if log is not None:
                 log.write("prune", self._trainer.step, **asdict(taken))
-            if self._pruner.done:
+            last = self._pruner.done
+            if last:
                 self._slice()
             if self._config.log.estimate:
-                self._facts["pruned"] = self._measure(self._trainer.module, self._config.log.estimate)
+                self._facts["pruned"] = self._checks.accuracy(self._trainer.module, self._config.log.estimate)
                 self._note(log, "pruned", self._facts["pruned"])
-        if self._pruner is None:
-            self._save()
+        if last:
+            self._warn(fallen(self._facts["dense"], self._facts["pruned"]))
             self._stage("fine-tune")
+        return last
 
     def _slice(self) -> None:
         assert self._pruner is not None
@@ -281,58 +300,41 @@ class _Run:
         if count := self._config.prune.recalibrate:
             recalibrate_batch_norm(result.module, self._setup.train.all(), count)
         self._teach()
-        self._guard()
+        self._warn(self._checks.collapse(self._trainer.module))
 
-    def _guard(self) -> None:
-        """Warns of a layer that has collapsed."""
-        found = find_collapse(self._trainer.module, self._probe())
+    def _warn(self, found: Collapse | str | None) -> None:
+        """Tells what the user should know, once."""
         if found is not None and str(found) not in self._warnings:
             self._warnings.append(str(found))
             if self._main:
                 _log.warning("warning: %s", found)
 
-    def _probe(self) -> tuple[Any, ...]:
-        """The inputs of one batch, always the same ones."""
-        if self._probed is None:
-            with random_kept():
-                self._probed, _ = split_batch(next(iter((self._setup.val or self._setup.train).all())))
-        device = self._accelerator.device
-        return tuple(x.to(device) if isinstance(x, Tensor) else x for x in self._probed)
+    def _validate(self, log: RunLog | None) -> bool:
+        """Validates where that is due.
 
-    def _measure(self, network: nn.Module, limit: int | None) -> Accuracy | None:
-        """Accuracy on the validation data, or some batches of it; None without any, or with a loss of one's own."""
-        if self._setup.val is None or self._setup.loss is not None:
-            return None
-        with random_kept():
-            return evaluate(
-                network,
-                self._setup.val.all(),
-                self._setup.shape,
-                device=self._accelerator.device,
-                autocast=self._accelerator.autocast,
-                total=lambda counts: self._accelerator.reduce(counts.to(self._accelerator.device), "sum"),
-                limit=limit,
-            )
-
-    def _validate(self, log: RunLog | None) -> None:
-        found = self._measure(self._trainer.evaluated, None)
-        self._validated = (self._trainer.step, found)
-        self._guard()
-        self._note(log, "evaluate", found)
-        if found is not None:
-            self._facts["best"] = max(found.top1, self._facts["best"] or 0.0)
+        Returns:
+            Whether all steps are done.
+        """
+        step, over = self._trainer.step, self._trainer.step >= self._total
+        epochs, rest = divmod(step, self._setup.epoch_steps)
+        if over or (step and not rest and epochs % self._config.log.evaluate == 0):
+            self._final = self._checks.accuracy(self._trainer.evaluated)
+            self._warn(self._checks.collapse(self._trainer.module))
+            self._note(log, "evaluate", self._final)
+            if self._final is not None:
+                self._facts["best"] = max(self._final.top1, self._facts["best"] or 0.0)
+        return over
 
     def _note(self, log: RunLog | None, kind: str, found: Accuracy | None) -> None:
         if log is not None and found is not None:
             log.write(kind, self._trainer.step, top1=found.top1, top5=found.top5, examples=found.examples)
 
-    def _save(self) -> None:
+    def _save(self, log: RunLog | None) -> None:
         """Writes the checkpoint."""
-        from accelerate.utils import gather_object
-
         self._trainer.check_finite()
-        self._random = gather_object([random_state()])
-        if not self._main:
+        self._random = from_all(random_state())
+        pruner = None if self._pruner is None else self._pruner.state_dict()
+        if log is None:
             return
         now = time.perf_counter()
         self._facts["seconds"], self._begun = self._facts["seconds"] + now - self._begun, now
@@ -342,21 +344,32 @@ class _Run:
             {
                 "config": to_data(self._config),
                 "prune": self._prune,
+                "processes": self._accelerator.num_processes,
                 "fingerprint": self._fingerprint,
-                "slim": self._packed,
-                "pruner": None if self._pruner is None else self._pruner.state_dict(),
+                "precision": precision_of(self._accelerator),
+                "slim": self._slim_now(),
+                "pruner": pruner,
                 "trainer": self._trainer.state_dict(),
                 "random": self._random,
                 "facts": facts,
+                "warnings": self._warnings,
+                "lines": log.lines,
             },
         )
+
+    def _slim_now(self) -> dict[str, Any] | None:
+        """The content of a slim.pt with the weights as they are, whose tensors are those of the trainer's state."""
+        if self._packed is None:
+            return None
+        weights = self._trainer.evaluated.state_dict()
+        return self._packed | {"state_dict": {name: weights[name].detach() for name in self._packed["state_dict"]}}
 
     @contextmanager
     def _logging(self) -> Iterator[RunLog | None]:
         if not self._main:
             yield None
             return
-        with RunLog(self._folder, self._trainer.step, tensorboard=self._config.log.tensorboard) as log:
+        with RunLog(self._folder, self._trainer.step, self._lines, tensorboard=self._config.log.tensorboard) as log:
             yield log
 
     def _write(self) -> TrainReport:
@@ -366,17 +379,17 @@ class _Run:
         self._trainer.check_finite()
         report = TrainReport(
             model=self._setup.loaded.name,
-            output=str(self._output),
+            output=self._config.output or "",
             folder=str(self._folder),
             dense=self._facts["dense"],
             pruned=self._facts["pruned"],
-            final=None if self._validated is None else self._validated[1],
+            final=self._final,
             best=self._facts["best"],
             epochs=self._config.tune.epochs,
             steps=self._trainer.step,
             processes=self._accelerator.num_processes,
             device=str(self._accelerator.device),
-            precision=self._config.precision or self._accelerator.mixed_precision.replace("no", "float32"),
+            precision=precision_of(self._accelerator),
             latency=self._report.get("latency"),
             resumed=self._resumed,
             seed=self._config.seed,
@@ -387,7 +400,7 @@ class _Run:
             network = self._trainer.bare().eval()
             assert isinstance(network, fx.GraphModule)
             checkpoint.save_slim(
-                self._output, network, self._known_recipe, self._report | {"training": report.to_json()}
+                report.output, network, self._known_recipe, self._report | {"training": report.to_json()}
             )
         self._accelerator.wait_for_everyone()
         return report

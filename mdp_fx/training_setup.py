@@ -5,28 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mdp_fx.data import load_function
-from mdp_fx.errors import InputError, TrainingError, first_line
+from mdp_fx.errors import DataError, InputError, first_line
 from mdp_fx.example_inputs import parameter_type, random_inputs
 from mdp_fx.model_source import LoadedModel, load_model
 from mdp_fx.passes.base import Stage
 from mdp_fx.recipe import Recipe
 from mdp_fx.train.config import TrainConfig
-from mdp_fx.train.config_file import differing
 from mdp_fx.train.distillation import check_teacher
-from mdp_fx.train.objective import Loss, classes_of
+from mdp_fx.train.objective import Loss, check_labels, classes_of, split_batch
 from mdp_fx.train.pruning import Pruner
-from mdp_fx.train.run_state import FILE, load_run
+from mdp_fx.train.run_state import random_kept
 from mdp_fx.training_data import Batches, Shard, load_batches
-
-_FREE = ("log.", "data.workers", "folder", "output", "device")
-"""Keys that may change when a run is taken up again: they do not change what it computes."""
 
 _DEFAULT_SHAPE = (3, 224, 224)
 
@@ -39,7 +34,7 @@ class Setup:
         loaded: the network.
         shape: of one example.
         inputs: two random examples.
-        classes: outputs of the network.
+        classes: outputs of a classifier; None where the loss is one's own, which may be of anything.
         train: batches to train on.
         val: batches to validate on, None without them.
         loss: of (outputs, targets), None for cross-entropy.
@@ -50,7 +45,7 @@ class Setup:
     loaded: LoadedModel
     shape: tuple[int, ...]
     inputs: tuple[Tensor, ...]
-    classes: int
+    classes: int | None
     train: Batches
     val: Batches | None
     loss: Loss | None
@@ -67,16 +62,21 @@ def prepare(config: TrainConfig, shard: Shard, *, prune: bool, trust_pickle: boo
     assert config.model is not None
     stage("load the network")
     loaded = load_model(config.model, arch=config.arch, trust_pickle=trust_pickle)
+    shape = _shape(config, loaded.recipe)
+    inputs = random_inputs([(2, *shape)], [parameter_type(loaded.module)])
+    loss = None if config.tune.loss == "cross-entropy" else load_function(config.tune.loss, "loss")
+    outputs = _outputs(loaded, inputs)
+    if isinstance(outputs, list | tuple) and outputs and all(isinstance(each, dict) for each in outputs):
+        msg = f"{config.model} is a detector, and this trains classifiers: train it in a loop of your own"
+        raise InputError(msg)
     if not prune and loaded.recipe is None:
         msg = f"{config.model} is no slim network: prune it first (mdp-fx prune, or mdp-fx train)"
         raise InputError(msg)
-    shape = _shape(config, loaded.recipe)
-    inputs = random_inputs([(2, *shape)], [parameter_type(loaded.module)])
-    count = _classes(loaded, inputs)
+    count = None if loss is not None else classes_of(outputs)
     teacher = _load_teacher(config, loaded, inputs, prune=prune, trust_pickle=trust_pickle)
     stage("read the data")
     train, val, classes = load_batches(config.data, shape, shard, config.seed)
-    if classes is not None and classes > count:
+    if classes is not None and count is not None and classes > count:
         msg = f"{config.data.train} has {classes} classes, {config.model} has {count} outputs: they must fit"
         raise InputError(msg)
     epoch_steps = len(train) // config.tune.accumulate
@@ -85,40 +85,11 @@ def prepare(config: TrainConfig, shard: Shard, *, prune: bool, trust_pickle: boo
         raise InputError(msg)
     if prune:
         config.prune.schedule.check(config.tune.epochs * epoch_steps)
-    loss = None if config.tune.loss == "cross-entropy" else load_function(config.tune.loss, "loss")
+    for what, batches in (("training", train), ("validation", val)):
+        if batches is not None and not _check_first(batches, shape, count) and shard.rank == 0:
+            msg = f"the {what} data has no batches: the loader must yield (inputs, labels)"
+            raise DataError(msg)
     return Setup(loaded, shape, inputs, count, train, val, loss, epoch_steps, teacher)
-
-
-def find_run(folder: Path, resume: bool, force: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from.
-
-    Raises:
-        TrainingError: the folder holds a run, and what is to become of it was not said.
-        InputError: the folder cannot be one.
-    """
-    if folder.exists() and not folder.is_dir():
-        msg = f"{folder} is a file, not the folder of a run: name another one with --folder"
-        raise InputError(msg)
-    if resume:
-        return load_run(folder) if folder.exists() else None
-    if (folder / FILE).exists() and not force:
-        msg = f"{folder} holds a run already: go on with it (--resume), start anew (--force), or name another --folder"
-        raise TrainingError(msg)
-    return None
-
-
-def check_same(old: TrainConfig, new: TrainConfig, folder: Path) -> None:
-    """Checks that a run is taken up with the settings that it began with.
-
-    Raises:
-        TrainingError: one that changes what it computes differs.
-    """
-    for name, before, after in differing(old, new):
-        if not name.startswith(_FREE):
-            msg = (
-                f"the run in {folder} was begun with {name} {before}, not {after}: set it back, or start anew (--force)"
-            )
-            raise TrainingError(msg)
 
 
 def make_pruner(
@@ -191,8 +162,27 @@ def _shape(config: TrainConfig, recipe: Recipe | None) -> tuple[int, ...]:
     return tuple(recipe.input_shapes[0][1:]) if recipe is not None and recipe.input_shapes else _DEFAULT_SHAPE
 
 
-def _classes(loaded: LoadedModel, inputs: tuple[Tensor, ...]) -> int:
-    """Classes of a network, from a run of it.
+def _check_first(batches: Batches, shape: tuple[int, ...], classes: int | None) -> bool:
+    """Checks the first batch.
+
+    Returns:
+        Whether there is one: there may be fewer batches than processes.
+
+    Raises:
+        DataError: it cannot be read, or does not fit the network.
+    """
+    with random_kept():
+        first = next(batches.all(), None)
+    if first is None:
+        return False
+    inputs, targets = split_batch(first)
+    if classes is not None:
+        check_labels(inputs, targets, shape, classes)
+    return True
+
+
+def _outputs(loaded: LoadedModel, inputs: tuple[Tensor, ...]) -> Any:
+    """What a network gives.
 
     Raises:
         InputError: it rejects the inputs.
@@ -200,9 +190,8 @@ def _classes(loaded: LoadedModel, inputs: tuple[Tensor, ...]) -> int:
     loaded.module.eval()
     try:
         with torch.no_grad():
-            outputs = loaded.module(*inputs)
+            return loaded.module(*inputs)
     except Exception as error:  # the network's own code
         shape = "x".join(map(str, inputs[0].shape))
         msg = f"{loaded.name} rejects an input of shape {shape}: {first_line(error)}; set the shape with data.input"
         raise InputError(msg) from error
-    return classes_of(outputs)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import mdp_fx
-from mdp_fx import training
+from mdp_fx import training, training_folder
 from mdp_fx.errors import DataError, InputError, MdpFxError, OutputError, TrainingError
 from mdp_fx.report.training import TrainReport
 from mdp_fx.train.config_file import read_config
@@ -160,9 +160,53 @@ def test_a_killed_process_is_taken_up_exactly(files: Files) -> None:
 def test_resuming_a_finished_run_changes_nothing(files: Files) -> None:
     files.tune("out")
     before = files.weights("out")
+    for _ in range(2):
+        report = files.tune("out", resume=True)
+        assert report.resumed == report.steps
+        assert same(files.weights("out"), before)
+        assert [line["step"] for line in files.log("out", "evaluate")] == [4, 8]
+
+
+def test_a_checkpoint_comes_before_the_validation(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise DataError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Checks, "accuracy", fail)
+        with pytest.raises(DataError, match="broken"):
+            files.tune("out")
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Checks, "collapse", lambda *_: "a layer has collapsed")
+        kill_at(8, files, patch)
     report = files.tune("out", resume=True)
-    assert report.resumed == report.steps
-    assert same(files.weights("out"), before)
+    assert report.resumed == 4
+    assert [line["step"] for line in files.log("out", "evaluate")] == [4, 8]
+    report = files.tune("killed", resume=True)
+    assert report.warnings == ("a layer has collapsed",)
+    assert [line["step"] for line in files.log("killed", "evaluate")] == [4, 8]
+
+
+def test_a_precision_of_the_launcher_is_part_of_the_run(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        assert files.tune("out", "tune.epochs=1").precision == "bfloat16"
+    with pytest.raises(TrainingError, match="was begun in bfloat16, not float32: set precision to that"):
+        files.tune("out", "tune.epochs=1", resume=True)
+
+
+def test_an_interruption_says_what_becomes_of_the_run(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_step = training.Trainer.train_step
+
+    def stop(trainer: training.Trainer, batches: Iterator[Any]) -> float:
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+        return train_step(trainer, batches)
+
+    monkeypatch.setattr(training.Trainer, "train_step", stop)
+    with pytest.raises(KeyboardInterrupt, match="no checkpoint was due yet"):
+        files.tune("out")
+    with pytest.raises(KeyboardInterrupt, match="go on with --resume"):
+        files.tune("out", "log.checkpoint=1", force=True)
 
 
 def test_a_run_without_a_checkpoint_begins(files: Files) -> None:
@@ -183,7 +227,99 @@ def test_resuming_with_other_settings_is_refused(files: Files) -> None:
     files.tune("out")
     with pytest.raises(TrainingError, match=r"was begun with tune\.rate 0\.02, not 0\.5"):
         files.tune("out", "tune.rate=0.5", resume=True)
+    with pytest.raises(TrainingError, match=r"begun with data\.batch 8, not 4, and it cannot change on the way"):
+        files.tune("out", "data.batch=4", resume=True, force=True)
     files.tune("out", "log.every=3", resume=True)
+
+
+def test_a_run_goes_on_with_other_settings_where_that_is_said(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"data.train": "tests.test_training:make_poisoned", "data.val": None}
+    with pytest.raises(TrainingError, match=r"loss is nan at step 3.*go on with --resume --force"):
+        files.tune("out", "log.checkpoint=1", **keys)
+    monkeypatch.setattr("tests.test_training.make_poisoned", make_plain)
+    changed = ("log.checkpoint=1", "tune.rate=0.01", "tune.weight_decay=0.5", "tune.epochs=1")
+    with pytest.raises(TrainingError, match=r"was begun with tune\.epochs 2, not 1: set it back, or go on"):
+        files.tune("out", *changed, resume=True, **keys)
+    report = files.tune("out", *changed, resume=True, force=True, **keys)
+    assert (report.resumed, report.steps) == (2, 4)
+    (told,) = files.log("out", "settings")
+    assert told["tune.rate"] == [0.02, 0.01]
+    saved = torch.load(files.folder / "out-run" / FILE, weights_only=True)
+    assert saved["trainer"]["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize("average", ["0", "0.5"])
+def test_what_a_stopped_run_kept_can_be_used(files: Files, average: str) -> None:
+    keys = {"data.train": "tests.test_training:make_poisoned", "data.val": None}
+    with pytest.raises(TrainingError, match="loss is nan"):
+        files.tune("out", "log.checkpoint=1", f"tune.ema={average}", **keys)
+    kept = files.folder / "out-run" / FILE
+    saved = torch.load(kept, weights_only=True)["trainer"]
+    found = mdp_fx.load(kept).state_dict()
+    wanted = saved["module"] if average == "0" else saved["average"]
+    assert all(
+        torch.equal(value, wanted[name if average == "0" else f"module.{name}"]) for name, value in found.items()
+    )
+    files.tune("further", "tune.rate=0.001", model=str(kept))
+    assert kept.exists()
+    with pytest.raises(OutputError, match=r"is what is read, and the run in .*out-run would replace it"):
+        files.tune("out", model=str(kept), force=True)
+
+
+def test_nothing_that_is_read_is_overwritten(files: Files) -> None:
+    before = files.slim.read_bytes()
+    with pytest.raises(OutputError, match=r"slim\.pt is what is read; name another output file"):
+        files.tune("out", resume=True, force=True, output=str(files.slim))
+    assert files.slim.read_bytes() == before
+    other = files.folder / "other.pt"
+    other.write_bytes(b"something")
+    with pytest.raises(OutputError, match=r"other\.pt exists; pass --force"):
+        files.tune("other", resume=True)
+    assert other.read_bytes() == b"something"
+    (files.folder / "run").mkdir()
+    with pytest.raises(OutputError, match="is a file of the run itself"):
+        files.tune("out", output=str(files.folder / "run" / "log.jsonl"), folder=str(files.folder / "run"))
+
+
+def test_a_config_kept_in_the_folder_stays(files: Files) -> None:
+    own = files.folder / "out-run" / "config.yaml"
+    own.parent.mkdir()
+    own.write_text("# mine\n")
+    files.tune("out")
+    assert own.read_text() == "# mine\n"
+    assert "rate: 0.02" in (files.folder / "out-run" / "settings.yaml").read_text()
+
+
+def test_a_new_run_is_not_taken_for_the_old_one(files: Files) -> None:
+    files.tune("out")
+    keys = {"data.train": "tests.test_training:make_poisoned", "data.val": None}
+    with pytest.raises(TrainingError, match="loss is nan"):
+        files.tune("out", force=True, **keys)
+    assert not (files.folder / "out-run" / FILE).exists()
+    assert files.tune("out", "tune.rate=0.01", resume=True, force=True).resumed == 0
+
+
+def test_a_folder_that_cannot_be_one_is_told_first(files: Files) -> None:
+    with pytest.raises(OutputError, match=r"cannot write into .*slim.pt/run, the folder of the run: not a directory"):
+        files.tune("out", folder=str(files.slim / "run"), model="nowhere.pt")
+    with pytest.raises(InputError, match="is a file, not the folder of a run"):
+        files.tune("out", folder=str(files.slim))
+    for output in (".", ""):
+        with pytest.raises(OutputError, match="is a folder; name a file in it"):
+            files.tune("out", output=output)
+    with pytest.raises(MdpFxError, match="cannot read nowhere"):
+        files.tune("out", model="nowhere.pt")
+    assert not (files.folder / "out-run").exists()
+
+
+def test_two_runs_do_not_share_a_folder(files: Files) -> None:
+    files.tune("out")
+    with (
+        training_folder.held(files.folder / "out-run"),
+        pytest.raises(TrainingError, match=r"another run is at work in .*out-run"),
+    ):
+        files.tune("out", resume=True)
+    assert files.tune("out", resume=True).resumed == 8
 
 
 def test_resuming_with_another_network_is_refused(files: Files, tmp_path: Path) -> None:
@@ -194,7 +330,7 @@ def test_resuming_with_another_network_is_refused(files: Files, tmp_path: Path) 
         other.get_submodule("head").weight.add_(1)
     read = mdp_fx.load_slim(copy)
     mdp_fx.checkpoint.save_slim(copy, other, read.recipe, {})
-    with pytest.raises(TrainingError, match="has other weights than when the run in"):
+    with pytest.raises(TrainingError, match="had other weights: bring those back"):
         files.tune("out", resume=True, model=str(copy))
 
 
@@ -202,7 +338,7 @@ def test_resuming_with_another_network_is_refused(files: Files, tmp_path: Path) 
     ("content", "message"),
     [
         (b"garbage", "delete"),
-        ({"format": "mdp-fx training run", "version": 99}, "has format version 99, this mdp-fx reads 1"),
+        ({"format": "mdp-fx training run", "version": 99}, "has format version 99, this mdp-fx reads 2"),
         ({"format": "something"}, "is no checkpoint of a training run"),
     ],
 )
@@ -251,6 +387,41 @@ def make_out_of_range() -> list[tuple[Tensor, Tensor]]:
     return batches(4, low=4, high=9)
 
 
+def make_empty() -> list[tuple[Tensor, Tensor]]:
+    return []
+
+
+class Detector(nn.Module):
+    """Gives what torchvision's detectors give."""
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        return [{"boxes": image.new_zeros(1, 4)} for image in images]
+
+
+def make_detector() -> nn.Module:
+    return Detector()
+
+
+class Regression(nn.Module):
+    """One number for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu()).mean((1, 2, 3))
+
+
+def make_numbers() -> list[tuple[Tensor, Tensor]]:
+    return [(images, labels.float()) for images, labels in batches(4)]
+
+
+def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().mean()
+
+
 def make_iterator() -> Iterator[tuple[Tensor, Tensor]]:
     return iter(batches(2))
 
@@ -264,6 +435,9 @@ def make_ten_classes() -> nn.Module:
     [
         (["data.train=tests.test_training:make_narrow"], DataError, "has shape 4x3x8x16, the network takes Nx3x16x16"),
         (["data.train=tests.test_training:make_out_of_range"], DataError, "lie outside of the network's 4 classes"),
+        (["data.val=tests.test_training:make_out_of_range"], DataError, "lie outside of the network's 4 classes"),
+        (["data.val=tests.test_training:make_empty"], DataError, "the validation data has no batches"),
+        (["model=tests.test_training:make_detector"], InputError, "is a detector, and this trains classifiers"),
         (["data.train=tests.test_training:make_iterator"], DataError, "an iterator, which ends after one epoch"),
         (["data.train=nothing"], DataError, "cannot read the data spec"),
         (["data.train=imagefolder:nowhere"], DataError, "no image folder nowhere"),
@@ -291,6 +465,18 @@ def test_bad_input_is_one_clear_line(files: Files, overrides: list[str], error: 
         training.run(config, prune=False)
     assert "\n" not in str(told.value)
     assert not (files.folder / "out.pt").exists()
+    assert not (files.folder / "out-run").exists()
+
+
+def test_a_network_that_is_no_classifier_is_trained_by_a_loss_of_ones_own(files: Files, tmp_path: Path) -> None:
+    model = str(slim_file(tmp_path / "regression.pt", Regression()))
+    keys = {"data.train": "tests.test_training:make_numbers", "data.val": "tests.test_training:make_numbers"}
+    report = files.tune("out", "tune.loss=tests.test_training:squares", "tune.epochs=5", model=model, **keys)
+    assert report.final is None
+    losses = [line["loss"] for line in files.log("out")]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    with pytest.raises(DataError, match=r"no classes: name a tune.loss of your own"):
+        files.tune("other", model=model, **keys)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

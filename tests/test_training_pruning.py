@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import mdp_fx
 from mdp_fx import training
-from mdp_fx.errors import BudgetError, InputError
+from mdp_fx.errors import BudgetError, InputError, ModelError, TrainingError
 from mdp_fx.report.training import TrainReport
 from mdp_fx.train.config_file import read_config
 from tests.cli.tiny import make_network
@@ -49,11 +50,13 @@ def _own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path / "cache"))
 
 
-def train(folder: Path, images: Path, name: str, *overrides: str, resume: bool = False) -> TrainReport:
+def train(
+    folder: Path, images: Path, name: str, *overrides: str, resume: bool = False, force: bool = False
+) -> TrainReport:
     spec = f"imagefolder:{images}"
     keys = {"model": "tests.cli.tiny:make_network", "data.train": spec, "data.val": spec, "device": "cpu"}
     config = read_config(None, [*SMALL, *overrides], keys | {"output": str(folder / f"{name}.pt")})
-    return training.run(config, prune=True, resume=resume)
+    return training.run(config, prune=True, resume=resume, force=force)
 
 
 def log(folder: Path, name: str, kind: str) -> list[dict[str, Any]]:
@@ -114,6 +117,51 @@ def test_a_killed_schedule_is_taken_up_exactly(
     assert report.dense is not None
 
 
+class Other(nn.Module):
+    """Another build of a network for the same classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu().mean((2, 3)))
+
+
+def make_other() -> nn.Module:
+    return Other()
+
+
+def test_a_teacher_that_does_not_fit_is_told_before_training(images: Path, tmp_path: Path) -> None:
+    more = ("distill.features=0.1", "distill.teacher=tests.test_training_pruning:make_other")
+    with pytest.raises(
+        InputError, match=r"the teacher has a channel group .* that the slim network was not pruned from"
+    ):
+        train(tmp_path, images, "out", *more)
+    assert not (tmp_path / "out-run").exists()
+
+
+def test_budgets_change_while_pruning_only(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_run: Any, taken: Any, _log: Any) -> bool:
+        raise BudgetError(f"step {taken.number} of {taken.steps} cannot be taken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_pruned", stop)
+        with pytest.raises(BudgetError, match="step 1 of 1"):
+            train(tmp_path, images, "out")
+    with pytest.raises(
+        ModelError, match="is of a run that was stopped while pruning: go on with mdp-fx train --resume"
+    ):
+        mdp_fx.load(tmp_path / "out-run" / "checkpoint.pt")
+    report = train(tmp_path, images, "out", "prune.params=70%", resume=True, force=True)
+    assert report.resumed == 2
+    dense = sum(p.numel() for p in make_network().parameters())
+    kept = sum(p.numel() for p in mdp_fx.load(tmp_path / "out.pt").parameters()) / dense
+    assert 0.5 < kept <= 0.7
+    with pytest.raises(TrainingError, match=r"was begun with prune\.params 70%, not 60%, and it cannot change"):
+        train(tmp_path, images, "out", "prune.params=60%", resume=True, force=True)
+
+
 def test_pruning_that_does_not_fit_is_told_before_training(images: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="after 99 iterations, and training has 16"):
         train(tmp_path, images, "out", "prune.gather=99")
@@ -129,7 +177,8 @@ def test_two_processes_train_one_network(images: Path, tmp_path: Path) -> None:
     config.write_text("")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "mdp_fx", "train", str(config)]
-    launch += ["--device", "cpu", "--json", "-o", str(tmp_path / "two.pt")]
+    launch += ["--device", "cpu"] if torch.cuda.is_available() else []
+    launch += ["--json", "-o", str(tmp_path / "two.pt")]
     launch += [word for text in settings for word in ("--set", text)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

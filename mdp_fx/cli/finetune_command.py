@@ -25,7 +25,6 @@ _LOGITS = 0.5
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file with further keys; options come before it.")
 @click.option("-o", "--output", metavar="PATH", help="Slim network to write.  [default: <model>-tuned.pt]")
 @training.training_options
-@options.force_option
 @click.option("--trust-pickle", is_flag=True, help="Load the teacher's pickle even with foreign classes.")
 @options.output_format
 def command(
@@ -79,5 +78,12 @@ def command(
         further["output"] = f"{Path(model).stem}-tuned.pt"
     read = read_config(config, overrides, further)
     training.run_command(
-        read, prune=False, resume=resume, force=force, trust_pickle=trust_pickle, as_json=as_json, verbose=verbose
+        read,
+        prune=False,
+        source=config,
+        resume=resume,
+        force=force,
+        trust_pickle=trust_pickle,
+        as_json=as_json,
+        verbose=verbose,
     )

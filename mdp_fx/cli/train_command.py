@@ -31,7 +31,6 @@ def _show_config(ctx: click.Context, _param: click.Parameter, wanted: bool) -> N
 )
 @click.option("-o", "--output", metavar="PATH", help="Slim network to write.  [default: output of the config]")
 @training.training_options
-@options.force_option
 @click.option("--trust-pickle", is_flag=True, help="Load pickles with foreign classes: they can run any code.")
 @options.output_format
 def command(
@@ -57,5 +56,12 @@ def command(
     further = training.given(output=output, folder=folder, device=device, precision=precision)
     read = read_config(config, overrides, further)
     training.run_command(
-        read, prune=True, resume=resume, force=force, trust_pickle=trust_pickle, as_json=as_json, verbose=verbose
+        read,
+        prune=True,
+        source=config,
+        resume=resume,
+        force=force,
+        trust_pickle=trust_pickle,
+        as_json=as_json,
+        verbose=verbose,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,12 @@ def training_options(function: F) -> F:
             help="Number format.  [default: that of accelerate launch, else float32]",
         ),
         click.option("--resume", is_flag=True, help="Go on where the run in the folder was stopped."),
+        click.option(
+            "--force",
+            is_flag=True,
+            help="Start anew over an existing run and output; with --resume, go on with other rates, epochs, budgets, "
+            "distillation or validation data.",
+        ),
     )(function)
 
 
@@ -37,6 +44,7 @@ def run_command(
     config: TrainConfig,
     *,
     prune: bool,
+    source: Path | None,
     resume: bool,
     force: bool,
     trust_pickle: bool,
@@ -45,23 +53,31 @@ def run_command(
 ) -> None:
     """Runs a training and answers; in several processes only the first one does."""
     import os
+    import sys
 
     from mdp_fx.cli.console import Reporter, print_json, show
+    from mdp_fx.errors import MdpFxError
 
     first = os.environ.get("RANK", "0") == "0"
     with Reporter(verbose and first).running() as reporter:
         from mdp_fx.report.training import train_tables
         from mdp_fx.training import run
 
-        report = run(
-            config,
-            prune=prune,
-            resume=resume,
-            force=force,
-            trust_pickle=trust_pickle,
-            stage=reporter.stage,
-            progress=reporter.measured,
-        )
+        try:
+            report = run(
+                config,
+                prune=prune,
+                resume=resume,
+                force=force,
+                sources=[] if source is None else [source],
+                trust_pickle=trust_pickle,
+                stage=reporter.stage,
+                progress=reporter.measured,
+            )
+        except MdpFxError as error:
+            if error.told:
+                sys.exit(1)
+            raise
     if not first:
         return
     if as_json:

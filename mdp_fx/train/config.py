@@ -31,7 +31,7 @@ def key(
 class DataConfig:
     """Where the examples come from."""
 
-    train: str | None = key(None, "training data: imagefolder:PATH, voc:PATH or package.module:make_loader")
+    train: str | None = key(None, "training data: imagefolder:PATH or package.module:make_loader")
     val: str | None = key(None, "validation data, in the same forms")
     val_share: float = key(0.0, "share of the training images held out for validation, by seed", low=0, high=0.9)
     input: str | None = key(None, "shape of one example, such as 3x224x224; a slim network's own, else 3x224x224")

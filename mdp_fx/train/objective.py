@@ -136,5 +136,5 @@ def not_finite(value: float, step: int, layer: str | None) -> TrainingError:
     where = f" (the first layer without finite values is {layer})" if layer else ""
     return TrainingError(
         f"the loss is {value} at step {step}{where}: training has stopped, the last checkpoint is kept; lower "
-        "tune.rate, or set tune.clip or a longer tune.warmup, and start anew with --force"
+        "tune.rate, or set tune.clip or a longer tune.warmup, and go on with --resume --force"
     )

@@ -13,35 +13,30 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.api import PruneResult
 from mdp_fx.budgets import Budget, parse_budget
-from mdp_fx.errors import BudgetError, InputError
+from mdp_fx.checkpoint import check_savable
+from mdp_fx.errors import InputError
 from mdp_fx.graph.trace import detached_copy
 from mdp_fx.latency.table_target import Fill
-from mdp_fx.latency.tables import table_for
 from mdp_fx.latency.targets import get_target
 from mdp_fx.model_source import check_finite
 from mdp_fx.outcome import Outcome, SolverOptions
 from mdp_fx.passes.arguments import check_limits, check_restrictions
 from mdp_fx.passes.base import Stage, batch_of, silent
-from mdp_fx.passes.choices import choose
+from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.passes.front_end import Choice
-from mdp_fx.passes.importance import ImportanceAccumulator, LayerImportance, observe, score
-from mdp_fx.passes.restrict import named_restrictions
+from mdp_fx.passes.importance import ImportanceAccumulator, observe, score
 from mdp_fx.passes.search_space import importance as kept_importance
-from mdp_fx.pipeline import Stopwatch, analyse, as_inputs
-from mdp_fx.predicted_search import search_for
+from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, rewrite
 from mdp_fx.recipe import fingerprint
 from mdp_fx.run_report import prune_recipe, prune_report
 from mdp_fx.train.masks import MaskKind, Masks, check_masks, check_trained
 from mdp_fx.train.outcome_state import outcome_of, outcome_state
-from mdp_fx.train.processes import on_first
-from mdp_fx.train.schedule import Schedule, ScheduledBudget
+from mdp_fx.train.processes import from_all, on_first, place
+from mdp_fx.train.schedule import Schedule
+from mdp_fx.train.step_search import StepSearch
 
-VERSION = 1
+VERSION = 2
 """Of the form of `Pruner.state_dict`."""
-
-
-_BY_BOTH_SIZES = {"halp": "mdlm", "mgp": "mdp"}
-"""The method that prunes the same, with tables by input and output size."""
 
 
 @dataclass(frozen=True)
@@ -186,13 +181,14 @@ class Pruner:
         self._fingerprint = fingerprint(model)
         own = detached_copy(model).cpu().eval()
         self._analysis = analyse(own, inputs, front_end=front_end, all_examples=self._target.can_run, stage=self._watch)
+        check_savable(rewrite(self._analysis, {group.name: range(group.size) for group in self._analysis.groups}, ()))
         self._inputs = inputs if self._target.can_run else self._analysis.graph.example_inputs
         self._choices = choose(self._analysis, step, keep, only)
         self._step = step
         self._options = SolverOptions(
             method, gap, time_limit, seed, min_keep, dict(fixed or {}), tuple(keep_blocks), max_removed
         )
-        self._name, self._pretrained, self._progress = name or type(model).__name__, pretrained, progress
+        self._name, self._pretrained = name or type(model).__name__, pretrained
         self._masks = Masks(self._analysis, masks)
         self.module = self._masks.module.train(model.training)
         self._gathered = ImportanceAccumulator(self._analysis.graph, self._analysis.groups, self._kind, seed=seed)
@@ -206,12 +202,17 @@ class Pruner:
         self._settings = self._described(masks)
         # What no structure reaches is said before anything is trained.
         weights = score(self._analysis.graph, self._analysis.groups, "l2")
-        method = self._options.method
-        if self._schedule.steps > 1:
-            # Tables by output size hold the inputs at what they are: many steps get lower than one, as far as both do.
-            method = _BY_BOTH_SIZES.get(method, method)
-        on_first(lambda: bool(self._search(weights, self._schedule.steps, last=False, method=method)))
+        self._search = StepSearch(
+            *(self._analysis, self._choices, self._target, self._inputs, self._batch, step, self._options),
+            *(self._budgets, self._schedule, self._watch, progress),
+        )
+        on_first(lambda: self._search.check_reach(weights, self._masks))
         self._watch("")
+
+    @property
+    def analysis(self) -> Analysis:
+        """What pruning knows of the dense network."""
+        return self._analysis
 
     @property
     def done(self) -> bool:
@@ -263,7 +264,7 @@ class Pruner:
         scores = self._masks.standing(self._gathered.scores(values))
         with torch.random.fork_rng(devices=[]):
             last = number == self._schedule.steps
-            state = on_first(lambda: outcome_state(self._search(scores, number, last=last)))
+            state = on_first(lambda: outcome_state(self._search.choose(scores, number, self._masks)))
             outcome = outcome_of(state)
             returned = self._masks.choose(outcome.kept, outcome.selection.removed_blocks)
             self._watch("compare masked and sliced")
@@ -285,37 +286,6 @@ class Pruner:
             returned=returned,
             seconds=time.perf_counter() - begin,
         )
-
-    def _search(
-        self, scores: Sequence[LayerImportance], number: int, *, last: bool, method: str | None = None
-    ) -> Outcome:
-        """The structure of a step; that of the last one is timed. `method` takes the place of the one asked for."""
-        options = replace(
-            self._options,
-            at_most=self._masks.at_most(),
-            removed=self._masks.gone(),
-            method=method or self._options.method,
-        )
-        asked = {
-            what: budget
-            if number == self._schedule.steps
-            else ScheduledBudget(None, None, budget, self._schedule, number)
-            for what, budget in self._budgets.items()
-        }
-        latency, others = asked.pop("latency", None), asked
-        restrictions = (self._options.min_keep, self._options.fixed, self._options.keep_blocks)
-        known = (self._analysis, self._choices, scores, self._target)
-        with table_for(self._target) as table, named_restrictions(*restrictions):
-            search = search_for(
-                *known, table, self._inputs, self._batch, self._step, options, self._watch, self._progress
-            )
-            try:
-                return search.run(latency, others) if last else search.plan(latency, others)
-            except BudgetError as error:
-                if self._schedule.steps == 1:
-                    raise
-                where = f"step {number} of {self._schedule.steps} of the schedule"
-                raise BudgetError(f"{where} cannot be taken: {error}", error.smallest) from error
 
     def finish(self) -> PruneResult:
         """Slices: the network that the masks describe, with the weights as they are now, on the CPU in eval mode.
@@ -356,8 +326,8 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on exactly, beside `module.state_dict()`: what was gathered, decided and counted.
 
-        Tensors, numbers, strings, lists and dictionaries only: `torch.load(weights_only=True)` reads it. With several
-        processes, each has gathered its own batches where the caller does not average gradients.
+        Tensors, numbers, strings, lists and dictionaries only: `torch.load(weights_only=True)` reads it. In several
+        processes every one makes this call; each has gathered on its own batches, and the state holds all.
         """
         return {
             "version": VERSION,
@@ -366,12 +336,16 @@ class Pruner:
             "taken": self._taken,
             "kept": {name: list(units) for name, units in self._masks.kept.items()},
             "removed": list(self._masks.removed),
-            "importance": self._gathered.state_dict(),
+            "importance": from_all(self._gathered.state_dict()),
             "outcome": None if self._outcome is None else outcome_state(self._outcome),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, other_budgets: bool = False) -> None:
         """Goes on where `state_dict` was taken; `module.load_state_dict` is the caller's.
+
+        Args:
+            state: of a pruner with the same arguments, in as many processes.
+            other_budgets: whether the budgets may be others from here on.
 
         Raises:
             InputError: it belongs to another network, or to other settings; the message names the first difference.
@@ -380,11 +354,14 @@ class Pruner:
             raise InputError(f"the state of pruning has version {state.get('version')!r}, this mdp-fx reads {VERSION}")
         for name, mine in self._settings.items():
             theirs = state["settings"].get(name)
-            if theirs != mine:
+            if theirs != mine and not (other_budgets and name == "budgets"):
                 raise InputError(
                     f"the state of pruning is of another run: its {name} is {theirs!r}, here it is {mine!r}"
                 )
-        self._gathered.load_state_dict(state["importance"])
+        (rank, processes), before = place(), len(state["importance"])
+        if before != processes:
+            raise InputError(f"the state of pruning is of {before} processes, here are {processes}: start as many")
+        self._gathered.load_state_dict(state["importance"][rank])
         self._masks.restore(state["kept"], state["removed"])
         self.iteration, self._taken = state["iteration"], state["taken"]
         self._outcome = None if state["outcome"] is None else outcome_of(state["outcome"])

@@ -18,7 +18,11 @@ class RunLog:
 
     Args:
         folder: of the run.
-        step: where the run begins or goes on: what an interrupted run logged beyond it is taken back.
+        step: where the run begins or goes on.
+        lines: how many lines it had logged by then: what an interrupted run logged beyond them is taken back.
+
+    Attributes:
+        lines: how many there are.
         tensorboard: whether to log for TensorBoard.
 
     Raises:
@@ -26,9 +30,10 @@ class RunLog:
         OutputError: the log cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, step: int, lines: int, *, tensorboard: bool) -> None:
         self._path = folder / FILE
-        kept = [line for line in _lines(self._path) if _step(line) <= step] if step else []
+        kept = _lines(self._path)[:lines]
+        self.lines = len(kept)
         atomic_write(self._path, lambda file: file.write("".join(kept).encode()))
         self._board: Any = None
         if tensorboard:
@@ -66,6 +71,7 @@ class RunLog:
         except OSError as error:
             msg = f"cannot write {self._path}: {reason(error)}"
             raise OutputError(msg) from error
+        self.lines += 1
         if self._board is not None:
             for name, value in facts.items():
                 if isinstance(value, int | float):
@@ -74,11 +80,3 @@ class RunLog:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-
-
-def _step(line: str) -> float:
-    """The step of a line; beyond all steps where a kill cut the line short."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from mdp_fx.checkpoint import RUN_FORMAT
 from mdp_fx.errors import ModelError, TrainingError
 from mdp_fx.files import atomic_write
 from mdp_fx.pickle_reader import read_plain
 
 FILE = "checkpoint.pt"
-FORMAT = "mdp-fx training run"
-VERSION = 1
+VERSION = 2
 
 
 def save_run(folder: Path, state: Mapping[str, Any]) -> None:
@@ -33,7 +33,7 @@ def save_run(folder: Path, state: Mapping[str, Any]) -> None:
     """
     # torch.save hides a full disk behind an error of its own; a plain write does not.
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "version": VERSION, **state}, buffer)
+    torch.save({"format": RUN_FORMAT, "version": VERSION, **state}, buffer)
     atomic_write(folder / FILE, lambda file: file.write(buffer.getbuffer()))
 
 
@@ -53,9 +53,9 @@ def load_run(folder: Path) -> dict[str, Any] | None:
     try:
         state = read_plain(path)
     except ModelError as error:
-        msg = f"{error}; delete {folder} or start anew with --force"
+        msg = f"{error}; delete {folder} or start anew (--force without --resume)"
         raise TrainingError(msg) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != RUN_FORMAT:
         msg = f"{path} is no checkpoint of a training run: name another folder"
         raise TrainingError(msg)
     if state.get("version") != VERSION:
@@ -88,14 +88,14 @@ def random_kept() -> Iterator[None]:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of the global generators, as plain data and tensors."""
+    """The states of the global generators, as plain data and tensors; of the GPUs only that of this process."""
     version, numbers, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": [version, list(numbers), gauss],
         "numpy": [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -106,5 +106,5 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils import _pytree as pytree
@@ -20,6 +23,12 @@ from mdp_fx.train.optimization import make_optimizer, rate_factor
 
 _PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
 
+_WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""Where every process has the whole network, optimizer and gradients, as what is saved and scored here asks for."""
+
+_PATIENCE = timedelta(hours=6)
+"""How long processes wait for the first one, which measures latency tables; NCCL's own limit is 10 minutes."""
+
 
 def make_accelerator(device: str, precision: str | None) -> Accelerator:
     """What places and wraps networks.
@@ -29,7 +38,8 @@ def make_accelerator(device: str, precision: str | None) -> Accelerator:
         precision: "float32", "float16" or "bfloat16"; None for what `accelerate launch` says, else float32.
 
     Raises:
-        InputError: a GPU was asked for and there is none, or the format needs one.
+        InputError: a GPU was asked for and there is none, the format needs one, or the launcher asked for what does not
+            work here.
     """
     if device == "cuda" and not torch.cuda.is_available():
         built = "torch is built without CUDA" if torch.version.cuda is None else "no GPU or driver is found"
@@ -37,17 +47,43 @@ def make_accelerator(device: str, precision: str | None) -> Accelerator:
         raise InputError(msg)
     # Accelerate keeps its settings for the life of the process; another run in it may have others.
     AcceleratorState._reset_state()
+    if not torch.distributed.is_initialized():
+        PartialState._reset_state()
+    # Without a GPU, and without being told so, Accelerate takes each process of a launcher for one that is alone.
+    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     try:
         accelerator = Accelerator(
-            cpu=device == "cpu", mixed_precision=None if precision is None else _PRECISIONS[precision]
+            cpu=cpu,
+            mixed_precision=None if precision is None else _PRECISIONS[precision],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
         )
     except (ValueError, ImportError) as error:
         msg = f"cannot train in {precision or 'this number format'} here: {first_line(error)}"
         raise InputError(msg) from error
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        msg = f"{started} processes were started, and {accelerator.num_processes} work together: check the launcher"
+        raise InputError(msg)
+    if accelerator.distributed_type not in _WHOLE:
+        msg = (
+            f"training in the form {accelerator.distributed_type.value} is not supported: launch plain multi-GPU or CPU"
+        )
+        raise InputError(msg)
+    if (accelerator.device.type == "cpu") != cpu:
+        msg = f"this process trains on {accelerator.device.type} already, device {device} needs another process"
+        raise InputError(msg)
+    if accelerator.gradient_accumulation_steps != 1:
+        msg = "gradients are accumulated by tune.accumulate: launch without --gradient_accumulation_steps"
+        raise InputError(msg)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         msg = "float16 training needs a GPU: set precision to bfloat16 or float32"
         raise InputError(msg)
     return accelerator
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """The number format that an accelerator computes in."""
+    return next(name for name, theirs in _PRECISIONS.items() if theirs == accelerator.mixed_precision)
 
 
 class Trainer:
@@ -59,7 +95,7 @@ class Trainer:
         config: how to train.
         epoch_steps: steps in an epoch.
         shape: of one example, checked on every batch where there are labels.
-        classes: outputs of a classifier.
+        classes: outputs of a classifier; not needed with a loss of one's own.
         loss: of (outputs, targets); None for cross-entropy on labels.
         average: whether the moving average of the weights is kept, where the config has one.
 
@@ -78,7 +114,7 @@ class Trainer:
         *,
         epoch_steps: int,
         shape: tuple[int, ...],
-        classes: int,
+        classes: int | None,
         loss: Loss | None = None,
         average: bool = True,
         step: int = 0,
@@ -86,10 +122,11 @@ class Trainer:
         self.module, self.step = module, step
         self.teaching: Teaching | None = None
         self.after_backward: Callable[[float], None] | None = None
-        self._accelerator, self._config, self._shape, self._classes = accelerator, config, shape, classes
-        self._labelled = loss is None
+        self._accelerator, self._config, self._shape = accelerator, config, shape
+        self._classes = classes if loss is None else None
         self._loss = loss or cross_entropy(config.label_smoothing)
-        self._mixing = Mixing(config, classes) if self._labelled else None
+        mixed = bool(config.mixup or config.cutmix)
+        self._mixing = Mixing(config, self._classes) if mixed and self._classes is not None else None
         self._factor = rate_factor(config, epoch_steps)
         module.to(accelerator.device)
         # Before the network is wrapped: the average is of the bare one.
@@ -126,7 +163,7 @@ class Trainer:
         total, count = torch.zeros((), device=self._accelerator.device), self._config.accumulate
         for number in range(count):
             inputs, targets = split_batch(next(batches))
-            if self._labelled:
+            if self._classes is not None:
                 check_labels(inputs, targets, self._shape, self._classes)
             inputs, targets = pytree.tree_map(self._place, (inputs, targets))
             if self._mixing is not None:
@@ -169,14 +206,17 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was taken.
+        """Goes on where `state_dict` was taken, with the settings of this trainer.
 
         Raises:
             TrainingError: it belongs to another network or other settings.
         """
         try:
             self.module.load_state_dict(state["module"])
+            settings = [{k: v for k, v in each.items() if k != "params"} for each in self._optimizer.param_groups]
             self._optimizer.load_state_dict(state["optimizer"])
+            for group, mine in zip(self._optimizer.param_groups, settings, strict=True):
+                group.update(mine)
             if self._average is not None:
                 self._average.load_state_dict(state["average"])
             if self._accelerator.scaler is not None and state["scaler"] is not None:

@@ -31,6 +31,7 @@ DATA = ("--data", "imagefolder:images", "--val", "imagefolder:images", "--device
 def _files(folder: Path) -> None:
     image_folder(folder / "images")
     slim_file(folder / "slim.pt")
+    (folder / "other.pt").touch()
 
 
 def test_a_slim_network_is_tuned(run: Run) -> None:
@@ -48,17 +49,17 @@ def test_a_slim_network_is_tuned(run: Run) -> None:
 def test_a_teacher_alone_teaches_by_half(run: Run) -> None:
     ran = run("finetune", "slim.pt", *DATA, *COMMON, "--teacher", "tests.cli.tiny:make_network", "--json")
     assert ran.code == 0, ran.err
-    assert "logits: 0.5" in Path("slim-tuned-run/config.yaml").read_text()
+    assert "logits: 0.5" in Path("slim-tuned-run/settings.yaml").read_text()
     assert ran.json["final"]["examples"] == 32
 
 
 def test_options_come_before_the_file(run: Run) -> None:
     Path("config.yaml").write_text("tune: {epochs: 7, momentum: 0.5}\noutput: other.pt\n")
-    ran = run("finetune", "slim.pt", *DATA, *COMMON, "--config", "config.yaml", "--json")
+    ran = run("finetune", "slim.pt", *DATA, *COMMON, "--config", "config.yaml", "--json", "--force")
     assert ran.code == 0, ran.err
     assert ran.json["epochs"] == 1
     assert ran.json["output"] == "other.pt"
-    assert "momentum: 0.5" in Path("other-run/config.yaml").read_text()
+    assert "momentum: 0.5" in Path("other-run/settings.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,8 @@ def test_options_come_before_the_file(run: Run) -> None:
         (("--data", "imagefolder:nowhere"), "no image folder nowhere"),
         (("--data", "imagefolder:images", "--teacher", "nowhere.pt"), "nowhere.pt"),
         (("--data", "imagefolder:images", "--set", "tune.rat=1"), "unknown key tune.rat; did you mean 'rate'?"),
-        (("--data", "imagefolder:images", "-o", "slim.pt"), "slim.pt exists; pass --force"),
+        (("--data", "imagefolder:images", "-o", "slim.pt", "--force"), "the output slim.pt is what is read"),
+        (("--data", "imagefolder:images", "-o", "other.pt"), "other.pt exists; pass --force"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, args: tuple[str, ...], message: str) -> None:

@@ -31,7 +31,7 @@ def test_the_full_recipe(run: Run, folder: Path) -> None:
     assert ran.json["dense"]["examples"] == ran.json["pruned"]["examples"] == ran.json["final"]["examples"] == 32
     assert ran.json["latency"]["measured_ms"] > 0
     assert mdp_fx.load_slim("slim.pt").recipe.importance == "taylor"
-    assert yaml.safe_load(Path("slim-run/config.yaml").read_text())["tune"]["epochs"] == 1
+    assert yaml.safe_load(Path("slim-run/settings.yaml").read_text())["tune"]["epochs"] == 1
     again = run("train", "config.yaml", "--device", "cpu")
     assert again.code == 1
     assert "slim.pt exists; pass --force" in again.err
@@ -52,4 +52,7 @@ def test_mistakes_are_one_line(run: Run) -> None:
     assert ran.code == 1
     assert ran.err == "mdp-fx: error: config.yaml: unknown key tune.epoch; did you mean 'epochs'?\n"
     assert run("train", "nowhere.yaml").err == "mdp-fx: error: cannot read nowhere.yaml: no such file or directory\n"
+    Path("config.yaml").write_text(SETTINGS)
+    ran = run("train", "config.yaml", "-o", "config.yaml", "--force")
+    assert ran.err == "mdp-fx: error: the output config.yaml is what is read; name another output file\n"
     assert run("train").code == 2

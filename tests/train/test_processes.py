@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from mdp_fx.errors import BudgetError
-from mdp_fx.train.processes import on_first
+from mdp_fx.train.processes import on_first, share_buffers
 from mdp_fx.train.pruning import Pruner
 from mdp_fx.train.schedule import Schedule
 from tests.gloo import in_two_processes
@@ -47,14 +47,35 @@ def _fail(rank: int) -> list[str]:
         try:
             on_first(work)
         except BudgetError as caught:
-            told.append(f"{caught} {caught.smallest}")
+            told.append(f"{caught} {caught.smallest} {caught.told}")
         except (ValueError, RuntimeError) as caught:
             told.append(f"{type(caught).__name__}: {caught}")
     return [*told, on_first(lambda: "still talking")]
 
 
+def _take_up(rank: int) -> dict[str, Any]:
+    """Gathers on batches of its own, with a stop in between or without; ends with what a state holds."""
+    found = []
+    for stops in (False, True):
+        pruner = Pruner(small(), images(), latency="90%", **PREDICTED, importance="activation", schedule=SCHEDULE)
+        for number in range(2):
+            pruner.module.eval()(batch(2 * number + rank)[0])
+            pruner.after_backward()
+            if number == 0 and stops:
+                state = pruner.state_dict()
+                pruner = Pruner(
+                    small(), images(), latency="90%", **PREDICTED, importance="activation", schedule=SCHEDULE
+                )
+                pruner.load_state_dict(state)
+        found.append([each["sums"] for each in pruner.state_dict()["importance"]])
+    alone = torch.nn.BatchNorm2d(2)
+    torch.nn.init.constant_(alone.running_mean, rank)  # type: ignore[arg-type]
+    share_buffers(alone)
+    return {"whole": found[0], "stopped": found[1], "statistics": alone.running_mean}
+
+
 def _both(rank: int) -> dict[str, Any]:
-    return {**_prune_together(rank), "told": _fail(rank)}
+    return {**_prune_together(rank), "told": _fail(rank), **_take_up(rank)}
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +92,20 @@ def test_two_processes_end_with_one_structure(results: list[dict[str, Any]]) -> 
 
 def test_what_the_first_process_fails_with_reaches_all(results: list[dict[str, Any]]) -> None:
     first, other = (found["told"] for found in results)
-    assert first == ["too small {'latency': 3.0}", "ValueError: a fault of ours", "still talking"]
-    assert other[0] == first[0]
+    assert first == ["too small {'latency': 3.0} False", "ValueError: a fault of ours", "still talking"]
+    assert other[0] == "too small {'latency': 3.0} True", "the command line of the first process tells it"
     assert other[1] == "RuntimeError: the first process failed with ValueError: a fault of ours"
+
+
+def test_what_each_process_has_gathered_is_in_the_state(results: list[dict[str, Any]]) -> None:
+    for found in results:
+        first, other = found["whole"]
+        assert not torch.equal(first, other)
+        assert all(torch.equal(a, b) for a, b in zip(found["whole"], found["stopped"], strict=True))
+
+
+def test_all_get_the_statistics_of_the_first(results: list[dict[str, Any]]) -> None:
+    assert [found["statistics"].tolist() for found in results] == [[0.0, 0.0]] * 2
 
 
 def test_alone_it_just_runs() -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mdp_fx
-from mdp_fx.errors import BudgetError, DataError, InputError, ParityError
+from mdp_fx.errors import BudgetError, DataError, InputError, ModelError, ParityError
 from mdp_fx.passes.importance import KINDS
 from mdp_fx.recipe import fingerprint
 from mdp_fx.train.pruning import Pruner
@@ -182,8 +182,8 @@ def test_a_state_of_another_run_is_refused() -> None:
     other = Pruner(small(1), images(), latency="40%", **PREDICTED, schedule=STEPPED)
     with pytest.raises(InputError, match="another run: its network is "):
         other.load_state_dict(state)
-    with pytest.raises(InputError, match="has version 2, this mdp-fx reads 1"):
-        other.load_state_dict({**state, "version": 2})
+    with pytest.raises(InputError, match="has version 1, this mdp-fx reads 2"):
+        other.load_state_dict({**state, "version": 1})
 
 
 def test_an_importance_that_batch_norms_hide_is_refused() -> None:
@@ -245,7 +245,7 @@ def test_a_scaled_loss_scores_the_same() -> None:
         found.module.eval()
         (found.module(torch.ones(2, 3, 8, 8)).square().sum() * scale).backward()
         found.after_backward(scale)
-    one, other = (found.state_dict()["importance"]["sums"] for found in (plain, scaled))
+    one, other = (found.state_dict()["importance"][0]["sums"] for found in (plain, scaled))
     assert torch.allclose(one, other, rtol=1e-5)
     assert one.sum() > 0
 
@@ -255,6 +255,13 @@ def test_a_target_out_of_reach_is_told_before_training() -> None:
         pruner(latency="1%")
     with pytest.raises(BudgetError, match=r"^step 3 of 3 of the schedule cannot be taken: the latency budget of "):
         pruner(latency="1%", schedule=STEPPED)
+
+
+def test_a_network_that_no_file_holds_is_told_before_training() -> None:
+    model = small()
+    model.get_submodule("drop").extra = object()  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="its attribute 'extra' is or holds a value of type object"):
+        Pruner(model, images(), latency="40%", **PREDICTED)
 
 
 def test_finishing_too_early_is_refused() -> None:

@@ -28,6 +28,16 @@ def test_random_numbers_go_on_after_a_file(tmp_path: Path) -> None:
     assert drawn() == wanted
 
 
+def test_of_the_gpus_only_ones_own_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_state.random_state()["cuda"] is None
+    put = list[torch.Tensor]()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda: torch.tensor([7]))
+    monkeypatch.setattr("torch.cuda.set_rng_state", put.append)
+    run_state.restore_random_state(run_state.random_state())
+    assert [int(each) for each in put] == [7]
+
+
 def test_what_is_drawn_inside_does_not_show() -> None:
     run_state.seed_all(1)
     wanted = drawn()
