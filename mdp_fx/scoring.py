@@ -73,7 +73,7 @@ def score(
     analysis = analyse(subject.module, subject.inputs, front_end=front_end, stage=stage)
     check_finite(model)
     stage("score importance")
-    scored, loss = subject.scored(loss)
+    scored, loss = subject.scored(kind, loss)
     read = 0
 
     def counted(done: int, total: int, text: str) -> None:
@@ -125,7 +125,7 @@ def analyse_and_score(
         nodes = [node.name for node in analysis.graph.module.graph.nodes]
         return analysis, choices, scores.of(fingerprint(subject.model), analysis.groups, nodes)
     stage("score importance")
-    model, loss = subject.scored(loss)
+    model, loss = subject.scored(importance, loss)
     found = score_units(
         analysis.graph, analysis.groups, importance, model=model, data=data, loss=loss, seed=seed, progress=progress
     )

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from mdp_fx.detectors.boundaries import Boundary, NodeName
 from mdp_fx.detectors.graph_part import Elsewhere, cut
 from mdp_fx.detectors.observation import tensors_of
-from mdp_fx.detectors.tensor_part import Boundary, NodeName, TensorPart, join
-from mdp_fx.errors import ModelError, ParityError, first_line
+from mdp_fx.detectors.tensor_part import TensorPart, join
+from mdp_fx.errors import InputError, ModelError, ParityError, first_line
 from mdp_fx.exporters.parity import compare
 from mdp_fx.graph.ops.box_pooling import BoxPooling
 from mdp_fx.graph.trace import detached_copy, trace
@@ -88,7 +89,7 @@ class _Return:
         self._calls = part.boundaries.calls
         self._dense = {node.name: node for node in analysis.graph.module.graph.nodes}
         self._flows = _flows(analysis, slim)
-        self._elsewhere = Elsewhere(self._dense, lambda: _traced_larger(detector, analysis.graph.example_inputs))
+        self._elsewhere = Elsewhere(self._dense, lambda: _traced_larger(detector, part.image_shape))
         modes = {path: module.training for path, module in self.made.named_modules()}
         self.made.eval()
         self._replace(analysis)
@@ -97,11 +98,12 @@ class _Return:
             reader.run(*analysis.graph.example_inputs)  # Several examples, where the batch is open.
             self._values = reader.values
             for path in part.regions:
+                for inner, module in self.made.get_submodule(path).named_modules():
+                    self._count_again(f"{path}.{inner}" if inner else path, module)
+            # Afterwards: a forward may compute with these counts.
+            for path in part.regions:
                 if not isinstance(part.get_submodule(path), BoxPooling):
                     self._mend(path)
-        for path in part.regions:
-            for inner, module in self.made.get_submodule(path).named_modules():
-                self._count_again(f"{path}.{inner}" if inner else path, module)
         for path, module in self.made.named_modules():
             while path not in modes:
                 path = _owner(path)
@@ -122,6 +124,10 @@ class _Return:
                 new[id(own[name])] = attribute(self._slim, name)
             elif isinstance(own[name], nn.Module):
                 new[id(own[name])] = _Gone()
+        self._exchange(new)
+
+    def _exchange(self, new: dict[int, Any]) -> None:
+        """Puts others in the place of modules, parameters and buffers, under every name that they have."""
         for module in list(self.made.modules()):
             for table in (module._modules, module._parameters, module._buffers):
                 for key, value in table.items():
@@ -144,7 +150,7 @@ class _Return:
         calls = self._calls.get(path, [])
         made = self._cut(path, calls[0]) if calls else None
         if made is not None:
-            self.made.set_submodule(path, made)
+            self._exchange({id(self.made.get_submodule(path)): made})
             fault = self._fault(path)
         if fault is not None:
             raise ModelError(
@@ -218,11 +224,14 @@ class _Return:
                         setattr(module, name, type(value)(new for _, new in pairs))
 
 
-def _traced_larger(detector: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
-    """The tensor part traced on images of another size, in both directions."""
-    batch, channels, height, width = inputs[0].shape
-    images = torch.rand(batch, channels, height + 64, width + 128, dtype=inputs[0].dtype, device=inputs[0].device)
-    return trace(*join(detector, (images,))).module
+def _traced_larger(detector: nn.Module, shape: torch.Size) -> fx.GraphModule | None:
+    """The tensor part traced on images of another size, in both directions; None where there is no other size."""
+    batch, channels, height, width = shape
+    images = torch.full((batch, channels, height + 64, width + 128), 0.5).to(next(detector.parameters()))
+    try:
+        return trace(*join(detector, (images,))).module
+    except InputError:
+        return None
 
 
 def _owner(name: str) -> str:
