@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.detectors.boundaries import Boundaries
 from mdp_fx.detectors.joint import Joint, Value, boxes_allowed, is_pooling
-from mdp_fx.detectors.observation import Call, Observation, memory, observe, own_size, stored_in, tensors_of
+from mdp_fx.detectors.observation import Call, Observation, memory, observe, own_size, tensors_of
 from mdp_fx.errors import MdpFxError, ModelError, ParityError, first_line
 from mdp_fx.exporters.parity import compare
 from mdp_fx.graph.ops.box_pooling import BoxPooling

@@ -59,7 +59,7 @@ def test_the_part_gives_what_the_detector_gives(kind: type[nn.Module]) -> None:
 
 
 def test_writes_that_cannot_be_seen_are_told() -> None:
-    with pytest.raises(ModelError, match="Hidden cannot be taken apart.*head"):
+    with pytest.raises(ModelError, match=r"Hidden cannot be taken apart.*head"):
         join(made(own.Hidden), (images(),))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import mdp_fx
 from mdp_fx.detectors.subject import subject_of
+from mdp_fx.errors import InputError, ModelError
 from tests.detectors.tiny import detector, images, targets
 
 
@@ -27,3 +29,18 @@ def test_taylor_takes_a_detectors_own_losses() -> None:
     assert not any(module.training for module in model.modules())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_how_a_detector_cannot_be_scored() -> None:
+    data = [(list(images(2)), targets(2))]
+    with pytest.raises(InputError, match="use importance taylor"):
+        mdp_fx.score(detector("ssd"), images(), importance="activation", data=data)
+    with pytest.raises(InputError, match="its own losses: leave --loss"):
+        mdp_fx.score(detector("ssd"), images(), data=data, loss=lambda outputs, _targets: outputs)
+
+
+def test_torch_export_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ModelError) as caught:
+        mdp_fx.inspect(detector("ssd"), images(), front_end="export")
+    assert "leave --front-end" in str(caught.value)
+    assert "\n" not in str(caught.value)
