@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,24 +89,30 @@ def stored_in(network: nn.Module) -> dict[str, Tensor]:
     return dict(network.named_parameters()) | dict(network.named_buffers())
 
 
-def is_detector(model: nn.Module, images: tuple[Any, ...]) -> bool:
-    """Whether a model in eval mode gives one dictionary of results for each image, as torchvision's detectors do.
+def is_detector(result: Any) -> bool:
+    """Whether a model in eval mode gave one dictionary of results for each image, as torchvision's detectors do."""
+    return isinstance(result, list | tuple) and bool(result) and all(isinstance(each, dict) for each in result)
 
-    A model that rejects the images is none.
-    """
+
+def gives_boxes(result: Any) -> bool:
+    """Whether a model gave one record of boxes for all images, as the detectors of transformers do."""
+    return isinstance(result, Mapping) and "pred_boxes" in result
+
+
+def first_result(model: nn.Module, images: tuple[Any, ...]) -> Any:
+    """What a model gives in eval mode; None where it rejects the images."""
     for resizing in (False, True):
         network = shadow_of(model)
         if not resizing:
             _keep_size(network, images)  # A run at the size that was asked for is the shorter one.
         try:
             with torch.no_grad():
-                result = network(*copied_tensors(images))
+                return network(*copied_tensors(images))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # noqa: BLE001 - the user's own forward: who traces it says what is wrong
             continue
-        return isinstance(result, list | tuple) and bool(result) and all(isinstance(each, dict) for each in result)
-    return False
+    return None
 
 
 def observe(model: nn.Module, images: tuple[Any, ...], only: Collection[str] | None = None) -> Observation:

@@ -102,8 +102,11 @@ class _Return:
                     self._count_again(f"{path}.{inner}" if inner else path, module)
             # Afterwards: a forward may compute with these counts.
             for path in part.regions:
-                if not isinstance(part.get_submodule(path), BoxPooling):
-                    self._mend(path)
+                fault = None if isinstance(part.get_submodule(path), BoxPooling) else self._mend(path)
+                if fault is not None:
+                    kind = type(detector.get_submodule(path)).__name__
+                    what = f"{path} ({kind}) needs channels of a fixed number: {fault}"
+                    raise ModelError(f"{what}; leave it alone with --keep '{path}*'")
         for path, module in self.made.named_modules():
             while path not in modes:
                 path = _owner(path)
@@ -134,29 +137,25 @@ class _Return:
                     if id(value) in new:
                         table[key] = new[id(value)]
 
-    def _mend(self, path: str) -> None:
-        """Makes a module compute what the slim graph computes.
+    def _mend(self, path: str) -> str | None:
+        """Makes a module compute what the slim graph computes, as few modules as possible becoming graphs.
 
-        Raises:
-            ModelError: it does not, and cannot be taken out of the graph.
+        Returns:
+            None where it does; else what it does otherwise: it cannot be taken out of the graph.
         """
         fault = self._fault(path)
         if fault is None:
-            return
-        self._mend_children(path)
+            return None
+        self._mend_children(path)  # Where one cannot be mended, this one may.
         fault = self._fault(path)
         if fault is None:
-            return
+            return None
         calls = self._calls.get(path, [])
         made = self._cut(path, calls[0]) if calls else None
         if made is not None:
             self._exchange({id(self.made.get_submodule(path)): made})
             fault = self._fault(path)
-        if fault is not None:
-            raise ModelError(
-                f"{path} ({type(self.made.get_submodule(path)).__name__}) needs channels of a fixed number: {fault}; "
-                f"leave it alone with --keep '{path}*'"
-            )
+        return fault
 
     def _cut(self, path: str, call: Boundary) -> fx.GraphModule | None:
         return cut(self.made.get_submodule(path), self._slim, path, self._resolved(call), self._elsewhere)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from mdp_fx.detectors.observation import is_detector, observe
+from mdp_fx.detectors.observation import first_result, gives_boxes, is_detector, observe
 from mdp_fx.detectors.put_back import put_back
 from mdp_fx.detectors.tensor_part import TensorPart, join
 from mdp_fx.errors import InputError, ModelError, first_line
+from mdp_fx.passes.base import Stage, silent
 from mdp_fx.passes.choices import Analysis
+from mdp_fx.passes.front_end import Choice
 from mdp_fx.passes.importance import Loss
 from mdp_fx.pipeline import analyse, first_example, rewrite
+from mdp_fx.report.facts import FrozenRow
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,30 @@ class Subject:
         module: what is traced: the model, or its tensor part.
         inputs: example inputs of `module`.
         given: example inputs of `model`.
+        notes: what that decides for good, beside what tracing does.
     """
 
     model: nn.Module
     module: nn.Module
     inputs: tuple[Any, ...]
     given: tuple[Any, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def is_part(self) -> bool:
         """Whether the model is a detector, of which a part is traced."""
         return self.module is not self.model
+
+    def analyse(self, front_end: Choice = "auto", *, all_examples: bool = True, stage: Stage = silent) -> Analysis:
+        """Runs every analysis pass; the arguments are those of `pipeline.analyse`."""
+        found = analyse(self.module, self.inputs, front_end=front_end, all_examples=all_examples, stage=stage)
+        return replace(found, graph=replace(found.graph, baked_in=(*found.graph.baked_in, *self.notes)))
+
+    def taken_apart(self) -> tuple[FrozenRow, ...]:
+        """The modules around those that are traced, which cannot be traced themselves, each with the reason."""
+        if not isinstance(self.module, TensorPart):
+            return ()
+        return tuple(FrozenRow(path, *row) for path, row in self.module.refused.items())
 
     def runnable(self) -> nn.Module:
         """What can be exported and timed on `inputs`: the model, or the graph of its tensor part."""
@@ -89,13 +105,20 @@ def subject_of(model: nn.Module, inputs: tuple[Any, ...]) -> Subject:
         InputError: a detector does not take images of this size.
         ModelError: nothing of a detector can be traced.
     """
-    if isinstance(model, nn.Module) and _takes_images(inputs) and is_detector(model, first_example(inputs)):
+    found = first_result(model, first_example(inputs)) if _takes_images(model, inputs) else None
+    if is_detector(found):
         part, given = join(model, inputs)
-        return Subject(model, part, given, inputs)
-    return Subject(model, model, inputs, inputs)
+        boxes = ", ".join(str(value.shape[1]) for value in given[1:])
+        notes = (f"the number of rows, such as boxes, that come from outside of what is traced: {boxes} of each image",)
+        return Subject(model, part, given, inputs, notes if boxes else ())
+    kind = type(model).__name__
+    note = f"the forward without labels: the slim network is a graph that gives boxes, not a {kind} that gives losses"
+    return Subject(model, model, inputs, inputs, (note,) if gives_boxes(found) else ())
 
 
-def _takes_images(inputs: tuple[Any, ...]) -> bool:
+def _takes_images(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    if not isinstance(model, nn.Module):
+        return False
     return len(inputs) == 1 and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4 and len(inputs[0]) > 0
 
 

@@ -31,10 +31,10 @@ class TensorPart(nn.Module):
         image_shape: of the batch of images that the detector was given.
         regions: the names of its regions.
         boundaries: where the modules inside of it begin and end in its trace.
-        refused: why modules around regions cannot be traced as a whole, by name.
+        refused: (channels, reason) of modules around regions, which cannot be traced as a whole, by name.
     """
 
-    def __init__(self, seen: Observation, joint: Joint, refused: dict[str, str] | None = None) -> None:
+    def __init__(self, seen: Observation, joint: Joint, refused: dict[str, tuple[int, str]] | None = None) -> None:
         super().__init__()
         self.image_shape = seen.shape
         self._steps = tuple(joint.steps)
@@ -106,14 +106,14 @@ def join(model: nn.Module, images: tuple[Any, ...]) -> tuple[TensorPart, tuple[T
         ModelError: nothing of it can be traced, or the part computes something else than the detector.
     """
     seen = observe(model, images)
-    refused: dict[str, str] = {}
+    refused: dict[str, tuple[int, str]] = {}
     paths = list(_regions(seen, "", refused))
-    if not paths:
-        why = next((f"; {path}: {reason}" for path, reason in refused.items()), "")
-        raise ModelError(f"{type(model).__name__} runs, but none of its modules can be traced{why}")
     _check(model, images, paths)
     unread = any(not any(name.startswith(f"{path}.") for path in paths) for name in _unread(seen, ""))
     joint = Joint(seen, paths, boxes_allowed(seen.network, _share(model, seen.shape)), all_leave=unread)
+    if not joint.calls:
+        why = next((f"; {path} {reason}" for path, (_, reason) in refused.items()), "")
+        raise ModelError(f"{type(model).__name__} runs, but none of its modules can be traced{why}")
     return TensorPart(seen, joint, refused), tuple(joint.inputs)
 
 
@@ -124,7 +124,7 @@ def _share(model: nn.Module, shape: torch.Size) -> float:
     return 1.0 if own is None else min(1.0, height * width / (own[0] * own[1]))
 
 
-def _regions(seen: Observation, path: str, refused: dict[str, str]) -> Iterator[str]:
+def _regions(seen: Observation, path: str, refused: dict[str, tuple[int, str]]) -> Iterator[str]:
     """Names of the outermost modules below one that can be traced; notes why others with parameters cannot."""
     for name, child in seen.network.get_submodule(path).named_children():
         inner = f"{path}.{name}" if path else name
@@ -137,7 +137,8 @@ def _regions(seen: Observation, path: str, refused: dict[str, str]) -> Iterator[
             yield inner
             continue
         if fault:
-            refused[inner] = fault
+            shape = tensors_of(calls[0].result)[0].shape
+            refused[inner] = shape[1] if len(shape) > 1 else 1, f"taken apart: {fault}"
         yield from _regions(seen, inner, refused)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import mdp_fx
 from mdp_fx.detectors.subject import subject_of
@@ -12,7 +13,7 @@ from tests.detectors.tiny import detector, images, targets
 
 
 def test_a_plain_network_is_its_own_subject() -> None:
-    model = torch.nn.Conv2d(3, 8, 3)
+    model = nn.Conv2d(3, 8, 3)
     subject = subject_of(model, (images(),))
     assert not subject.is_part
     assert subject.module is model
@@ -44,3 +45,23 @@ def test_torch_export_is_refused_with_what_to_do() -> None:
         mdp_fx.inspect(detector("ssd"), images(), front_end="export")
     assert "leave --front-end" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class _OneRecord(nn.Module):
+    """Gives one record of boxes for all images, as the detectors of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.Conv2d(16, 4, 1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"pred_boxes": self.stem(x).flatten(2).mT}
+
+
+def test_a_detector_that_comes_out_as_a_graph_is_told() -> None:
+    found = mdp_fx.inspect(_OneRecord().eval(), images())
+    assert any("a graph that gives boxes, not a _OneRecord that gives losses" in fact for fact in found.baked_in)
+
+
+def test_how_many_boxes_count_is_told() -> None:
+    assert any("20, 10 of each image" in fact for fact in mdp_fx.inspect(detector("mask_rcnn"), images()).baked_in)
