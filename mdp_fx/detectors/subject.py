@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from mdp_fx.detectors.observation import first_result, gives_boxes, is_detector, observe
 from mdp_fx.detectors.put_back import put_back
 from mdp_fx.detectors.tensor_part import TensorPart, join
-from mdp_fx.errors import InputError, ModelError, first_line
+from mdp_fx.errors import DataError, InputError, ModelError, first_line
 from mdp_fx.passes.base import Stage, silent
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.front_end import Choice
@@ -85,13 +86,13 @@ class Subject:
         Raises:
             InputError: a detector cannot be scored so.
         """
-        if not self.is_part:
+        if not isinstance(self.module, TensorPart):
             return self.model, loss
         if loss is not None:
             raise InputError("a detector is scored by the sum of its own losses: leave --loss")
         if importance == "activation":
             raise InputError("activations of a detector follow its boxes: use importance taylor, fisher or l2")
-        return _Images(self.model), _own_losses(self.model)
+        return _Images(self.model), _own_losses(self.model, self.module.regions)
 
 
 def subject_of(model: nn.Module, inputs: tuple[Any, ...]) -> Subject:
@@ -134,16 +135,21 @@ class _Images(nn.Module):
         return [image for each in images for image in (each if each.ndim == 4 else [each])]
 
 
-def _own_losses(detector: nn.Module) -> Loss:
-    """The sum of a detector's losses, with its norms as in eval mode."""
+def _own_losses(detector: nn.Module, regions: Collection[str]) -> Loss:
+    """The sum of a detector's losses, with what is traced of it, and its norms, as in eval mode."""
+    norms = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    traced = {id(module) for path in regions for module in detector.get_submodule(path).modules()}
 
     def loss(images: Any, targets: Any) -> Tensor:
-        norms = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+        if isinstance(images, dict):
+            raise DataError("layers of this detector are split by the analysis, not by its losses: use importance l2")
         before = [(module, module.training) for module in detector.modules()]
         for module, _ in before:
-            module.training = not isinstance(module, norms)
+            module.training = id(module) not in traced and not isinstance(module, norms)
         try:
-            losses = detector(images, targets)
+            with torch.random.fork_rng():  # It samples boxes and sizes.
+                torch.manual_seed(0)
+                losses = detector(images, targets)
         finally:
             for module, training in before:
                 module.training = training

@@ -65,3 +65,14 @@ def test_a_detector_that_comes_out_as_a_graph_is_told() -> None:
 
 def test_how_many_boxes_count_is_told() -> None:
     assert any("20, 10 of each image" in fact for fact in mdp_fx.inspect(detector("mask_rcnn"), images()).baked_in)
+
+
+def test_scores_by_losses_are_the_same_twice() -> None:
+    model, data = detector("faster_rcnn"), [(list(images(2)), targets(2))]
+    state = torch.random.get_rng_state()
+    first = mdp_fx.score(model, images(), data=data)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(3)
+    again = mdp_fx.score(model, images(), data=data)
+    for one, other in zip(first.layers, again.layers, strict=True):
+        assert one.values.tolist() == other.values.tolist()
