@@ -17,6 +17,7 @@ from mdp_fx.errors import InputError, first_line
 from mdp_fx.graph.trace import copied_tensors, shadow_of
 
 _TRANSFORM = "torchvision.models.detection.transform.GeneralizedRCNNTransform"
+_FEW = 10
 _TOO_SMALL = re.compile(r"Kernel size can't be greater|[Oo]utput size is too small|should be at least|too small")
 
 
@@ -103,6 +104,7 @@ def first_result(model: nn.Module, images: tuple[Any, ...]) -> Any:
     """What a model gives in eval mode; None where it rejects the images."""
     for resizing in (False, True):
         network = shadow_of(model)
+        _find_few(network)
         if not resizing:
             _keep_size(network, images)  # A run at the size that was asked for is the shorter one.
         try:
@@ -127,6 +129,7 @@ def observe(model: nn.Module, images: tuple[Any, ...], only: Collection[str] | N
         InputError: it does not take images of this size; the message names the module.
     """
     network = shadow_of(model)
+    _find_few(network)
     _keep_size(network, images)
     watch = _Watch(network, tensors_of(images)[0].shape, only)
     with torch.no_grad(), watch.watching():
@@ -166,6 +169,13 @@ def _keep_size(network: nn.Module, images: tuple[Any, ...]) -> None:
         ((height, width),) = sizes
         for transform in filter(_is_transform, network.modules()):
             vars(transform)["fixed_size"] = (width, height)
+
+
+def _find_few(network: nn.Module) -> None:
+    """Keeps torchvision's R-CNNs from heads on many boxes: a few show what they do."""
+    for module in network.modules():
+        if isinstance(vars(module).get("detections_per_img"), int):
+            vars(module)["detections_per_img"] = min(_FEW, vars(module)["detections_per_img"])
 
 
 def _refusal(model: nn.Module, images: tuple[Any, ...], where: str, error: Exception) -> str:

@@ -15,7 +15,7 @@ from mdp_fx.detectors.observation import Call, Observation, memory, observe, own
 from mdp_fx.errors import MdpFxError, ModelError, ParityError, first_line
 from mdp_fx.exporters.parity import compare
 from mdp_fx.graph.ops.box_pooling import BoxPooling
-from mdp_fx.graph.trace import trace
+from mdp_fx.graph.trace import shadow_of, trace
 from mdp_fx.graph.tracer import attribute, is_leaf
 from mdp_fx.pipeline import first_example
 
@@ -110,7 +110,7 @@ def join(model: nn.Module, images: tuple[Any, ...]) -> tuple[TensorPart, tuple[T
     paths = list(_regions(seen, "", refused))
     _check(model, images, paths)
     unread = any(not any(name.startswith(f"{path}.") for path in paths) for name in _unread(seen, ""))
-    joint = Joint(seen, paths, boxes_allowed(seen.network, _share(model, seen.shape)), all_leave=unread)
+    joint = Joint(seen, paths, boxes_allowed(shadow_of(model), _share(model, seen.shape)), all_leave=unread)
     if not joint.calls:
         why = next((f"; {path} {reason}" for path, (_, reason) in refused.items()), "")
         raise ModelError(f"{type(model).__name__} runs, but none of its modules can be traced{why}")
