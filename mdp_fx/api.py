@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -337,8 +337,8 @@ def inspect(
 ) -> Inspection:
     """Says what of a network can be pruned, and why the rest cannot."""
     subject = subject_of(model, as_inputs(example_inputs))
-    analysis = analyse(subject.module, subject.inputs, front_end=front_end)
-    return inspection(analysis, name or type(model).__name__)
+    found = inspection(subject.analyse(front_end), name or type(model).__name__)
+    return replace(found, frozen=(*found.frozen, *subject.taken_apart()))
 
 
 def profile(

@@ -17,7 +17,7 @@ from mdp_fx.passes.choices import Analysis, Choices, choose
 from mdp_fx.passes.front_end import Choice
 from mdp_fx.passes.importance import LayerImportance, Loss, check_kind
 from mdp_fx.passes.importance import score as score_units
-from mdp_fx.pipeline import analyse, as_inputs
+from mdp_fx.pipeline import as_inputs
 from mdp_fx.recipe import fingerprint
 from mdp_fx.run_report import versions
 from mdp_fx.scores import Scores
@@ -70,10 +70,10 @@ def score(
     check_kind(kind)
     check_whole("batches", batches, 1)
     subject = subject_of(model, as_inputs(example_inputs))
-    analysis = analyse(subject.module, subject.inputs, front_end=front_end, stage=stage)
+    analysis = subject.analyse(front_end, stage=stage)
     check_finite(model)
     stage("score importance")
-    scored, loss = subject.scored(loss)
+    scored, loss = subject.scored(kind, loss)
     read = 0
 
     def counted(done: int, total: int, text: str) -> None:
@@ -118,13 +118,13 @@ def analyse_and_score(
     Raises:
         MdpFxError: one line that says what, where and what to do.
     """
-    analysis = analyse(subject.module, subject.inputs, front_end=front_end, all_examples=all_examples, stage=stage)
+    analysis = subject.analyse(front_end, all_examples=all_examples, stage=stage)
     check_finite(subject.model)
     choices = choose(analysis, step, keep, only)
     if scores is not None:
         return analysis, choices, scores.of(fingerprint(subject.model), analysis.graph, analysis.groups)
     stage("score importance")
-    model, loss = subject.scored(loss)
+    model, loss = subject.scored(importance, loss)
     found = score_units(
         analysis.graph, analysis.groups, importance, model=model, data=data, loss=loss, seed=seed, progress=progress
     )

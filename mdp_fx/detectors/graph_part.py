@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from mdp_fx.detectors.tensor_part import Boundary, NodeName
+from mdp_fx.detectors.boundaries import Boundary, NodeName
 from mdp_fx.graph.tracer import SHAPE, attribute
 
 _INTERNALS = frozenset(vars(nn.Module()))
@@ -22,20 +22,23 @@ class Elsewhere:
 
     Args:
         here: the nodes of the graph at one size, by name.
-        trace: traces it at another size.
+        trace: traces it at another size; gives None where there is none.
     """
 
-    def __init__(self, here: Mapping[str, fx.Node], trace: Callable[[], fx.GraphModule]) -> None:
+    def __init__(self, here: Mapping[str, fx.Node], trace: Callable[[], fx.GraphModule | None]) -> None:
         self._here = here
         self._trace = trace
-        self._there: dict[str, fx.Node] = {}
+        self._there: Mapping[str, fx.Node] = {}
+        self._traced = False
 
     def varying(self, node: fx.Node) -> list[int] | None:
         """Which leaves of a node's arguments follow the size of the image; None where that cannot be said."""
         leaves = _leaves(node)
         if not any(isinstance(leaf, int | slice) and not isinstance(leaf, bool) for leaf in leaves):
             return []
-        self._there = self._there or {each.name: each for each in self._trace().graph.nodes}
+        if not self._traced:
+            made, self._traced = self._trace(), True
+            self._there = self._here if made is None else {each.name: each for each in made.graph.nodes}
         if node.name not in self._here or node.name not in self._there:
             return None
         here, there = _leaves(self._here[node.name]), _leaves(self._there[node.name])
@@ -88,6 +91,8 @@ def cut(
     arguments = signature.bind(*args, **kwargs).arguments
     if any(signature.parameters[name].kind in (2, 4) for name in arguments):
         return None  # *args and **kwargs have no placeholder.
+    if any(isinstance(leaf, Tensor) for leaf in call.given):
+        return None  # A scalar of the images is a constant in the graph.
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
 

@@ -17,6 +17,7 @@ from mdp_fx.exporters.onnx_export import export_onnx as export_network
 from mdp_fx.exporters.onnx_model import quiet
 from mdp_fx.exporters.parity import ParityReport, max_relative_error
 from mdp_fx.files import atomic_write, check_output
+from mdp_fx.graph.trace import detached_copy
 from mdp_fx.pipeline import as_inputs
 
 OPSET = 18
@@ -41,7 +42,7 @@ def export_onnx(
         whole: export a detector from one image to its boxes; the image's size is fixed.
 
     Raises:
-        InputError: `whole` with several images.
+        InputError: `whole` with several images, or with a model that is no detector.
         ModelError: the model cannot be exported, or is larger than the 2 GB one ONNX file holds.
         ParityError: ONNX Runtime computes something else.
         OutputError: the file cannot be written, or exists (without `force`).
@@ -49,8 +50,10 @@ def export_onnx(
     check_output(path, force)
     inputs = as_inputs(example_inputs)
     subject = subject_of(model, inputs)
-    if not (whole and subject.is_part):
+    if not whole:
         return export_network(subject.runnable(), subject.inputs, path, force)
+    if not subject.is_part:
+        raise InputError(f"--whole is for detectors: {type(model).__name__} is exported whole without it")
     if len(inputs[0]) != 1:
         raise InputError(f"a whole detector is exported for one image, not a batch of {len(inputs[0])}: leave --batch")
     with eval_mode(model), torch.no_grad():
@@ -60,12 +63,29 @@ def export_onnx(
 
 
 def _whole(model: nn.Module, image: Tensor) -> tuple[bytes, ParityReport]:
+    data, expected, found = _exported(model, image)
+    report = _compare_detections(expected, found)
+    if len(expected["boxes"]):
+        return data, report
+    # Nothing was found, so nothing was compared: without thresholds there is something.
+    eager = detached_copy(model).eval()
+    for module in eager.modules():
+        if hasattr(module, "score_thresh"):
+            module.score_thresh = 0.0  # type: ignore[assignment]
+    return data, _compare_detections(*_exported(eager, image)[1:])
+
+
+def _exported(model: nn.Module, image: Tensor) -> tuple[bytes, dict[str, Tensor], dict[str, Tensor]]:
+    """(ONNX, what the model finds, what the ONNX finds)."""
     import onnxruntime
 
-    (expected,) = model([image])
-    names = list(expected)
     buffer = io.BytesIO()
     try:
+        (expected,) = model([image])
+        names = list(expected)
+        if not {"boxes", "scores", "labels"} <= set(names):
+            msg = f"it gives {', '.join(names)} for an image, not boxes, scores and labels"
+            raise TypeError(msg)
         with quiet():
             # torchvision's detectors are written for the tracing exporter; the newer one refuses their post-processing.
             torch.onnx.export(
@@ -83,8 +103,7 @@ def _whole(model: nn.Module, image: Tensor) -> tuple[bytes, ParityReport]:
     except Exception as error:  # the exporter and the runtime raise errors of many kinds
         what = f"cannot export the whole of {type(model).__name__}: {first_line(error)}"
         raise ModelError(f"{what}; without --whole its backbone and heads are exported") from error
-    found = dict(zip(names, map(torch.from_numpy, values), strict=True))
-    return buffer.getvalue(), _compare_detections(expected, found)
+    return buffer.getvalue(), expected, dict(zip(names, map(torch.from_numpy, values), strict=True))
 
 
 def _compare_detections(expected: dict[str, Tensor], found: dict[str, Tensor]) -> ParityReport:
@@ -105,8 +124,11 @@ def _compare_detections(expected: dict[str, Tensor], found: dict[str, Tensor]) -
     worst = float((scores - others).abs().max())
     single = ((ours[:, None, 4] - ours[None, :, 4]).abs() <= _EQUAL).sum(1) == 1
     if single.any():
-        apart = ((ours[single][:, None] - theirs[None]) / scale).abs().amax(-1)
-        worst = max(worst, float(apart.amin(1).max()))
+        apart, rows = ((ours[single][:, None] - theirs[None]) / scale).abs().amax(-1).min(1)
+        worst = max(worst, float(apart.max()))
+        for name in expected.keys() - {"boxes", "scores", "labels"}:  # Masks, keypoints
+            one, other = expected[name].double().cpu()[single], found[name].double()[rows]
+            worst = max(worst, float((one - other).abs().max() / one.abs().max().clamp(min=1.0)))
     if not worst <= max_relative_error(expected["boxes"].dtype):
         raise ParityError(f"a detection of the exported model is off by {worst:.3g} of the largest value")
     return ParityReport(worst * float(scale.max()), worst, dynamic_batch=False)

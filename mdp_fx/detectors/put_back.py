@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from mdp_fx.detectors.boundaries import Boundary, NodeName
 from mdp_fx.detectors.graph_part import Elsewhere, cut
 from mdp_fx.detectors.observation import tensors_of
-from mdp_fx.detectors.tensor_part import Boundary, NodeName, TensorPart, join
-from mdp_fx.errors import ModelError, ParityError, first_line
+from mdp_fx.detectors.tensor_part import TensorPart, join
+from mdp_fx.errors import InputError, ModelError, ParityError, first_line
 from mdp_fx.exporters.parity import compare
 from mdp_fx.graph.ops.box_pooling import BoxPooling
 from mdp_fx.graph.trace import detached_copy, trace
@@ -88,7 +89,7 @@ class _Return:
         self._calls = part.boundaries.calls
         self._dense = {node.name: node for node in analysis.graph.module.graph.nodes}
         self._flows = _flows(analysis, slim)
-        self._elsewhere = Elsewhere(self._dense, lambda: _traced_larger(detector, analysis.graph.example_inputs))
+        self._elsewhere = Elsewhere(self._dense, lambda: _traced_larger(detector, part.image_shape))
         modes = {path: module.training for path, module in self.made.named_modules()}
         self.made.eval()
         self._replace(analysis)
@@ -97,11 +98,15 @@ class _Return:
             reader.run(*analysis.graph.example_inputs)  # Several examples, where the batch is open.
             self._values = reader.values
             for path in part.regions:
-                if not isinstance(part.get_submodule(path), BoxPooling):
-                    self._mend(path)
-        for path in part.regions:
-            for inner, module in self.made.get_submodule(path).named_modules():
-                self._count_again(f"{path}.{inner}" if inner else path, module)
+                for inner, module in self.made.get_submodule(path).named_modules():
+                    self._count_again(f"{path}.{inner}" if inner else path, module)
+            # Afterwards: a forward may compute with these counts.
+            for path in part.regions:
+                fault = None if isinstance(part.get_submodule(path), BoxPooling) else self._mend(path)
+                if fault is not None:
+                    kind = type(detector.get_submodule(path)).__name__
+                    what = f"{path} ({kind}) needs channels of a fixed number: {fault}"
+                    raise ModelError(f"{what}; leave it alone with --keep '{path}*'")
         for path, module in self.made.named_modules():
             while path not in modes:
                 path = _owner(path)
@@ -122,35 +127,35 @@ class _Return:
                 new[id(own[name])] = attribute(self._slim, name)
             elif isinstance(own[name], nn.Module):
                 new[id(own[name])] = _Gone()
+        self._exchange(new)
+
+    def _exchange(self, new: dict[int, Any]) -> None:
+        """Puts others in the place of modules, parameters and buffers, under every name that they have."""
         for module in list(self.made.modules()):
             for table in (module._modules, module._parameters, module._buffers):
                 for key, value in table.items():
                     if id(value) in new:
                         table[key] = new[id(value)]
 
-    def _mend(self, path: str) -> None:
-        """Makes a module compute what the slim graph computes.
+    def _mend(self, path: str) -> str | None:
+        """Makes a module compute what the slim graph computes, as few modules as possible becoming graphs.
 
-        Raises:
-            ModelError: it does not, and cannot be taken out of the graph.
+        Returns:
+            None where it does; else what it does otherwise: it cannot be taken out of the graph.
         """
         fault = self._fault(path)
         if fault is None:
-            return
-        self._mend_children(path)
+            return None
+        self._mend_children(path)  # Where one cannot be mended, this one may.
         fault = self._fault(path)
         if fault is None:
-            return
+            return None
         calls = self._calls.get(path, [])
         made = self._cut(path, calls[0]) if calls else None
         if made is not None:
-            self.made.set_submodule(path, made)
+            self._exchange({id(self.made.get_submodule(path)): made})
             fault = self._fault(path)
-        if fault is not None:
-            raise ModelError(
-                f"{path} ({type(self.made.get_submodule(path)).__name__}) needs channels of a fixed number: {fault}; "
-                f"leave it alone with --keep '{path}*'"
-            )
+        return fault
 
     def _cut(self, path: str, call: Boundary) -> fx.GraphModule | None:
         return cut(self.made.get_submodule(path), self._slim, path, self._resolved(call), self._elsewhere)
@@ -218,11 +223,14 @@ class _Return:
                         setattr(module, name, type(value)(new for _, new in pairs))
 
 
-def _traced_larger(detector: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
-    """The tensor part traced on images of another size, in both directions."""
-    batch, channels, height, width = inputs[0].shape
-    images = torch.rand(batch, channels, height + 64, width + 128, dtype=inputs[0].dtype, device=inputs[0].device)
-    return trace(*join(detector, (images,))).module
+def _traced_larger(detector: nn.Module, shape: torch.Size) -> fx.GraphModule | None:
+    """The tensor part traced on images of another size, in both directions; None where there is no other size."""
+    batch, channels, height, width = shape
+    images = torch.full((batch, channels, height + 64, width + 128), 0.5).to(next(detector.parameters()))
+    try:
+        return trace(*join(detector, (images,))).module
+    except InputError:
+        return None
 
 
 def _owner(name: str) -> str:

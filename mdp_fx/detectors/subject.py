@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from mdp_fx.detectors.observation import is_detector, observe
+from mdp_fx.detectors.observation import first_result, gives_boxes, is_detector, observe
 from mdp_fx.detectors.put_back import put_back
 from mdp_fx.detectors.tensor_part import TensorPart, join
-from mdp_fx.errors import InputError, ModelError, first_line
+from mdp_fx.errors import DataError, InputError, ModelError, first_line
+from mdp_fx.passes.base import Stage, silent
 from mdp_fx.passes.choices import Analysis
+from mdp_fx.passes.front_end import Choice
 from mdp_fx.passes.importance import Loss
 from mdp_fx.pipeline import analyse, first_example, rewrite
+from mdp_fx.report.facts import FrozenRow
 
 
 @dataclass(frozen=True)
@@ -26,17 +30,30 @@ class Subject:
         module: what is traced: the model, or its tensor part.
         inputs: example inputs of `module`.
         given: example inputs of `model`.
+        notes: what that decides for good, beside what tracing does.
     """
 
     model: nn.Module
     module: nn.Module
     inputs: tuple[Any, ...]
     given: tuple[Any, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def is_part(self) -> bool:
         """Whether the model is a detector, of which a part is traced."""
         return self.module is not self.model
+
+    def analyse(self, front_end: Choice = "auto", *, all_examples: bool = True, stage: Stage = silent) -> Analysis:
+        """Runs every analysis pass; the arguments are those of `pipeline.analyse`."""
+        found = analyse(self.module, self.inputs, front_end=front_end, all_examples=all_examples, stage=stage)
+        return replace(found, graph=replace(found.graph, baked_in=(*found.graph.baked_in, *self.notes)))
+
+    def taken_apart(self) -> tuple[FrozenRow, ...]:
+        """The modules around those that are traced, which cannot be traced themselves, each with the reason."""
+        if not isinstance(self.module, TensorPart):
+            return ()
+        return tuple(FrozenRow(path, *row) for path, row in self.module.refused.items())
 
     def runnable(self) -> nn.Module:
         """What can be exported and timed on `inputs`: the model, or the graph of its tensor part."""
@@ -63,11 +80,19 @@ class Subject:
             ) from error
         return made
 
-    def scored(self, loss: Loss | None) -> tuple[nn.Module, Loss | None]:
-        """What gradients are taken of, and the loss: a detector is trained by the sum of its own losses."""
-        if not self.is_part:
+    def scored(self, importance: str, loss: Loss | None) -> tuple[nn.Module, Loss | None]:
+        """What gradients are taken of, and the loss: a detector is trained by the sum of its own losses.
+
+        Raises:
+            InputError: a detector cannot be scored so.
+        """
+        if not isinstance(self.module, TensorPart):
             return self.model, loss
-        return _Images(self.model), loss or _own_losses(self.model)
+        if loss is not None:
+            raise InputError("a detector is scored by the sum of its own losses: leave --loss")
+        if importance == "activation":
+            raise InputError("activations of a detector follow its boxes: use importance taylor, fisher or l2")
+        return _Images(self.model), _own_losses(self.model, self.module.regions)
 
 
 def subject_of(model: nn.Module, inputs: tuple[Any, ...]) -> Subject:
@@ -81,13 +106,20 @@ def subject_of(model: nn.Module, inputs: tuple[Any, ...]) -> Subject:
         InputError: a detector does not take images of this size.
         ModelError: nothing of a detector can be traced.
     """
-    if isinstance(model, nn.Module) and _takes_images(inputs) and is_detector(model, first_example(inputs)):
+    found = first_result(model, first_example(inputs)) if _takes_images(model, inputs) else None
+    if is_detector(found):
         part, given = join(model, inputs)
-        return Subject(model, part, given, inputs)
-    return Subject(model, model, inputs, inputs)
+        boxes = ", ".join(str(value.shape[1]) for value in given[1:])
+        notes = (f"the number of rows, such as boxes, that come from outside of what is traced: {boxes} of each image",)
+        return Subject(model, part, given, inputs, notes if boxes else ())
+    kind = type(model).__name__
+    note = f"the forward without labels: the slim network is a graph that gives boxes, not a {kind} that gives losses"
+    return Subject(model, model, inputs, inputs, (note,) if gives_boxes(found) else ())
 
 
-def _takes_images(inputs: tuple[Any, ...]) -> bool:
+def _takes_images(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    if not isinstance(model, nn.Module):
+        return False
     return len(inputs) == 1 and isinstance(inputs[0], Tensor) and inputs[0].ndim == 4 and len(inputs[0]) > 0
 
 
@@ -103,16 +135,21 @@ class _Images(nn.Module):
         return [image for each in images for image in (each if each.ndim == 4 else [each])]
 
 
-def _own_losses(detector: nn.Module) -> Loss:
-    """The sum of a detector's losses, with its norms as in eval mode."""
+def _own_losses(detector: nn.Module, regions: Collection[str]) -> Loss:
+    """The sum of a detector's losses, with what is traced of it, and its norms, as in eval mode."""
+    norms = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    traced = {id(module) for path in regions for module in detector.get_submodule(path).modules()}
 
     def loss(images: Any, targets: Any) -> Tensor:
-        norms = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+        if isinstance(images, dict):
+            raise DataError("layers of this detector are split by the analysis, not by its losses: use importance l2")
         before = [(module, module.training) for module in detector.modules()]
         for module, _ in before:
-            module.training = not isinstance(module, norms)
+            module.training = id(module) not in traced and not isinstance(module, norms)
         try:
-            losses = detector(images, targets)
+            with torch.random.fork_rng():  # It samples boxes and sizes.
+                torch.manual_seed(0)
+                losses = detector(images, targets)
         finally:
             for module, training in before:
                 module.training = training

@@ -19,8 +19,9 @@ from mdp_fx.detectors.tensor_part import TensorPart, join
 from mdp_fx.errors import ModelError
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.pipeline import analyse, rewrite
+from tests.detectors.own import Plain
 from tests.detectors.tiny import DETECTORS, SIDE, detector, images, targets
-from tests.pruning import error, random_kept, reference
+from tests.pruning import error, random_kept, randomise, reference
 from tests.slim_networks import RECIPE
 
 REMOVED = {"body": "backbone.body.three", "ssd": "backbone.three"}
@@ -173,6 +174,75 @@ def test_a_module_that_counts_on_its_width_becomes_a_graph() -> None:
     made = put_back(model, *_without_kept(pruned(model)))
     assert isinstance(made.backbone.fpn.layer_blocks[0], fx.GraphModule)
     raw_maps(made, 96)
+
+
+class _Computing(nn.Module):
+    """A head that computes with what it says of its channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.out_channels = channels
+        self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * self.out_channels**0.5
+
+
+def test_a_module_that_computes_with_its_width_gives_the_same() -> None:
+    model = detector("retinanet")
+    model.backbone.fpn.layer_blocks[0] = _Computing(32)
+    part, analysis, kept, slim = pruned(model)
+    made = put_back(model, part, analysis, slim)
+    again, _ = join(made, (images(),))
+    given = analysis.graph.example_inputs
+    with torch.no_grad():
+        assert error(reference(analysis, kept, ()).run(*given), again(*given)) < 1e-5
+    assert isinstance(made.backbone.fpn.layer_blocks[0], fx.GraphModule)
+    assert made.backbone.fpn.layer_blocks[0].out_channels < 32
+
+
+def test_a_removed_block_is_gone_under_all_its_names() -> None:
+    model = detector("ssd")
+    model.again = model.backbone.three
+    made = put_back(model, *_without_kept(pruned(model, ("backbone.three",))))
+    assert made.again is made.backbone.three
+    assert not any(type(module).__name__ == "_Gone" for module in made.modules())
+
+
+class _Tokens(Plain):
+    """Its regions are given patches of images of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(192, 16), nn.ReLU(), Places(), nn.Linear(16, 16))
+        self.head = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def forward(self, x: Tensor) -> Any:
+        patches = nn.functional.unfold(x, 8, stride=8).mT
+        return self.found(self.head(self.stem(patches)))
+
+
+class Places(nn.Module):
+    """Adds what it learned for each of 64 places, and a block that may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.rand(64, 16))
+        self.conv = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.conv(x)
+        return (x.reshape(-1, 64, 16) + self.places).relu()
+
+
+def test_images_of_one_size_only() -> None:
+    model = randomise(_Tokens()).eval()
+    part, analysis, kept, slim = pruned(model, ("stem.2.conv",))
+    made = put_back(model, part, analysis, slim)
+    again, _ = join(made, (images(),))
+    given = analysis.graph.example_inputs
+    with torch.no_grad():
+        assert error(reference(analysis, kept, ["stem.2.conv"]).run(*given), again(*given)) < 1e-5
 
 
 class _Anchors(AnchorGenerator):

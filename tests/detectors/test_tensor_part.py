@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdp_fx.detectors.observation import is_detector, observe, own_size
+import mdp_fx
+from mdp_fx.detectors.observation import first_result, is_detector, observe, own_size
 from mdp_fx.detectors.tensor_part import join
 from mdp_fx.errors import InputError, ModelError
 from mdp_fx.passes.channel_groups import find_frozen
 from mdp_fx.pipeline import analyse
+from tests.detectors.own import Plain
 from tests.detectors.tiny import SIDE, detector, images
 
 REGIONS = {
@@ -101,7 +103,7 @@ class _Rows(nn.Module):
 
 def test_rows_that_are_no_examples_leave_the_batch_open() -> None:
     model = _Rows().eval()
-    assert is_detector(model, (images(),))
+    assert is_detector(first_result(model, (images(),)))
     part, inputs = join(model, (images(),))
     assert part.regions == ("stem", "head")
     assert [tuple(value.shape) for value in inputs] == [(1, 3, SIDE, SIDE), (1, 7, 16)]
@@ -119,11 +121,41 @@ class _Opaque(nn.Module):
         return [{"found": each[each > 0]} for each in x]
 
 
+class _Deciding(nn.Sequential):
+    """Decides on entries, as does the one around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.max() < 1e9 else x
+
+
+class _Weighing(nn.Module):
+    """Holds what it computes with, and decides on entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight if x.max() < 1e9 else x
+
+
+def test_what_is_taken_apart_is_told() -> None:
+    model = Plain()
+    model.stem = _Deciding(nn.Conv2d(3, 16, 4, 4), nn.ReLU(), nn.Conv2d(16, 16, 1))
+    found = mdp_fx.inspect(model.eval(), images())
+    (row,) = (row for row in found.frozen if row.where == "stem")
+    assert (row.size, row.reason[:12]) == (16, "taken apart:")
+    assert "entries" in row.reason
+    model.stem, model.head = _Weighing(), nn.Identity()
+    with pytest.raises(ModelError, match=r"can be traced; stem taken apart: .* entries"):
+        mdp_fx.inspect(model, images())
+
+
 def test_nothing_to_trace() -> None:
     with pytest.raises(ModelError, match="none of its modules can be traced"):
         join(_Opaque(), (images(),))
 
 
 def test_what_is_no_detector() -> None:
-    assert not is_detector(nn.Conv2d(3, 4, 1), (images(),))
-    assert not is_detector(nn.Linear(5, 4), (images(),))
+    assert not is_detector(first_result(nn.Conv2d(3, 4, 1), (images(),)))
+    assert first_result(nn.Linear(5, 4), (images(),)) is None
