@@ -77,8 +77,8 @@ class _Layout(NamedTuple):
     tail: tuple[_Conv, ...]
 
 
-# Liu et al., SSD (arXiv 1512.02325), and the configurations published with it for Pascal VOC; those of SSD300 are also
-# the default boxes of torchvision's ssd300_vgg16 and of NVIDIA's SSD300.
+# Liu et al., SSD (arXiv 1512.02325), and the configurations published with it: SSD512's for Pascal VOC, SSD300's for
+# COCO, as torchvision's ssd300_vgg16 and NVIDIA's SSD300 have them (for Pascal VOC its scales begin with 0.1, 0.2, 0.37).
 _SSD300 = _Layout(
     size=300,
     scales=(0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
@@ -100,7 +100,7 @@ def ssd512_resnet50(
     *,
     weights_backbone: Weights = None,
     trainable_backbone_layers: int | None = None,
-    extras: Extras = "light",
+    extras: Extras = "vgg",
     size: int = 512,
     **options: Any,
 ) -> nn.Module:
@@ -114,9 +114,9 @@ def ssd512_resnet50(
         weights_backbone: of torchvision's resnet50: one of its names ("IMAGENET1K_V2", downloaded), a state dict, or
             None for random ones.
         trainable_backbone_layers: stages of the backbone that are trained, the last ones, 0 to 4; all by default.
-        extras: the layers from the first to the second map. "light": 1 x 1 to 256 and 3 x 3 to 512 channels, as in
-            NVIDIA's SSD (DeepLearningExamples, PyTorch/Detection/SSD). "vgg": conv5, fc6 and fc7 of SSD with VGG-16, to
-            1024 channels, as in the code published with MDP (NVlabs/MDP, ssd). The maps after it are the same.
+        extras: the layers from the first to the second map. "vgg": conv5, fc6 and fc7 of SSD with VGG-16, to 1024
+            channels, as in the code published with MDP (NVlabs/MDP, ssd). "light": 1 x 1 to 256 and 3 x 3 to 512
+            channels, as in NVIDIA's SSD (DeepLearningExamples, PyTorch/Detection/SSD). The maps after it are the same.
         size: side that images are resized to.
         **options: of torchvision's SSD, such as score_thresh.
 
@@ -137,7 +137,8 @@ def ssd300_resnet50(
 ) -> nn.Module:
     """SSD300 with ResNet-50: as `ssd512_resnet50` with 6 maps, 38 x 38 to 1 x 1, and 8,732 default boxes.
 
-    With the "light" extras these are the layers of NVIDIA's SSD300 (DeepLearningExamples, PyTorch/Detection/SSD).
+    With the "light" extras, the default here, these are the layers of NVIDIA's SSD300 (DeepLearningExamples,
+    PyTorch/Detection/SSD).
 
     Args:
         num_classes: with the background.
