@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mdp_fx.cli import options
+from mdp_fx.cli.pattern_options import pattern_options, patterns
 from mdp_fx.cli.score_options import load_scores, scores_option
 
 
@@ -24,7 +25,7 @@ from mdp_fx.cli.score_options import load_scores, scores_option
 @scores_option
 @options.method_option("uniform")
 @options.step_option
-@options.pattern_options
+@pattern_options
 @options.restrictions
 @options.max_removed_option
 @options.gap_option("0.1%")
@@ -68,6 +69,7 @@ def command(
     step: int,
     keep: tuple[str, ...],
     only: tuple[str, ...],
+    backbone_only: bool,
     min_keep: float | None,
     fixed: dict[str, int],
     keep_blocks: tuple[str, ...],
@@ -134,7 +136,7 @@ def command(
             scores=known,
             step=step,
             keep=keep,
-            only=only,
+            only=patterns(only, backbone_only, loaded.module),
             min_keep=min_keep,
             fixed=fixed,
             keep_blocks=keep_blocks,
