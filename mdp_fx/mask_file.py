@@ -104,9 +104,7 @@ def _checked(value: object, name: str, where: str) -> Tensor:
         raise InputError(f"{where}: the mask of layer {name!r} is a sparse, quantised or meta tensor, not a plain one")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         # A file of a few bytes could fill the memory.
-        raise InputError(
-            f"{where}: the mask of layer {name!r} says more than it holds: its entries are one and the same"
-        )
+        raise InputError(f"{where}: the mask of layer {name!r} says more than it holds")
     if value.is_complex() or not bool(((value == 0) | (value == 1)).all()):
         raise InputError(f"{where}: the mask of layer {name!r} has entries other than 0 and 1")
     return value.detach().bool()

@@ -198,7 +198,7 @@ def test_the_recipe_says_where_the_structure_comes_from_and_can_be_repeated(
 
 
 def test_group_masks_from_python_belong_to_each_of_their_layers(network: nn.Module, inputs: Tensor) -> None:
-    some = keep(8, 0, 3, 5)
+    some = keep(6, 0, 3, 5)
     alone = apply_masks(network, {"one.conv1": some}, inputs)
     grouped = apply_masks(network, {("one.conv1",): some}, inputs)
     assert grouped.recipe.kept == alone.recipe.kept

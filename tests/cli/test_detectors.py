@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection import RetinaNet
 
 import mdp_fx
 from mdp_fx.models import ssd300_mobilenet_v2
 from tests.cli.networks import TORCH
 from tests.cli.running import Run
-from tests.detectors.tiny import SIDE, faster_rcnn, images, targets
+from tests.detectors.tiny import SIDE, detector, faster_rcnn, images, targets
 
 MODEL = "tests.detectors.tiny:ssd"
 TWO_STAGE = "tests.detectors.tiny:faster_rcnn"
@@ -73,6 +75,36 @@ def test_backbone_only_needs_a_backbone(run: Run) -> None:
     done = run("prune", "tests.cli.tiny:make_network", "--input", "3x16x16", *TORCH, "--backbone-only")
     assert done.code == 1
     assert done.err.strip().endswith("--backbone-only: Tiny has no module 'backbone'; name what to prune with --only")
+
+
+class Own(RetinaNet):
+    """A class with a forward of its own, which slim.pt does not know."""
+
+    def forward(self, images: Any, targets: Any = None) -> Any:
+        return super().forward(images, targets)
+
+
+def own() -> nn.Module:
+    model = detector("retinanet")
+    model.__class__ = Own
+    return model
+
+
+def test_a_class_of_ones_own_is_told_at_once_and_its_recipe_can_be_kept(run: Run) -> None:
+    made = "tests.cli.test_detectors:own"
+    asked = ("prune", made, *TORCH, "--params", "50%")
+    done = run(*asked, "-o", "slim.pt", "--recipe", "recipe.json")
+    assert done.code == 1
+    assert "slim.pt cannot hold this detector: " in done.err
+    assert "without --output and with --recipe" in done.err
+    assert not any(Path().glob("*.json"))
+    done = run(*asked, "--recipe", "recipe.json")
+    assert done.code == 0, done.err
+    assert "only its recipe is kept" in done.err
+    assert not any(Path().glob("*.pt"))
+    slim = mdp_fx.apply(own().eval(), mdp_fx.Recipe.load("recipe.json"))
+    assert type(slim) is Own
+    assert sum(p.numel() for p in slim.parameters()) < 0.6 * sum(p.numel() for p in own().parameters())
 
 
 def test_other_commands_take_it(run: Run) -> None:
