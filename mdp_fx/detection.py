@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_fx.errors import DataError, InputError, first_line
+from mdp_fx.graph.modes import eval_mode
 
 
 class DetectionScores(TypedDict):
@@ -50,10 +51,8 @@ def evaluate(
     metric = _metric()
     names = classes if classes is not None else getattr(getattr(loader, "dataset", None), "classes", ())
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    before = [(module, module.training) for module in model.modules()]
     images = 0
-    model.eval()
-    try:
+    with eval_mode(model):
         for done, batch in enumerate(loader):
             if done == batches:
                 break
@@ -62,9 +61,6 @@ def evaluate(
             _check_labels(found, len(names))
             metric.update(found, [_truth(each) for each in targets])
             images += len(targets)
-    finally:
-        for module, training in before:
-            module.training = training
     if not images:
         raise DataError("the data have no images to evaluate on")
     return _scores(metric.compute(), names, images)
