@@ -33,6 +33,7 @@ bench: $(VENV)/installed
 	$(BIN)/python bench/solver.py
 	$(BIN)/python bench/titan_v.py
 	$(BIN)/python bench/layer_masks.py
+	$(BIN)/python bench/detection.py
 	$(BIN)/python bench/detection_bccd.py
 
 bench-accuracy: $(VENV)/installed

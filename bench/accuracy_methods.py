@@ -22,8 +22,8 @@ OURS = ("mdp", "mgp", "mdlm", "halp", "uniform")
 RANDOM = "random"
 """mdp by random importance."""
 
-AT_ONCE = "mdp-once"
-"""mdp at once: all others of ours are pruned in steps, see bench/steps.py."""
+IN_STEPS = {"halp": "halp", "mdp-steps": "mdp"}
+"""Pruned in steps, see bench/steps.py: HALP's cost model needs it; mdp so beside mdp at once."""
 
 THEIRS = ("group-l2", "taylor", "isomorphic")
 """Torch-Pruning, bisected to the latency."""
@@ -31,12 +31,12 @@ THEIRS = ("group-l2", "taylor", "isomorphic")
 SCHEDULED = {"mdp-30": ("mdp", "hard"), "mdp-30-soft": ("mdp", "soft"), "halp-30": ("halp", "hard")}
 """In 30 steps while the network is trained: method and kind of mask."""
 
-IMPORTANCE = "taylor-group"
+IMPORTANCE = "taylor"
 """HALP's and MDP's: the absolute sum of gradient times parameter over a coupled group."""
 
 STEPS = 30
-UNSCHEDULED = (*OURS, AT_ONCE, RANDOM, *THEIRS)
-SMALL = ("mdp", "halp", "uniform", AT_ONCE, RANDOM, *THEIRS)
+UNSCHEDULED = (*OURS, "mdp-steps", RANDOM, *THEIRS)
+SMALL = ("mdp", "halp", "uniform", "mdp-steps", RANDOM, *THEIRS)
 METHODS = (*UNSCHEDULED, *SCHEDULED)
 THREADS = 1
 _PATH = 80
@@ -59,7 +59,7 @@ def prune(
     """A pruned network that takes `share` of the dense latency.
 
     Args:
-        method: one of `OURS`, `AT_ONCE` or `RANDOM`.
+        method: one of `OURS` and `IN_STEPS`, or `RANDOM`.
         dense: the trained network, on the CPU; left unchanged.
         inputs: of the batch that latency counts at.
         share: of the dense latency.
@@ -67,13 +67,13 @@ def prune(
         step: channel step.
         seed: of `RANDOM`.
     """
-    steps = 1 if method == AT_ONCE else steps_to(share)
+    steps = steps_to(share) if method in IN_STEPS else 1
     kind, data = ("random", None) if method == RANDOM else (IMPORTANCE, batches)
 
     def score(network: nn.Module) -> mdp_fx.Scores:
         return mdp_fx.score(network, inputs, importance=kind, data=data, seed=seed)
 
-    searched = method if method in OURS else "mdp"
+    searched = "mdp" if method == RANDOM else IN_STEPS.get(method, method)
     options: dict[str, Any] = {"method": searched, "threads": THREADS, "step": step}
     return prune_in_steps(dense, inputs, share, steps=steps, score=score, **options)[-1].module
 

@@ -1,116 +1,56 @@
-"""Does every detector of torchvision come out slim, of its own class? `python bench/detection.py [DETECTOR ...]`
+"""Does every detector come out slim, of its own class? `python bench/detection.py [--threads N] [DETECTOR ...]`
 
-Per detector: a full prune at 50 % of its latency on the processor, losses in train mode, boxes in eval mode, raw maps
-against the zeroed dense detector in float64, slim.pt there and back, ONNX of the tensor part and of the whole. Beside
-it Torch-Pruning on the same detector: whether what it leaves detects and trains, whether the heads shrank, and seconds.
-The weights are random and the images small: this is about structure and latency, not about accuracy.
+Per detector of torchvision, and those of ours: a full prune at 50 % of its latency on the processor; then of the slim
+detector its losses in train mode, its boxes in eval mode, its raw maps in float64 against the zeroed dense ones,
+slim.pt there and back, and ONNX of the tensor part and of the whole. Beside it half of every channel group, by our
+passes and by Torch-Pruning: whether what is left detects and trains, whether the heads shrank, and seconds.
+
+Weights are random and images small: this is about structure and latency, not about accuracy. A row is saved as soon as
+it is there; those that are there are not made again unless they are named. `ok` says that the limits below hold.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from torch import Tensor, nn
-from torchvision.models import detection
+from torch import nn
 
-from bench.common import load, save
-from bench.coverage_row import explain
-from bench.peers import count, theirs
+from bench.common import load, machine, save
+from bench.detection_networks import BOXES, SIDES, boxes, detect, head_channels, head_parameters, images, losses, make
+from bench.detection_peers import attempt, halved
+from bench.peers import count
 from mdp_fx.api import PruneResult, prune
 from mdp_fx.checkpoint import load_slim, save_slim
 from mdp_fx.detectors.onnx import export_onnx
-from mdp_fx.detectors.put_back import put_back
-from mdp_fx.detectors.tensor_part import join
-from mdp_fx.graph.axes import free_dims
-from mdp_fx.pipeline import analyse, rewrite
-from tests.pruning import randomise, reference, tensors
+from mdp_fx.detectors.subject import subject_of
+from mdp_fx.pipeline import analyse
+from tests.pruning import reference, tensors
 
-SIDES = {
-    "ssd300_vgg16": 300,
-    "ssdlite320_mobilenet_v3_large": 128,
-    "retinanet_resnet50_fpn": 128,
-    "retinanet_resnet50_fpn_v2": 128,
-    "fcos_resnet50_fpn": 128,
-    "fasterrcnn_mobilenet_v3_large_320_fpn": 128,
-    "fasterrcnn_mobilenet_v3_large_fpn": 128,
-    "fasterrcnn_resnet50_fpn": 128,
-    "fasterrcnn_resnet50_fpn_v2": 128,
-    "maskrcnn_resnet50_fpn": 128,
-    "maskrcnn_resnet50_fpn_v2": 128,
-    "keypointrcnn_resnet50_fpn": 128,
-}
-"""Side of the images for each detector."""
-
-HEADS = ("head.", "rpn.", "roi_heads.")
 SHARE = 0.5
-STEP = 32
-KEYPOINTS = 17
-
-
-def make(name: str) -> nn.Module:
-    """A detector with random weights, none of which are zero, that leaves images at their size."""
-    torch.manual_seed(0)
-    sizes = {} if name.startswith("ssd") else {"min_size": SIDES[name], "max_size": SIDES[name]}
-    # Random weights are sure of nothing: whatever they find is to be seen.
-    threshold = {"box_score_thresh" if "rcnn" in name else "score_thresh": 0.0}
-    return randomise(getattr(detection, name)(weights=None, weights_backbone=None, **sizes, **threshold)).eval()
-
-
-def images(name: str, count: int) -> Tensor:
-    """Random images for a detector."""
-    return torch.rand(count, 3, SIDES[name], SIDES[name], generator=torch.Generator().manual_seed(1))
-
-
-def loss_of(model: nn.Module, name: str) -> float:
-    """The sum of a detector's losses on two images, after a backward pass."""
-    side = SIDES[name]
-    target = {
-        "boxes": torch.tensor([[0.1, 0.2, 0.7, 0.8]]) * side,
-        "labels": torch.tensor([1]),
-        "masks": torch.ones(1, side, side, dtype=torch.uint8),
-        "keypoints": torch.cat([torch.full((1, KEYPOINTS, 2), 0.5 * side), torch.ones(1, KEYPOINTS, 1)], 2),
-    }
-    model.train()
-    losses = model(list(images(name, 2)), [dict(target) for _ in range(2)])
-    total = torch.stack([value.sum() for value in losses.values()]).sum()
-    total.backward()
-    model.zero_grad()
-    model.eval()
-    if not torch.isfinite(total):
-        msg = f"the loss is {float(total.detach())}"
-        raise ValueError(msg)
-    return float(total.detach())
-
-
-def detect(model: nn.Module, name: str) -> list[dict[str, Tensor]]:
-    """What a detector finds in two images of another size than it was pruned for."""
-    side = SIDES[name]
-    with torch.no_grad():
-        found: list[dict[str, Tensor]] = model.eval()([images(name, 1)[0, :, :, : side - 9], images(name, 2)[1]])
-    return found
+STEP = 64
+LIMITS: dict[str, Any] = {"latency_over_asked": [0.95, 1.02], "parity": 1e-10, "onnx": 1e-3}
+"""What must hold: latency over what was asked, and the largest errors relative to the largest value of a map."""
 
 
 def parity(model: nn.Module, result: PruneResult, name: str) -> float:
     """Largest error of the slim raw maps in float64 against the zeroed dense ones, over the largest value."""
-    wide = copy.deepcopy(model).double()
-    part, inputs = join(wide, (images(name, 1).double(),))
-    analysis = analyse(part, inputs)
-    kept, removed = result.recipe.kept, result.recipe.removed_blocks
-    made = put_back(wide, part, analysis, rewrite(analysis, kept, removed))
-    again, _ = join(made, (images(name, 1).double(),))
+    given = (images(name, 1).double(),)
+    dense = subject_of(copy.deepcopy(model).double(), given)
+    slim = subject_of(copy.deepcopy(result.module).double(), given)
+    analysis = analyse(dense.module, dense.inputs)
+    inputs = analysis.graph.example_inputs
     with torch.no_grad():
-        given = analysis.graph.example_inputs
-        expected = tensors(reference(analysis, kept, removed).run(*given))
-        found = tensors(again(*given))
+        expected = tensors(reference(analysis, result.recipe.kept, result.recipe.removed_blocks).run(*inputs))
+        found = tensors(slim.module(*inputs))
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(expected, found, strict=True))
 
 
@@ -122,55 +62,25 @@ def round_trip(slim: nn.Module, result: PruneResult, name: str, folder: Path) ->
     return type(loaded) is type(slim) and all(torch.equal(one[key], other[key]) for one, other in pairs for key in one)
 
 
-def heads(model: nn.Module) -> int:
-    """Parameters outside of the backbone."""
-    return sum(p.numel() for path, p in model.named_parameters() if path.startswith(HEADS))
+def whole_onnx(model: nn.Module, slim: nn.Module, name: str, path: Path) -> dict[str, Any]:
+    """ONNX from one image to its boxes, which counts only where torchvision's own detector can have it."""
+    found = attempt(lambda: export_onnx(slim, images(name, 1), path, force=True, whole=True).max_rel_error)
+    if not found["ok"]:
+        dense = attempt(lambda: export_onnx(model, images(name, 1), path, force=True, whole=True).max_rel_error)
+        found["dense"] = {key: dense[key] for key in dense if key != "value"}
+    return found
 
 
-def attempt(work: Callable[[], Any]) -> dict[str, Any]:
-    """What comes of work: its value, or the reason why there is none, and seconds."""
-    begin = time.perf_counter()
-    try:
-        found: dict[str, Any] = {"ok": True, "value": work()}
-    except Exception as failure:  # noqa: BLE001 - whatever fails is the result
-        found = {"ok": False, "reason": explain(failure)}
-    return found | {"seconds": round(time.perf_counter() - begin, 2)}
-
-
-def last_layers(model: nn.Module, name: str) -> list[str]:
-    """Layers whose channels are outputs, as our types say: Torch-Pruning has to be told."""
-    part, inputs = join(model, (images(name, 1),))
-    graph = analyse(part, inputs).graph
-    frozen = [
-        path.rpartition(".")[0] for path, tensor, types in graph.stored() if tensor.ndim > 1 and not free_dims(types[0])
-    ]
-    return list(dict.fromkeys(frozen))
-
-
-def beside(model: nn.Module, name: str) -> dict[str, Any]:
-    """Torch-Pruning on the same detector: half of every group."""
-    dense, dense_heads = count(model), heads(model)
-    run = attempt(lambda: theirs(model, (images(name, 1),), last_layers(model, name)).network)
-    if not run["ok"]:
-        return run
-    pruned = run.pop("value")
-    return run | {
-        "parameters": count(pruned) / dense,
-        "head_parameters": heads(pruned) / dense_heads,
-        "detects": attempt(lambda: len(detect(pruned, name))),
-        "trains": attempt(lambda: loss_of(pruned, name)),
-    }
-
-
-def row(name: str) -> dict[str, Any]:
+def row(name: str, threads: int) -> dict[str, Any]:
     """All that is asked of one detector."""
     model = make(name)
     begin = time.perf_counter()
-    result = prune(model, images(name, 1), latency=SHARE, threads=1, step=STEP, name=name)
+    result = prune(model, images(name, 1), latency=SHARE, threads=threads, step=STEP, name=name)
     seconds = time.perf_counter() - begin
     slim, latency = result.module, result.report.latency
     with tempfile.TemporaryDirectory() as folder:
-        return {
+        path = Path(folder) / "detector.onnx"
+        facts: dict[str, Any] = {
             "side": SIDES[name],
             "seconds": round(seconds, 1),
             "stages": {stage: round(value, 2) for stage, value in result.report.seconds.items()},
@@ -178,31 +88,79 @@ def row(name: str) -> dict[str, Any]:
             "asked_ms": latency.asked_ms,
             "predicted_ms": latency.predicted_ms,
             "measured_ms": latency.measured_ms,
+            "disturbed": latency.disturbed,
             "parameters": count(slim) / count(model),
-            "head_parameters": heads(slim) / heads(model),
+            "head_parameters": head_parameters(slim) / head_parameters(model),
+            "head_channels": head_channels(slim) / head_channels(model),
             "removed_blocks": list(result.recipe.removed_blocks),
             "same_class": type(slim) is type(model),
-            "trains": attempt(lambda: loss_of(slim, name)),
-            "detects": attempt(lambda: len(detect(slim, name))),
             "parity": attempt(lambda: parity(model, result, name)),
             "round_trip": attempt(lambda: round_trip(slim, result, name, Path(folder))),
-            "onnx": attempt(lambda: export_onnx(slim, images(name, 1), Path(folder) / "part.onnx").max_rel_error),
-            "whole_onnx": attempt(
-                lambda: export_onnx(slim, images(name, 1), Path(folder) / "whole.onnx", whole=True).max_rel_error
-            ),
-            "torch_pruning": attempt(lambda: beside(model, name)),
+            "onnx": attempt(lambda: export_onnx(slim, images(name, 1), path).max_rel_error),
+            "whole_onnx": whole_onnx(model, slim, name, path),
+            "detects": attempt(lambda: boxes(slim, name)),
+            "trains": attempt(lambda: losses(slim, name)),
+            "halved": halved(model, name),
         }
+    failed = misses(facts)
+    return {"ok": not failed, "failed": failed} | facts
 
 
-def main(names: list[str]) -> None:
+def misses(facts: dict[str, Any]) -> list[str]:
+    """Names of what does not hold."""
+    low, high = LIMITS["latency_over_asked"]
+    whole = facts["whole_onnx"]
+    held = {
+        "latency": low <= facts["measured_ms"] / facts["asked_ms"] <= high,
+        "smaller": facts["parameters"] < 1,
+        "same_class": facts["same_class"],
+        "parity": facts["parity"]["ok"] and facts["parity"]["value"] <= LIMITS["parity"],
+        "round_trip": facts["round_trip"]["ok"] and facts["round_trip"]["value"],
+        "onnx": facts["onnx"]["ok"] and facts["onnx"]["value"] <= LIMITS["onnx"],
+        "whole_onnx": whole["value"] <= LIMITS["onnx"] if whole["ok"] else not whole["dense"]["ok"],
+        "detects": facts["detects"]["ok"],
+        "trains": facts["trains"]["ok"],
+    }
+    return [name for name, holds in held.items() if not holds]
+
+
+def told(name: str, found: dict[str, Any]) -> str:
+    """A row in one line."""
+    if "reason" in found:
+        return f"{name}: {found['reason']}"
+    verdict = "ok" if found["ok"] else f"FAILED: {', '.join(found['failed'])}"
+    over = found["measured_ms"] / found["asked_ms"]
+    ways = ", ".join(f"{way} {'ok' if each['ok'] else 'fails'}" for way, each in found["halved"].items())
+    return f"{name}: {verdict}; {found['seconds']} s, {over:.3f} of the latency asked; halved: {ways}"
+
+
+def main() -> None:
     """Adds rows to bench/results/detection.json."""
-    rows = load("detection").get("detectors", {})
-    for name in names or SIDES:
-        print(name, flush=True)
-        rows[name] = attempt(lambda name=name: row(name))  # type: ignore[misc]
-        save("detection", {"share": SHARE, "step": STEP, "detectors": rows}, quiet=True)
-    print("wrote bench/results/detection.json")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("detectors", nargs="*", metavar="DETECTOR", help="make these rows, anew where they are there")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads of latency and of torch")
+    parser.add_argument("--name", default="detection", help="of the JSON file")
+    given = parser.parse_args()
+    unknown = sorted(set(given.detectors) - set(SIDES))
+    if unknown:
+        parser.error(f"there is no detector {unknown[0]}; there are {', '.join(SIDES)}")
+    torch.set_num_threads(given.threads)
+    settings = {"share": SHARE, "step": STEP, "threads": given.threads, "boxes": BOXES, "limits": LIMITS}
+    before = load(given.name)
+    same = before.get("settings") == settings and before.get("machine") == machine()
+    rows: dict[str, Any] = before.get("detectors", {}) if same else {}
+    for name in given.detectors or [name for name in SIDES if name not in rows]:
+        begin = time.perf_counter()
+        done = attempt(lambda name=name: row(name, given.threads))  # type: ignore[misc]
+        found = done["value"] if done["ok"] else {"ok": False, "failed": ["prune"], "reason": done["reason"]}
+        rows[name] = found | {"all_seconds": round(time.perf_counter() - begin, 1)}
+        ordered = {name: rows[name] for name in SIDES if name in rows}
+        save(given.name, {"settings": settings, "detectors": ordered}, quiet=True)
+        print(told(name, rows[name]), flush=True)
+    failed = [name for name in SIDES if not rows.get(name, {}).get("ok")]
+    print(f"{len(SIDES) - len(failed)} of {len(SIDES)} detectors hold all limits", *failed)
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

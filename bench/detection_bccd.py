@@ -41,7 +41,7 @@ LEARNING_RATE = 1e-3
 FINE_TUNE_RATE = 5e-4
 WARM_UP = 0.15
 SHARE = 0.5
-IMPORTANCE = "taylor-group"
+IMPORTANCE = "taylor"
 THREADS = 1
 
 
@@ -139,7 +139,7 @@ def pruned(
         return scores if network is detector else scored(network, data)
 
     options: dict[str, Any] = {
-        "steps": steps_to(SHARE),
+        "steps": steps_to(SHARE) if method == "halp" else 1,
         "score": score,
         "method": method,
         "threads": THREADS,

@@ -48,7 +48,7 @@ class PruneResult:
     """What `prune` returns.
 
     Attributes:
-        module: the slim network, in eval mode: a graph, or a detector of the same class as the dense one.
+        module: the slim network: a graph in eval mode, or a detector of the class and in the mode of the dense one.
         recipe: what was kept and removed; `apply` repeats it on the same dense network.
         report: the facts of the run.
         space: the search space that was decided on, with the budgets that the solver was given (latency a little below
@@ -110,7 +110,7 @@ def prune(
         method: "mdp", "mgp", "mdlm", "halp" or "uniform".
         importance: one of `mdp_fx.passes.importance.KINDS`; "taylor" by default with data, "l2" without.
         data: batches of (inputs, targets), for the kinds that need them.
-        loss: of (outputs, targets), cross-entropy by default.
+        loss: of (outputs, targets), cross-entropy by default; a detector is scored by its own losses.
         scores: importance that was made before, in place of the three above.
         step: channel step.
         keep: patterns of module names to leave alone.

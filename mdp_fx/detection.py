@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_fx.errors import DataError, InputError, first_line
+from mdp_fx.graph.modes import eval_mode
 
 
 class DetectionScores(TypedDict):
@@ -48,23 +49,20 @@ def evaluate(
         InputError: the model gives no boxes, or a package is missing.
     """
     metric = _metric()
+    names = classes if classes is not None else getattr(getattr(loader, "dataset", None), "classes", ())
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    before = [(module, module.training) for module in model.modules()]
     images = 0
-    model.eval()
-    try:
+    with eval_mode(model):
         for done, batch in enumerate(loader):
             if done == batches:
                 break
             inputs, targets = _checked(batch)
-            metric.update(_detect(model, [image.to(device) for image in inputs]), [_truth(each) for each in targets])
+            found = _detect(model, [image.to(device) for image in inputs])
+            _check_labels(found, len(names))
+            metric.update(found, [_truth(each) for each in targets])
             images += len(targets)
-    finally:
-        for module, training in before:
-            module.training = training
     if not images:
         raise DataError("the data have no images to evaluate on")
-    names = classes if classes is not None else getattr(getattr(loader, "dataset", None), "classes", ())
     return _scores(metric.compute(), names, images)
 
 
@@ -103,6 +101,14 @@ def _detect(model: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
         kind = type(found).__name__
         raise InputError(f"the network gives a {kind}, not boxes, scores and labels for each image: it is no detector")
     return [{name: each[name].cpu() for name in wanted} for each in found]
+
+
+def _check_labels(found: Sequence[Mapping[str, Tensor]], classes: int) -> None:
+    """Where classes have names, what is found must be of them: another network's labels mean other things."""
+    largest = max((int(each["labels"].max()) for each in found if len(each["labels"])), default=0)
+    if 0 < classes < largest:
+        what = f"the network finds objects of label {largest}, and the data have {classes} classes"
+        raise InputError(f"{what}: they are not those that it was trained on")
 
 
 def _truth(target: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from mdp_fx.errors import DataError, first_line, one_of
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+
+_OF_ONE_CLASS = re.compile(r".+ (-1|0|1)")
+"""A line of a split that VOC has for each class: whether the image has objects of it. The split's images are all."""
 
 Sample = tuple[Any, dict[str, Any]]
 
@@ -69,6 +73,9 @@ class VocDetection(Dataset[Sample]):
         self._transforms = transforms
         self._objects = [_read_annotation(self._root, name) for name in self.names]
         self._images = [_image_of(self._root, name) for name in self.names]
+        twice = next((name for i, name in enumerate(self.classes) if name in self.classes[:i]), None)
+        if twice is not None:
+            raise DataError(f"the classes name {twice!r} twice")
         labels = {name: i for i, name in enumerate(self.classes, start=1)}
         for name, objects in zip(self.names, self._objects, strict=True):
             for each in objects.names:
@@ -164,7 +171,8 @@ def _transforms(size: tuple[int, int] | None, augment: bool) -> Callable[[Any, A
         steps.append(v2.Resize(size, antialias=True))
     if augment:
         steps.append(v2.RandomPhotometricDistort())
-    steps += [v2.ToDtype(torch.float32, scale=True), v2.SanitizeBoundingBoxes(labels_getter=_per_object)]
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.ClampBoundingBoxes()]
+    steps.append(v2.SanitizeBoundingBoxes(labels_getter=_per_object))
     composed: Callable[[Any, Any], Sample] = v2.Compose(steps)
     return composed
 
@@ -203,8 +211,10 @@ def _split_names(root: Path, split: str) -> tuple[str, ...]:
     if not path.is_file():
         known = sorted(each.stem for each in folder.glob("*.txt"))
         raise DataError(f"there is no split {split!r} in {folder}{one_of(split, known, 'there are')}")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     names = tuple(line.strip() for line in lines if line.strip())
+    if all(map(_OF_ONE_CLASS.fullmatch, names)):
+        names = tuple(name.rpartition(" ")[0].strip() for name in names)
     if not names:
         raise DataError(f"{path} names no images")
     return names
@@ -229,7 +239,9 @@ def _read_annotation(root: Path, name: str) -> _Objects:
     path = _annotation(root, name)
     try:
         content = VOCDetection.parse_voc_xml(ElementTree.parse(path).getroot())["annotation"]
-        found = [each for each in content.get("object", ()) if isinstance(each, dict)]
+        if not isinstance(content, dict):
+            raise ValueError("it has text in place of elements")
+        found = content.get("object", [])
         boxes = [[float(each["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax")] for each in found]
         names = tuple(str(each["name"]) for each in found)
         difficult = tuple(each.get("difficult", "0") == "1" for each in found)
@@ -237,7 +249,7 @@ def _read_annotation(root: Path, name: str) -> _Objects:
             raise ValueError("a box has no finite corners")
     except FileNotFoundError as error:
         raise DataError(f"there is no annotation {path}") from error
-    except (ElementTree.ParseError, KeyError, TypeError, ValueError, OSError) as error:
+    except (ElementTree.ParseError, LookupError, TypeError, ValueError, OSError) as error:
         msg = f"cannot read {path} as a VOC annotation: {type(error).__name__}: {first_line(error)}"
         raise DataError(msg) from error
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)

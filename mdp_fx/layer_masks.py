@@ -10,11 +10,9 @@ the block goes, as in the networks that HALP and MDP build; the channels that it
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from mdp_fx.detectors.subject import subject_of
 from mdp_fx.errors import RecipeError
 from mdp_fx.graph.axes import Axis, BoolArray, Dim
 from mdp_fx.graph.axis_sizes import kept_mask, occurrences
-from mdp_fx.mask_file import check_mask, read_masks
+from mdp_fx.mask_file import MaskFile, load_mask_file, named_masks
 from mdp_fx.passes.base import Stage, silent
 from mdp_fx.passes.channel_groups import find_frozen, owner
 from mdp_fx.passes.choices import Analysis
@@ -61,7 +59,7 @@ class MaskedResult:
 
 def apply_masks(
     model: nn.Module,
-    masks: Mapping[str, Tensor] | str | os.PathLike[str],
+    masks: Mapping[Any, Tensor] | MaskFile | str | os.PathLike[str],
     example_inputs: Any,
     *,
     front_end: Choice = "auto",
@@ -74,7 +72,8 @@ def apply_masks(
 
     Args:
         model: the dense network; left unchanged.
-        masks: a mask file, or zeros and ones by layer name, with or without a leading "module.".
+        masks: a mask file, or zeros and ones by layer name, with or without a leading "module."; a tuple of names
+            stands for each of its layers.
         example_inputs: a tensor, or the positional arguments of its forward.
         front_end: "symbolic", "export", or "auto": the first of them that can follow the model.
         stage: called with the name of each stage as it starts.
@@ -83,13 +82,12 @@ def apply_masks(
         InputError: the file is no mask file.
         RecipeError: the masks do not fit the network, or one another; the message names the layers.
     """
-    found: dict[str, Tensor]
-    source = {"source": "Python"}
     if isinstance(masks, str | os.PathLike):
-        found = read_masks(masks)
-        source = {"source": Path(masks).name, "sha256": hashlib.sha256(Path(masks).read_bytes()).hexdigest()}
+        masks = load_mask_file(masks)
+    if isinstance(masks, MaskFile):
+        found, source = masks.masks, {"source": masks.name, "sha256": masks.sha256}
     else:
-        found = {name: check_mask(mask, name, "masks") for name, mask in masks.items()}
+        found, source = named_masks(masks, "the masks"), {"source": "Python"}
     inputs = as_inputs(example_inputs)
     subject = subject_of(model, inputs)
     analysis = analyse(subject.module, subject.inputs, front_end=front_end, stage=stage)

@@ -15,9 +15,9 @@ from mdp_fx.passes.arguments import check_whole
 from mdp_fx.passes.base import Stage, silent
 from mdp_fx.passes.choices import Analysis, Choices, choose
 from mdp_fx.passes.front_end import Choice
-from mdp_fx.passes.importance import LayerImportance, Loss, check_kind
+from mdp_fx.passes.importance import NEEDS, LayerImportance, Loss, check_kind
 from mdp_fx.passes.importance import score as score_units
-from mdp_fx.pipeline import as_inputs
+from mdp_fx.pipeline import as_inputs, rewrite
 from mdp_fx.recipe import fingerprint
 from mdp_fx.run_report import versions
 from mdp_fx.scores import Scores
@@ -70,10 +70,11 @@ def score(
     check_kind(kind)
     check_whole("batches", batches, 1)
     subject = subject_of(model, as_inputs(example_inputs))
+    _check_scoring(subject, kind, loss)
     analysis = subject.analyse(front_end, stage=stage)
     check_finite(model)
     stage("score importance")
-    scored, loss = subject.scored(kind, loss)
+    scored, loss = subject.scored(loss)
     read = 0
 
     def counted(done: int, total: int, text: str) -> None:
@@ -118,14 +119,49 @@ def analyse_and_score(
     Raises:
         MdpFxError: one line that says what, where and what to do.
     """
+    if scores is None:
+        _check_scoring(subject, importance, loss)
     analysis = subject.analyse(front_end, all_examples=all_examples, stage=stage)
     check_finite(subject.model)
     choices = choose(analysis, step, keep, only)
+    if subject.is_part:
+        stage("try the smallest sizes")
+        _check_widths(subject, analysis, choices)
     if scores is not None:
         return analysis, choices, scores.of(fingerprint(subject.model), analysis.graph, analysis.groups)
     stage("score importance")
-    model, loss = subject.scored(importance, loss)
+    model, loss = subject.scored(loss)
     found = score_units(
         analysis.graph, analysis.groups, importance, model=model, data=data, loss=loss, seed=seed, progress=progress
     )
     return analysis, choices, found
+
+
+def _check_scoring(subject: Subject, importance: str, loss: Loss | None) -> None:
+    """Refuses what a detector cannot be scored by: its losses come from its own forward, of images and targets.
+
+    Raises:
+        InputError: activations, or a loss of one's own.
+    """
+    if not subject.is_part:
+        return
+    name = type(subject.model).__name__
+    if loss is not None:
+        raise InputError(f"{name} is a detector, which is scored by its own losses: leave out the loss (--loss)")
+    if NEEDS.get(importance) == "activations":
+        what = f"{importance} importance needs a network that can be traced whole, and {name} is a detector"
+        raise InputError(f"{what}: score it by its losses (--importance taylor) or by its weights (--importance l2)")
+
+
+def _check_widths(subject: Subject, analysis: Analysis, choices: Choices) -> None:
+    """Makes the slim detector of the smallest sizes, before anything is measured.
+
+    Raises:
+        ModelError: it counts on a number of channels; the message says where.
+    """
+    sizes = {
+        each.name: each.sizes[-1] if each.name in choices.held else next(filter(None, each.sizes))
+        for each in choices.dimensions
+    }
+    kept = {name: list(range(size)) for name, size in sizes.items()}
+    subject.returned(analysis, rewrite(analysis, kept, ()))

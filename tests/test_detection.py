@@ -118,6 +118,12 @@ def test_networks_that_are_no_detectors() -> None:
         evaluate(nn.Identity(), data)
 
 
+def test_a_label_that_the_data_do_not_have_is_told() -> None:
+    data = batch(target(boxes(SQUARE), [1]))
+    with pytest.raises(InputError, match="the network finds objects of label 87, and the data have 2 classes"):
+        evaluate(Told([answer(boxes(SQUARE, OTHER), [1, 87])]), data, classes=["cat", "dog"])
+
+
 def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchmetrics.detection", None)
     with pytest.raises(InputError, match=r"mdp-fx\[detection\]"):

@@ -97,6 +97,14 @@ def test_a_box_without_area_is_left_out(tmp_path: Path) -> None:
     assert (target["labels"].tolist(), target["iscrowd"].tolist()) == ([2], [0])
 
 
+def test_a_box_that_reaches_past_the_image_ends_there(tmp_path: Path) -> None:
+    objects = [("x", (5, 5, 25, 9), False), ("x", (3, 3, 9, 40), False)]
+    root = write_voc(tmp_path / "voc", {"a": objects}, {"train": ["a"]})
+    for size in (None, (16, 24)):
+        ((_, (target,)),) = voc_loader(str(root), size, batch_size=1)
+        assert target["boxes"].tolist() == [[4, 4, 24, 9], [2, 2, 9, 16]]
+
+
 def test_data_specs_name_a_folder_and_a_split(voc: Path) -> None:
     ((images, targets),) = load_loader(f"voc:{voc}", (3, 32, 32), batch_size=8, seed=0)
     assert tuple(images.shape) == (3, 3, 32, 32)
@@ -155,10 +163,18 @@ def test_splits_that_are_not_there(voc: Path) -> None:
     assert message(voc, "test").endswith("test.txt names no images")
 
 
+def test_splits_with_a_byte_order_mark_and_those_of_one_class(voc: Path) -> None:
+    (voc / "ImageSets" / "Main" / "marked.txt").write_text("a\nb\n", encoding="utf-8-sig")
+    assert VocDetection(voc, "marked").names == ("a", "b")
+    (voc / "ImageSets" / "Main" / "cat_train.txt").write_text("a  1\nb -1\nc  0\n")
+    assert VocDetection(voc, "cat_train").names == ("a", "b", "c")
+
+
 def test_annotations_that_do_not_fit(voc: Path) -> None:
     assert message(voc, classes=["cat", "birds", "dogs"]) == (
         f"{voc / 'Annotations' / 'a.xml'} has an object of class 'dog'; did you mean 'dogs'?"
     )
+    assert message(voc, classes=["cat", "dog", "cat"]) == "the classes name 'cat' twice"
     assert message(voc, classes=["cat"]).endswith("has an object of class 'dog'; the classes are cat")
     (voc / "JPEGImages" / "b.png").unlink()
     assert (
@@ -168,7 +184,9 @@ def test_annotations_that_do_not_fit(voc: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["<annotation>", "", "<annotation><object><name>cat</name></object></annotation>", "<other/>"]
+    ["<annotation>", "", "<annotation>hello</annotation>", "<annotation><object>cat</object></annotation>"]
+    + ['<?xml version="1.0" encoding="foo"?><annotation/>']
+    + ["<annotation><object><name>cat</name></object></annotation>", "<other/>"]
     + [annotation("a", OBJECTS["a"]).replace("<xmin>1</xmin>", f"<xmin>{x}</xmin>") for x in ("", "one", "nan")],
 )
 def test_damaged_annotations_are_one_line(voc: Path, text: str) -> None:

@@ -197,6 +197,13 @@ def test_the_recipe_says_where_the_structure_comes_from_and_can_be_repeated(
     assert loaded.report["source"] == "Python"
 
 
+def test_group_masks_from_python_belong_to_each_of_their_layers(network: nn.Module, inputs: Tensor) -> None:
+    some = keep(6, 0, 3, 5)
+    alone = apply_masks(network, {"one.conv1": some}, inputs)
+    grouped = apply_masks(network, {("one.conv1",): some}, inputs)
+    assert grouped.recipe.kept == alone.recipe.kept
+
+
 def test_the_dense_network_stays_as_it_was(network: nn.Module, inputs: Tensor) -> None:
     before = copy.deepcopy(network.state_dict())
     apply_masks(network, SOME | NO_TWO, inputs)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mdp_fx.errors import MdpFxError
-from mdp_fx.mask_file import is_mask_file, read_masks
+from mdp_fx.mask_file import is_mask_file, named_masks, read_masks
 
 MASK = torch.tensor([1.0, 0.0, 1.0])
 
@@ -71,6 +71,9 @@ def test_other_files_are_no_mask_files(tmp_path: Path) -> None:
         ({"conv": MASK * float("nan")}, "m.pkl: the mask of layer 'conv' has entries other than 0 and 1"),
         ({"conv": torch.ones(3, 2)}, "m.pkl: the mask of layer 'conv' is 3x2, not one entry per output channel"),
         ({"conv": torch.ones(0)}, "m.pkl: the mask of layer 'conv' is 0, not one entry per output channel"),
+        ({"conv": torch.ones(1).expand(10**13)}, "m.pkl: the mask of layer 'conv' says more than it holds"),
+        ({"conv": torch.ones(3, device="meta")}, "m.pkl needs torch._utils._rebuild_meta_tensor_no_storage"),
+        ({"conv": MASK * 1j}, "m.pkl: the mask of layer 'conv' has entries other than 0 and 1"),
         ({"conv": [1, 0]}, "m.pkl: the mask of layer 'conv' is list, not one entry per output channel"),
     ],
 )
@@ -83,6 +86,24 @@ def test_what_holds_no_masks_is_refused(
         read_masks("m.pkl")
     assert str(refused.value).startswith(says)
     assert not Path("made-by-the-pickle").exists()
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        MASK.to_sparse(),
+        torch.quantize_per_tensor(MASK, 1.0, 0, torch.quint8),
+        torch.ones(3, device="meta"),
+        torch.ones(1).expand(10**13),
+    ],
+    ids=["sparse", "quantised", "meta", "expanded"],
+)
+def test_tensors_of_other_kinds_are_no_masks(tmp_path: Path, mask: torch.Tensor) -> None:
+    with pytest.raises(MdpFxError, match=r"the mask of layer 'conv'"):
+        named_masks({"conv": mask}, "masks")
+    torch.save({"conv": mask}, tmp_path / "m.pkl")
+    with pytest.raises(MdpFxError):
+        read_masks(tmp_path / "m.pkl")
 
 
 def test_a_class_in_a_torch_save_file_is_refused(tmp_path: Path) -> None:

@@ -53,12 +53,12 @@ def command(
 
         if masks is not None:
             from mdp_fx.layer_masks import apply_masks
-            from mdp_fx.mask_file import read_masks
+            from mdp_fx.mask_file import load_mask_file
 
-            read_masks(masks)  # a file that holds none is told before the network is loaded
+            found = load_mask_file(masks)  # a file that holds none is told before the network is loaded
             loaded = options.load(model, arch, trust_pickle)
             inputs = options.make_inputs(shapes, batch, loaded)
-            result = apply_masks(loaded.module, masks, inputs, front_end=front_end, stage=reporter.stage)
+            result = apply_masks(loaded.module, found, inputs, front_end=front_end, stage=reporter.stage)
             slim, wanted = result.module, result.recipe
             facts = {"model": loaded.name, **result.report.to_json()}
             answer = tables.mask_tables(result.report, str(output), verbose=verbose)

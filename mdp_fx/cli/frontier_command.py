@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from mdp_fx.cli import options
+from mdp_fx.cli.pattern_options import pattern_options, patterns
 from mdp_fx.cli.score_options import load_scores, scores_option
 from mdp_fx.errors import InputError
 
@@ -51,7 +52,7 @@ class _Command(click.Command):
 @options.scoring_options
 @scores_option
 @options.step_option
-@options.pattern_options
+@pattern_options
 @options.seed_option
 @options.force_option
 @options.front_end_option
@@ -159,6 +160,7 @@ def _measure(
     step: int,
     keep: tuple[str, ...],
     only: tuple[str, ...],
+    backbone_only: bool,
     seed: int,
     front_end: Any,
     arch: str | None,
@@ -189,7 +191,7 @@ def _measure(
         scores=known,
         step=step,
         keep=keep,
-        only=only,
+        only=patterns(only, backbone_only, model.loaded.module),
         front_end=front_end,
         seed=seed,
         stage=reporter.stage,

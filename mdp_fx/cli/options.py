@@ -21,8 +21,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _SHAPE = re.compile(r"[1-9][0-9]*(x[1-9][0-9]*)*")
 DEFAULT_SHAPE = (3, 224, 224)
-BACKBONE = "backbone*"
-"""What torchvision's detectors and most others call it."""
 DTYPES = click.Choice(["float32", "float16", "bfloat16"])
 
 
@@ -187,25 +185,10 @@ def scoring_options(function: F) -> F:
         click.option(
             "--data",
             metavar="SPEC",
-            help="package.module:make_loader, or imagefolder:PATH, for taylor and all after it.",
+            help="package.module:make_loader, imagefolder:PATH or voc:PATH, for taylor and all after it.",
         ),
         click.option(
             "--loss", metavar="SPEC", help="package.module:function of (outputs, targets).  [default: cross-entropy]"
-        ),
-    )(function)
-
-
-def pattern_options(function: F) -> F:
-    """What of the network may be pruned."""
-    return stack(
-        click.option("--keep", metavar="PATTERN", multiple=True, help="Modules to leave alone, repeatable."),
-        click.option("--only", metavar="PATTERN", multiple=True, help="Modules to prune, repeatable."),
-        click.option(
-            "--backbone-only",
-            "only",
-            flag_value=BACKBONE,
-            multiple=True,
-            help="Prune the backbone alone, as --only 'backbone*'.",
         ),
     )(function)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mdp_fx.cli import options
+from mdp_fx.cli.pattern_options import pattern_options, patterns
 from mdp_fx.cli.score_options import load_scores, scores_option
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @click.command("prune")
@@ -24,7 +28,7 @@ from mdp_fx.cli.score_options import load_scores, scores_option
 @scores_option
 @options.method_option("uniform")
 @options.step_option
-@options.pattern_options
+@pattern_options
 @options.restrictions
 @options.max_removed_option
 @options.gap_option("0.1%")
@@ -68,6 +72,7 @@ def command(
     step: int,
     keep: tuple[str, ...],
     only: tuple[str, ...],
+    backbone_only: bool,
     min_keep: float | None,
     fixed: dict[str, int],
     keep_blocks: tuple[str, ...],
@@ -97,7 +102,7 @@ def command(
 
     given = {"latency": latency, "params": params, "macs": macs}
     budgets: dict[str, Any] = {what: parse_budget(text, what) for what, text in given.items() if text is not None}
-    slim_path = output or Path(f"{_stem(model)}-slim.pt")
+    slim_path: Path | None = output or Path(f"{_stem(model)}-slim.pt")
     outputs = {"--output": slim_path, "--onnx": onnx, "--recipe": recipe, "--save-space": save_space}
     options.check_outputs(outputs, force, [model, *([scores] if scores is not None else [])])
     known = load_scores(scores)
@@ -113,12 +118,19 @@ def command(
             click.echo(f"mdp-fx: {model} is a slim network already; it is pruned further", err=True)
 
         from mdp_fx.api import prune
-        from mdp_fx.checkpoint import check_savable, save_slim
+        from mdp_fx.checkpoint import save_slim
         from mdp_fx.detectors.onnx import export_onnx
+        from mdp_fx.errors import ModelError
         from mdp_fx.example_inputs import random_inputs, recipe_types
         from mdp_fx.files import together
         from mdp_fx.report.tables import prune_tables
 
+        if (refusal := _unsavable(loaded.module, inputs)) is not None:
+            if output is not None or recipe is None:
+                hint = "without --output and with --recipe the recipe is written, which mdp_fx.apply applies in Python"
+                raise ModelError(f"slim.pt cannot hold this detector: {refusal}; {hint}")
+            click.echo(f"mdp-fx: slim.pt cannot hold this detector, only its recipe is kept: {refusal}", err=True)
+            slim_path = None
         result = prune(
             loaded.module,
             inputs,
@@ -134,7 +146,7 @@ def command(
             scores=known,
             step=step,
             keep=keep,
-            only=only,
+            only=patterns(only, backbone_only, loaded.module),
             min_keep=min_keep,
             fixed=fixed,
             keep_blocks=keep_blocks,
@@ -151,10 +163,10 @@ def command(
         if not device.can_run:
             inputs = random_inputs(result.recipe.input_shapes, recipe_types(result.recipe))  # few: one may be exported
         reporter.stage("write")
-        check_savable(result.module)
         with together():
             parity = export_onnx(result.module, inputs, onnx, force) if onnx is not None else None
-            save_slim(slim_path, result.module, result.recipe, result.report.to_json())
+            if slim_path is not None:
+                save_slim(slim_path, result.module, result.recipe, result.report.to_json())
             if recipe is not None:
                 result.recipe.save(recipe)
             if save_space is not None:
@@ -166,6 +178,19 @@ def command(
         print_json(facts | {"written": written, "onnx_parity": asdict(parity) if parity is not None else None})
         return
     show(*prune_tables(result.report, written, parity, verbose=verbose))
+
+
+def _unsavable(module: nn.Module, inputs: tuple[Any, ...]) -> str | None:
+    """Why no file can hold the slim network, known before it is made: a detector keeps classes of the user's own."""
+    from mdp_fx.checkpoint import check_savable
+    from mdp_fx.detectors.subject import subject_of
+    from mdp_fx.errors import ModelError, first_line
+
+    try:
+        check_savable(module)
+    except ModelError as error:
+        return first_line(error) if subject_of(module, inputs).is_part else None
+    return None
 
 
 def _stem(model: str) -> str:

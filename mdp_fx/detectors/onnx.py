@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from mdp_fx.detectors.subject import subject_of
 from mdp_fx.errors import InputError, ModelError, ParityError, first_line
-from mdp_fx.exporters.onnx_export import eval_mode
 from mdp_fx.exporters.onnx_export import export_onnx as export_network
 from mdp_fx.exporters.onnx_model import quiet
 from mdp_fx.exporters.parity import ParityReport, max_relative_error
 from mdp_fx.files import atomic_write, check_output
+from mdp_fx.graph.modes import eval_mode
 from mdp_fx.graph.trace import detached_copy
 from mdp_fx.pipeline import as_inputs
 

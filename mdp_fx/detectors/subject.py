@@ -80,18 +80,10 @@ class Subject:
             ) from error
         return made
 
-    def scored(self, importance: str, loss: Loss | None) -> tuple[nn.Module, Loss | None]:
-        """What gradients are taken of, and the loss: a detector is trained by the sum of its own losses.
-
-        Raises:
-            InputError: a detector cannot be scored so.
-        """
+    def scored(self, loss: Loss | None) -> tuple[nn.Module, Loss | None]:
+        """What gradients are taken of, and the loss: a detector is trained by the sum of its own losses."""
         if not isinstance(self.module, TensorPart):
             return self.model, loss
-        if loss is not None:
-            raise InputError("a detector is scored by the sum of its own losses: leave --loss")
-        if importance == "activation":
-            raise InputError("activations of a detector follow its boxes: use importance taylor, fisher or l2")
         return _Images(self.model), _own_losses(self.model, self.module.regions)
 
 

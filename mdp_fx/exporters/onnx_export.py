@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from mdp_fx.errors import ModelError, ParityError, first_line
 from mdp_fx.exporters.onnx_model import to_onnx_bytes
 from mdp_fx.exporters.parity import ParityReport, compare
 from mdp_fx.files import atomic_write, check_output
+from mdp_fx.graph.modes import eval_mode
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -160,15 +159,3 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
     )
     found: list[Any] = [getattr(state, name) for name in names if hasattr(state, name)]
     return (*found, RuntimeError)
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Keeps a network in eval mode, and leaves every part of it in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

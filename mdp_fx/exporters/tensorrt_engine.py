@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from mdp_fx.errors import ModelError, TargetError, first_line
 from mdp_fx.exporters.nvidia import gpu_name, missing_gpu
-from mdp_fx.exporters.onnx_export import eval_mode, onnx_of_any_batch
+from mdp_fx.exporters.onnx_export import onnx_of_any_batch
 from mdp_fx.exporters.onnx_model import ONNX_DTYPES
 from mdp_fx.exporters.parity import compare
 from mdp_fx.files import atomic_write, check_output
 from mdp_fx.graph.casting import cast_network
+from mdp_fx.graph.modes import eval_mode
 
 if TYPE_CHECKING:
     import tensorrt as trt

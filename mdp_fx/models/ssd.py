@@ -33,10 +33,15 @@ class SSDFeatures(nn.Module):
         features: the backbone up to the first map.
         extra: what leads from each map to the next.
         out_channels: of the maps, largest map first.
+        trunk: names of the modules that hold the classifier that was cut up, which other layers follow.
     """
 
-    def __init__(self, features: nn.Module, extra: Sequence[nn.Module], out_channels: Sequence[int]) -> None:
+    def __init__(
+        self, features: nn.Module, extra: Sequence[nn.Module], out_channels: Sequence[int], cuts: int = 0
+    ) -> None:
+        """`cuts` is how many of the first extra layers belong to the classifier too."""
         super().__init__()
+        self.trunk = ["features", *(f"extra.{i}" for i in range(cuts))]
         self.features = features
         self.extra = nn.ModuleList(extra)
         self.out_channels = list(out_channels)
@@ -77,8 +82,8 @@ class _Layout(NamedTuple):
     tail: tuple[_Conv, ...]
 
 
-# Liu et al., SSD (arXiv 1512.02325), and the configurations published with it for Pascal VOC; those of SSD300 are also
-# the default boxes of torchvision's ssd300_vgg16 and of NVIDIA's SSD300.
+# Liu et al., SSD (arXiv 1512.02325), and the configurations published with it: SSD512's for Pascal VOC, SSD300's for
+# COCO, as torchvision's ssd300_vgg16 and NVIDIA's SSD300 have them (those for Pascal VOC begin with 0.1, 0.2, 0.37).
 _SSD300 = _Layout(
     size=300,
     scales=(0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
@@ -100,7 +105,7 @@ def ssd512_resnet50(
     *,
     weights_backbone: Weights = None,
     trainable_backbone_layers: int | None = None,
-    extras: Extras = "light",
+    extras: Extras = "vgg",
     size: int = 512,
     **options: Any,
 ) -> nn.Module:
@@ -114,9 +119,9 @@ def ssd512_resnet50(
         weights_backbone: of torchvision's resnet50: one of its names ("IMAGENET1K_V2", downloaded), a state dict, or
             None for random ones.
         trainable_backbone_layers: stages of the backbone that are trained, the last ones, 0 to 4; all by default.
-        extras: the layers from the first to the second map. "light": 1 x 1 to 256 and 3 x 3 to 512 channels, as in
-            NVIDIA's SSD (DeepLearningExamples, PyTorch/Detection/SSD). "vgg": conv5, fc6 and fc7 of SSD with VGG-16, to
-            1024 channels, as in the code published with MDP (NVlabs/MDP, ssd). The maps after it are the same.
+        extras: the layers from the first to the second map. "vgg": conv5, fc6 and fc7 of SSD with VGG-16, to 1024
+            channels, as in the code published with MDP (NVlabs/MDP, ssd). "light": 1 x 1 to 256 and 3 x 3 to 512
+            channels, as in NVIDIA's SSD (DeepLearningExamples, PyTorch/Detection/SSD). The maps after it are the same.
         size: side that images are resized to.
         **options: of torchvision's SSD, such as score_thresh.
 
@@ -137,7 +142,8 @@ def ssd300_resnet50(
 ) -> nn.Module:
     """SSD300 with ResNet-50: as `ssd512_resnet50` with 6 maps, 38 x 38 to 1 x 1, and 8,732 default boxes.
 
-    With the "light" extras these are the layers of NVIDIA's SSD300 (DeepLearningExamples, PyTorch/Detection/SSD).
+    With the "light" extras, the default here, these are the layers of NVIDIA's SSD300 (DeepLearningExamples,
+    PyTorch/Detection/SSD).
 
     Args:
         num_classes: with the background.
@@ -184,15 +190,18 @@ def ssd300_mobilenet_v2(
     eighth, sixteenth = halving[-2:]  # whose expansions see the maps with these strides
     (expand_8, *shrink_8), (expand_16, *shrink_16) = layers[eighth].conv, layers[sixteenth].conv
     features = nn.Sequential(*layers[:eighth], expand_8)
-    extra = [
+    cuts = [
         nn.Sequential(*shrink_8, *layers[eighth + 1 : sixteenth], expand_16),
         nn.Sequential(*shrink_16, *layers[sixteenth + 1 :]),
     ]
     out_channels = [expand_8.out_channels, expand_16.out_channels, layers[-1].out_channels, 512, 256, 256]
-    for channels, out in itertools.pairwise(out_channels[2:]):
-        extra.append(_block(channels, [_Conv(out // 2), _Conv(out, 3, 2, 1)], nn.ReLU6))
+    added = [
+        _block(channels, [_Conv(out // 2), _Conv(out, 3, 2, 1)], nn.ReLU6)
+        for channels, out in itertools.pairwise(out_channels[2:])
+    ]
     boxes = _default_boxes(_SSD300, published=False)
-    return _assemble(SSDFeatures(features, extra, out_channels), boxes, size, 300, num_classes, options)
+    backbone = SSDFeatures(features, [*cuts, *added], out_channels, len(cuts))
+    return _assemble(backbone, boxes, size, 300, num_classes, options)
 
 
 def _ssd_resnet50(

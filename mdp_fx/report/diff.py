@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mdp_fx.errors import InputError, first_line
+from mdp_fx.graph.modes import eval_mode
 
 
 @dataclass(frozen=True)
@@ -162,17 +163,13 @@ def _entries(network: nn.Module, inputs: tuple[Any, ...]) -> dict[str, _Entry]:
     holders = {name or "(root)": part for name, part in network.named_modules() if [*part.parameters(recurse=False)]}
     multiplying = [part for part in holders.values() if hasattr(part, "out_channels") or hasattr(part, "out_features")]
     hooks = [part.register_forward_hook(count) for part in multiplying]
-    modes = [(part, part.training) for part in network.modules()]
     try:
-        network.eval()
-        with torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             network(*inputs)
     except Exception as error:  # the network's own code: whatever it raises, it rejects the inputs
         msg = f"the network rejects the example inputs: {first_line(error)}; set their shape with --input CxHxW"
         raise InputError(msg) from error
     finally:
-        for part, training in modes:
-            part.training = training
         for hook in hooks:
             hook.remove()
     return {

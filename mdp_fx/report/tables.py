@@ -191,6 +191,8 @@ def _parity(parity: Parity) -> str:
 
 
 def _next_step(written: Mapping[str, str]) -> str:
+    if "slim" not in written:
+        return f'make it again with mdp_fx.apply(model, mdp_fx.Recipe.load("{written["recipe"]}"))'
     slim = written["slim"]
     export = "" if "onnx" in written else f"; then mdp-fx export {slim} -o {slim.removesuffix('.pt')}.onnx"
     return f'fine-tune mdp_fx.load("{slim}") as any torch module{export}'

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
+from torch import nn
+from torchvision.models.detection import RetinaNet
 
 import mdp_fx
+from mdp_fx.models import ssd300_mobilenet_v2
 from tests.cli.networks import TORCH
 from tests.cli.running import Run
-from tests.detectors.tiny import SIDE, faster_rcnn, images, targets
+from tests.detectors.tiny import SIDE, detector, faster_rcnn, images, targets
 
 MODEL = "tests.detectors.tiny:ssd"
 TWO_STAGE = "tests.detectors.tiny:faster_rcnn"
@@ -41,12 +45,66 @@ def test_prune_gives_the_same_class_which_trains_and_detects(run: Run) -> None:
         assert again.state_dict()[name].shape == value.shape
 
 
-def test_backbone_only(run: Run) -> None:
-    prune(run, MODEL, "--backbone-only")
+def pruned(run: Run, model: str, *args: str) -> list[str]:
+    """Names of the groups that lose something."""
+    prune(run, model, *args)
     recipe = mdp_fx.Recipe.load("recipe.json")
-    cut = [name for name, size in recipe.group_sizes.items() if len(recipe.kept[name]) < size]
+    return [name for name, size in recipe.group_sizes.items() if len(recipe.kept[name]) < size]
+
+
+@pytest.mark.parametrize(
+    ("model", "trunk"),
+    [
+        (MODEL, ("backbone",)),
+        ("tests.detectors.tiny:retinanet", ("backbone.body",)),
+        ("tests.cli.test_detectors:ssd_with_extras", ("backbone.features", "backbone.extra.0", "backbone.extra.1")),
+    ],
+)
+def test_backbone_only_is_the_classifier_alone(run: Run, model: str, trunk: tuple[str, ...]) -> None:
+    cut = pruned(run, model, "--backbone-only", "--params", "80%")
     assert cut
-    assert all(name.startswith("backbone") for name in cut)
+    assert all(name.startswith(tuple(f"{part}." for part in trunk)) for name in cut)
+
+
+def ssd_with_extras() -> nn.Module:
+    """SSD of 6 maps, 3 of them of extra layers."""
+    return ssd300_mobilenet_v2(num_classes=2, size=SIDE)
+
+
+def test_backbone_only_needs_a_backbone(run: Run) -> None:
+    done = run("prune", "tests.cli.tiny:make_network", "--input", "3x16x16", *TORCH, "--backbone-only")
+    assert done.code == 1
+    assert done.err.strip().endswith("--backbone-only: Tiny has no module 'backbone'; name what to prune with --only")
+
+
+class Own(RetinaNet):
+    """A class with a forward of its own, which slim.pt does not know."""
+
+    def forward(self, images: Any, targets: Any = None) -> Any:
+        return super().forward(images, targets)
+
+
+def own() -> nn.Module:
+    model = detector("retinanet")
+    model.__class__ = Own
+    return model
+
+
+def test_a_class_of_ones_own_is_told_at_once_and_its_recipe_can_be_kept(run: Run) -> None:
+    made = "tests.cli.test_detectors:own"
+    asked = ("prune", made, *TORCH, "--params", "50%")
+    done = run(*asked, "-o", "slim.pt", "--recipe", "recipe.json")
+    assert done.code == 1
+    assert "slim.pt cannot hold this detector: " in done.err
+    assert "without --output and with --recipe" in done.err
+    assert not any(Path().glob("*.json"))
+    done = run(*asked, "--recipe", "recipe.json")
+    assert done.code == 0, done.err
+    assert "only its recipe is kept" in done.err
+    assert not any(Path().glob("*.pt"))
+    slim = mdp_fx.apply(own().eval(), mdp_fx.Recipe.load("recipe.json"))
+    assert type(slim) is Own
+    assert sum(p.numel() for p in slim.parameters()) < 0.6 * sum(p.numel() for p in own().parameters())
 
 
 def test_other_commands_take_it(run: Run) -> None:

@@ -35,7 +35,7 @@ def default_boxes(detector: Any, shapes: list[tuple[int, ...]], size: int) -> to
 def test_ssd512_resnet50_has_the_published_maps_and_boxes() -> None:
     detector: Any = models.ssd512_resnet50()
     assert type(detector) is SSD
-    assert detector.backbone.out_channels == [1024, 512, 512, 256, 256, 256, 256]
+    assert detector.backbone.out_channels == [1024, 1024, 512, 256, 256, 256, 256]
     assert detector.anchor_generator.num_anchors_per_location() == [4, 6, 6, 6, 6, 4, 4]
     shapes = maps(detector, 512)
     sides = [64, 32, 16, 8, 4, 2, 1]
@@ -61,10 +61,10 @@ def test_ssd300_resnet50_has_the_default_boxes_of_torchvisions_ssd300() -> None:
     assert len(default_boxes(detector, shapes, 300)) == 8732
 
 
-def test_the_extras_of_mdp_make_a_second_map_of_1024_channels() -> None:
-    detector: Any = models.ssd512_resnet50(extras="vgg")
-    assert maps(detector, 512)[:3] == [(1024, 64, 64), (1024, 32, 32), (512, 16, 16)]
-    assert detector.backbone.out_channels[1] == 1024
+def test_the_light_extras_make_a_second_map_of_512_channels() -> None:
+    detector: Any = models.ssd512_resnet50(extras="light")
+    assert maps(detector, 512)[:3] == [(1024, 64, 64), (512, 32, 32), (512, 16, 16)]
+    assert detector.backbone.out_channels[1] == 512
 
 
 def test_ssd300_mobilenet_v2_has_six_maps_at_any_size() -> None:
@@ -82,7 +82,7 @@ def test_ssd300_mobilenet_v2_has_six_maps_at_any_size() -> None:
 @pytest.mark.parametrize("name", models.__all__)
 def test_detectors_train_and_detect(name: str) -> None:
     torch.manual_seed(0)
-    size = 96 if name == "ssd300_mobilenet_v2" else 257
+    size = {"ssd300_mobilenet_v2": 96, "ssd300_resnet50": 257, "ssd512_resnet50": 265}[name]
     detector = getattr(models, name)(num_classes=3, size=size)
     images = [torch.rand(3, 40, 50), torch.rand(3, 60, 30)]
     targets = [

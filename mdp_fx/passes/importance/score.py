@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import DataError, InputError, first_line
+from mdp_fx.graph.modes import eval_mode
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.channel_groups import ChannelGroup
 from mdp_fx.passes.importance.accumulator import ImportanceAccumulator
@@ -100,13 +102,8 @@ def gather(
     by_activation = gathered.needs == "activations"
     network = dense_network(graph) if by_activation else _holder(list(wanted.values()), model, graph)
     observers = observe(graph, network) if by_activation and isinstance(network, fx.GraphModule) else {}
-    before = [(module, module.training) for module in network.modules()]
-    required = {name: tensor.requires_grad for name, tensor in wanted.items()}
     done = 0
-    network.eval()
-    try:
-        for tensor in wanted.values():
-            tensor.requires_grad_(not by_activation)
+    with eval_mode(network), _requiring(wanted, not by_activation):
         for batch in guarded(data):
             gradients = _gradients(network, batch, loss, wanted)
             if by_activation:
@@ -119,14 +116,22 @@ def gather(
                 progress(done, batches, "batches of gradients")
             if done == batches:
                 break
-    finally:
-        for name, tensor in wanted.items():
-            tensor.requires_grad_(required[name])
-        for module, training in before:
-            module.training = training
     if not done:
         msg = "the data has no batches: the loader must yield (inputs, targets)"
         raise DataError(msg)
+
+
+@contextmanager
+def _requiring(tensors: dict[str, torch.Tensor], gradients: bool) -> Iterator[None]:
+    """Tensors that require gradients or not, and afterwards what they did before."""
+    before = {name: tensor.requires_grad for name, tensor in tensors.items()}
+    try:
+        for tensor in tensors.values():
+            tensor.requires_grad_(gradients)
+        yield
+    finally:
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(before[name])
 
 
 def _holder(wanted: Sequence[torch.Tensor], model: nn.Module, graph: PruneGraph) -> nn.Module:
