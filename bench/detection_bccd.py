@@ -201,6 +201,7 @@ def main() -> None:
         "fine_tune_steps": given.fine_tune,
         "rates": [LEARNING_RATE, FINE_TUNE_RATE],
         "precision": "bfloat16",
+        "importance": IMPORTANCE,
     }
     before = load(given.name)
     rows: list[dict[str, Any]] = before.get("rows", []) if before.get("settings") == settings else []
