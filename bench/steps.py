@@ -18,6 +18,9 @@ import mdp_fx
 AT_ONCE = 0.75
 """Share of the current latency that is asked for in one step."""
 
+ENOUGH = 0.98
+"""Of the latency that is reached: what is hardly less is no step."""
+
 
 def steps_to(share: float) -> int:
     """Steps to a share of the latency, none of which asks for less than `AT_ONCE`."""
@@ -53,6 +56,8 @@ def prune_in_steps(
     network, reached = dense, 1.0
     for number in range(steps):
         wanted = share ** ((number + 1) / steps)
+        if results and wanted > ENOUGH * reached:
+            continue  # The step before went further than it was asked to.
         result = mdp_fx.prune(network, inputs, latency=wanted / reached, scores=score(network), **options)
         results.append(result)
         network, facts = result.module, result.report.latency

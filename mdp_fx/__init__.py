@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mdp_fx.target_list import targets
     from mdp_fx.train.pruning import Pruner
     from mdp_fx.train.schedule import Schedule
+    from mdp_fx.train.steps import prune_in_steps
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ _HOMES = {
     "load_slim": "mdp_fx.checkpoint",
     "profile": "mdp_fx.api",
     "prune": "mdp_fx.api",
+    "prune_in_steps": "mdp_fx.train.steps",
     "save": "mdp_fx.api",
     "score": "mdp_fx.scoring",
     "search_space": "mdp_fx.api",
@@ -93,6 +95,7 @@ __all__ = [
     "models",
     "profile",
     "prune",
+    "prune_in_steps",
     "save",
     "score",
     "search_space",

@@ -11,6 +11,7 @@ import click
 from mdp_fx.cli import options
 from mdp_fx.cli.pattern_options import pattern_options, patterns
 from mdp_fx.cli.score_options import load_scores, scores_option
+from mdp_fx.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 @options.input_options
 @options.scoring_options
 @scores_option
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    metavar="K",
+    default=1,
+    show_default=True,
+    help="Prune in K steps, with importance gathered anew from --data after each.",
+)
 @options.method_option("uniform")
 @options.step_option
 @pattern_options
@@ -68,6 +77,7 @@ def command(
     data: str | None,
     loss: str | None,
     scores: Path | None,
+    steps: int,
     method: str,
     step: int,
     keep: tuple[str, ...],
@@ -105,6 +115,8 @@ def command(
     slim_path: Path | None = output or Path(f"{_stem(model)}-slim.pt")
     outputs = {"--output": slim_path, "--onnx": onnx, "--recipe": recipe, "--save-space": save_space}
     options.check_outputs(outputs, force, [model, *([scores] if scores is not None else [])])
+    if steps > 1 and (data is None or scores is not None):
+        raise InputError("--steps gathers importance anew after each step: give it --data, and no --scores")
     known = load_scores(scores)
 
     with Reporter(verbose).running() as reporter:
@@ -131,9 +143,7 @@ def command(
                 raise ModelError(f"slim.pt cannot hold this detector: {refusal}; {hint}")
             click.echo(f"mdp-fx: slim.pt cannot hold this detector, only its recipe is kept: {refusal}", err=True)
             slim_path = None
-        result = prune(
-            loaded.module,
-            inputs,
+        settings: dict[str, Any] = dict(
             **budgets,
             target=target,
             threads=threads,
@@ -141,9 +151,6 @@ def command(
             fill=fill,
             method=method,
             importance=importance,
-            data=found.data,
-            loss=found.loss,
-            scores=known,
             step=step,
             keep=keep,
             only=patterns(only, backbone_only, loaded.module),
@@ -160,6 +167,13 @@ def command(
             stage=reporter.stage,
             progress=reporter.measured,
         )
+        if steps > 1:
+            from mdp_fx.train.steps import prune_in_steps
+
+            assert found.data is not None
+            result = prune_in_steps(loaded.module, inputs, found.data, steps=steps, loss=found.loss, **settings)
+        else:
+            result = prune(loaded.module, inputs, data=found.data, loss=found.loss, scores=known, **settings)
         if not device.can_run:
             inputs = random_inputs(result.recipe.input_shapes, recipe_types(result.recipe))  # few: one may be exported
         reporter.stage("write")

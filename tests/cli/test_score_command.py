@@ -47,6 +47,18 @@ def test_prune_and_frontier_take_scores(run: Run) -> None:
     assert "taylor importance" in swept.out
 
 
+def test_prune_takes_steps_with_data_alone(run: Run) -> None:
+    asked = (*SHAPE, *TORCH, "--params", "60%", "--steps", "2", "-o", "slim.pt")
+    done = run("prune", TINY, *asked, *DATA, "--json")
+    assert done.code == 0, done.err
+    assert done.json["importance"] == "taylor"
+    assert done.json["params"]["slim"] <= 0.6 * done.json["params"]["dense"]
+    for wrong in ((), (*DATA, "--scores", "scores.json")):
+        assert run("prune", TINY, *asked, *wrong).err == (
+            "mdp-fx: error: --steps gathers importance anew after each step: give it --data, and no --scores\n"
+        )
+
+
 def test_scores_of_another_model_are_one_line(run: Run) -> None:
     assert run("score", TINY, *SHAPE, "-o", "scores.json").code == 0
     ran = run("prune", "torchvision:resnet18", *SHAPE, *TORCH, "--scores", "scores.json", "-o", "slim.pt")

@@ -7,7 +7,7 @@ from mdp_fx.passes.importance.activations import observe
 from mdp_fx.passes.importance.batches import guarded
 from mdp_fx.passes.importance.kinds import KINDS, NEEDS, SMALLEST, check_kind
 from mdp_fx.passes.importance.layers import FloatArray, Layer, LayerImportance, find_layers, find_readers
-from mdp_fx.passes.importance.score import Loss, cross_entropy, score
+from mdp_fx.passes.importance.score import Loss, batch_gradients, cross_entropy, score
 
 __all__ = [
     "KINDS",
@@ -18,6 +18,7 @@ __all__ = [
     "Layer",
     "LayerImportance",
     "Loss",
+    "batch_gradients",
     "check_kind",
     "cross_entropy",
     "find_layers",

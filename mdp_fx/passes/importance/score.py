@@ -105,7 +105,7 @@ def gather(
     done = 0
     with eval_mode(network), _requiring(wanted, not by_activation):
         for batch in guarded(data):
-            gradients = _gradients(network, batch, loss, wanted)
+            gradients = batch_gradients(network, batch, loss, wanted)
             if by_activation:
                 latest = {node: each.latest for node, each in observers.items() if each.latest is not None}
                 gathered.accumulate_activations(latest)
@@ -140,8 +140,20 @@ def _holder(wanted: Sequence[torch.Tensor], model: nn.Module, graph: PruneGraph)
     return model if all(id(tensor) in held for tensor in wanted) else dense_network(graph)
 
 
-def _gradients(model: nn.Module, batch: Any, loss: Loss, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gradients of a batch's loss, by name; none of tensors that do not require any."""
+def batch_gradients(
+    model: nn.Module, batch: Any, loss: Loss, wanted: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Gradients of a batch's loss, by name; none of tensors that do not require any.
+
+    Args:
+        model: the network.
+        batch: (inputs, targets).
+        loss: of (outputs, targets).
+        wanted: parameters of the network by name.
+
+    Raises:
+        DataError: the network or the loss rejects the batch, or the loss is not finite.
+    """
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         msg = f"a batch of data must be (inputs, targets), got {type(batch).__name__}"
         raise DataError(msg)
