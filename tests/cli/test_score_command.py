@@ -54,7 +54,7 @@ def test_prune_takes_steps_with_data_alone(run: Run) -> None:
     assert done.json["importance"] == "taylor"
     assert done.json["params"]["slim"] <= 0.6 * done.json["params"]["dense"]
     for wrong in ((), (*DATA, "--scores", "scores.json")):
-        assert run("prune", TINY, *asked, *wrong).err == (
+        assert run("prune", TINY, *asked, *wrong, "--force").err == (
             "mdp-fx: error: --steps gathers importance anew after each step: give it --data, and no --scores\n"
         )
 

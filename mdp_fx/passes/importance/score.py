@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -141,7 +141,7 @@ def _holder(wanted: Sequence[torch.Tensor], model: nn.Module, graph: PruneGraph)
 
 
 def batch_gradients(
-    model: nn.Module, batch: Any, loss: Loss, wanted: dict[str, torch.Tensor]
+    model: nn.Module, batch: Any, loss: Loss, wanted: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Gradients of a batch's loss, by name; none of tensors that do not require any.
 
