@@ -186,8 +186,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Writes bench/results/detection_bccd.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=700, help="of the dense detector")
-    parser.add_argument("--fine-tune", type=int, default=350, help="steps of every slim detector")
+    parser.add_argument("--steps", type=int, default=500, help="of the dense detector")
+    parser.add_argument("--fine-tune", type=int, default=250, help="steps of every slim detector")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--keep", type=Path, help="folder to keep the trained dense detectors in")
