@@ -15,16 +15,13 @@ from torch import nn
 
 import mdp_fx
 
-AT_ONCE = 0.75
-"""Share of the current latency that is asked for in one step."""
-
 ENOUGH = 0.98
 """Of the latency that is reached: what is hardly less is no step."""
 
 
-def steps_to(share: float) -> int:
-    """Steps to a share of the latency, none of which asks for less than `AT_ONCE`."""
-    return math.ceil(math.log(share) / math.log(AT_ONCE))
+def steps_to(share: float, each: float) -> int:
+    """Equal steps to a share of the latency, none of which asks for less than `each` of what is there."""
+    return math.ceil(math.log(share) / math.log(each))
 
 
 def prune_in_steps(
