@@ -83,7 +83,6 @@ def spelled(overload: Any, *args: Any, **kwargs: Any) -> Spelling | None:
         (aten.clamp_min.default, (X, 0.1), {}, torch.clamp_min),
         (aten.linalg_vector_norm.default, (X, 2, [1]), {}, torch.linalg.vector_norm),
     ],
-    ids=lambda value: str(value) if callable(value) else "",
 )
 def test_an_overload_is_a_call_of_torch_with_the_same_value(
     overload: Any, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any
@@ -105,7 +104,6 @@ def test_an_overload_is_a_call_of_torch_with_the_same_value(
         (aten.hardtanh_.default, (X.clone(), 0.0, 6.0), F.hardtanh),
         (aten.dropout.default, (X, 0.5, True), F.dropout),
     ],
-    ids=str,
 )
 def test_what_writes_or_draws_is_not_run(overload: Any, args: tuple[Any, ...], target: Any) -> None:
     def never(call: Spelling) -> Any:
