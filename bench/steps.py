@@ -1,7 +1,8 @@
 """Pruning in steps with new scores for each, without training between.
 
 Gradients say little about a network at its optimum, and more once some of it is gone; and HALP's cost model, which
-holds every layer's inputs at their size, does not see further than a step.
+holds every layer's inputs at their size, does not see further than a step. `mdp_fx.prune_in_steps` predicts between
+steps, and takes no detectors; here every step is measured, which HALP needs to get further, and detectors are taken.
 """
 
 from __future__ import annotations

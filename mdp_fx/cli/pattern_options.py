@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mdp_fx.cli.options import stack
 from mdp_fx.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,17 +22,15 @@ _TRUNKS = ("body", "features")
 
 def pattern_options(function: F) -> F:
     """The options; `patterns` makes one of `only` and `backbone_only`."""
-    for option in (
+    return stack(
+        click.option("--keep", metavar="PATTERN", multiple=True, help="Modules to leave alone, repeatable."),
+        click.option("--only", metavar="PATTERN", multiple=True, help="Modules to prune, repeatable."),
         click.option(
             "--backbone-only",
             is_flag=True,
             help="Prune the classifier inside of a detector: backbone.body or backbone.features, else backbone.",
         ),
-        click.option("--only", metavar="PATTERN", multiple=True, help="Modules to prune, repeatable."),
-        click.option("--keep", metavar="PATTERN", multiple=True, help="Modules to leave alone, repeatable."),
-    ):
-        function = option(function)
-    return function
+    )(function)
 
 
 def patterns(only: tuple[str, ...], backbone_only: bool, network: nn.Module) -> tuple[str, ...]:

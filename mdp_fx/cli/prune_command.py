@@ -11,7 +11,7 @@ import click
 from mdp_fx.cli import options
 from mdp_fx.cli.pattern_options import pattern_options, patterns
 from mdp_fx.cli.score_options import load_scores, scores_option
-from mdp_fx.errors import InputError
+from mdp_fx.errors import InputError, ModelError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,7 +132,6 @@ def command(
         from mdp_fx.api import prune
         from mdp_fx.checkpoint import save_slim
         from mdp_fx.detectors.onnx import export_onnx
-        from mdp_fx.errors import ModelError
         from mdp_fx.example_inputs import random_inputs, recipe_types
         from mdp_fx.files import together
         from mdp_fx.report.tables import prune_tables
@@ -198,7 +197,6 @@ def _unsavable(module: nn.Module, inputs: tuple[Any, ...]) -> str | None:
     """Why no file can hold the slim network, known before it is made: a detector keeps classes of the user's own."""
     from mdp_fx.checkpoint import check_savable
     from mdp_fx.detectors.subject import subject_of
-    from mdp_fx.errors import ModelError, first_line
 
     try:
         check_savable(module)

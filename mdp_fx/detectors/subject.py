@@ -13,6 +13,7 @@ from mdp_fx.detectors.observation import first_result, gives_boxes, is_detector,
 from mdp_fx.detectors.put_back import put_back
 from mdp_fx.detectors.tensor_part import TensorPart, join
 from mdp_fx.errors import DataError, InputError, ModelError, first_line
+from mdp_fx.graph.modes import eval_mode
 from mdp_fx.passes.base import Stage, silent
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.front_end import Choice
@@ -135,16 +136,11 @@ def _own_losses(detector: nn.Module, regions: Collection[str]) -> Loss:
     def loss(images: Any, targets: Any) -> Tensor:
         if isinstance(images, dict):
             raise DataError("layers of this detector are split by the analysis, not by its losses: use importance l2")
-        before = [(module, module.training) for module in detector.modules()]
-        for module, _ in before:
-            module.training = id(module) not in traced and not isinstance(module, norms)
-        try:
-            with torch.random.fork_rng():  # It samples boxes and sizes.
-                torch.manual_seed(0)
-                losses = detector(images, targets)
-        finally:
-            for module, training in before:
-                module.training = training
+        with eval_mode(detector), torch.random.fork_rng():  # It samples boxes and sizes.
+            for module in detector.modules():
+                module.training = id(module) not in traced and not isinstance(module, norms)
+            torch.manual_seed(0)
+            losses = detector(images, targets)
         return torch.stack([value.sum() for value in losses.values()]).sum()
 
     return loss

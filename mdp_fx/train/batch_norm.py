@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import DataError
+from mdp_fx.graph.modes import eval_mode
 
 
 @torch.no_grad()
@@ -40,30 +41,27 @@ def recalibrate_batch_norm(model: nn.Module, loader: Iterable[Any], batches: int
     if not norms:
         return 0
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in model.modules()]
     before = [
         (norm, norm.momentum, {name: value.clone() for name, value in norm.state_dict().items()}) for norm in norms
     ]
     done, whole = 0, False
-    try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # The average over all batches, each counting the same.
-            norm.training = True
-        for batch in islice(loader, batches):
-            inputs = batch[0] if isinstance(batch, list | tuple) else batch
-            inputs = pytree.tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, inputs)
-            model(*inputs) if isinstance(inputs, list | tuple) else model(inputs)
-            done += 1
-        whole = done > 0
-    finally:
-        for norm, momentum, state in before:
-            norm.momentum = momentum
-            if not whole:
-                norm.load_state_dict(state)
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # The average over all batches, each counting the same.
+                norm.training = True
+            for batch in islice(loader, batches):
+                inputs = batch[0] if isinstance(batch, list | tuple) else batch
+                inputs = pytree.tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, inputs)
+                model(*inputs) if isinstance(inputs, list | tuple) else model(inputs)
+                done += 1
+            whole = done > 0
+        finally:
+            for norm, momentum, state in before:
+                norm.momentum = momentum
+                if not whole:
+                    norm.load_state_dict(state)
     if not done:
         raise DataError("batch-norm statistics need data: the loader has no batches")
     return done
