@@ -16,7 +16,7 @@ SIDES = {
     "ssd512_resnet50": 288,
     "ssd300_resnet50": 288,
     "ssd300_mobilenet_v2": 128,
-    "ssd300_vgg16": 264,
+    "ssd300_vgg16": 300,
     "ssdlite320_mobilenet_v3_large": 128,
     "retinanet_resnet50_fpn": 64,
     "retinanet_resnet50_fpn_v2": 64,
@@ -49,10 +49,30 @@ def make(name: str) -> nn.Module:
     side = SIDES[name]
     # Random weights are sure of nothing: whatever they find is to be seen.
     if name in mdp_fx.models.__all__:
-        return randomise(getattr(mdp_fx.models, name)(size=side, score_thresh=0.0)).eval()
+        return _unsure(randomise(getattr(mdp_fx.models, name)(size=side, score_thresh=0.0)).eval(), name)
     options: dict[str, Any] = {} if name.startswith("ssd") else {"min_size": side, "max_size": side}
     options |= BOXES | {"box_score_thresh": 0.0} if "rcnn" in name else {"score_thresh": 0.0}
-    return randomise(getattr(detection, name)(weights=None, weights_backbone=None, **options)).eval()
+    model = randomise(getattr(detection, name)(weights=None, weights_backbone=None, **options)).eval()
+    return _unsure(model, name) if name.startswith("ssd") else model
+
+
+def _unsure(model: nn.Module, name: str) -> nn.Module:
+    """An SSD whose logits deviate by 1.
+
+    Random ones run into the hundreds: every score is then exactly 1, and rounding says which box suppresses which.
+    """
+    outputs: dict[nn.Module, Tensor] = {}
+    levels = model.get_submodule("head.classification_head.module_list").children()
+    last = [list(level.modules())[-1] for level in levels]
+    hooks = [layer.register_forward_hook(lambda layer, _, output: outputs.update({layer: output})) for layer in last]
+    with torch.no_grad():
+        model(list(images(name, 1)))
+        for layer, output in outputs.items():
+            for parameter in layer.parameters():
+                parameter /= output.std()
+    for hook in hooks:
+        hook.remove()
+    return model
 
 
 def images(name: str, count: int) -> Tensor:
