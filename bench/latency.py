@@ -2,7 +2,7 @@
 
 Per network: the latency table that pruning needs, and two whole networks, measured cold; then slim variants, random in
 their sizes and their removed blocks, each predicted from the table alone (none of its sizes is measured for it) and
-timed in turn with the dense network. The prediction is calibrated by the dense network and one slim network that is
+timed in turn with the dense network. The prediction is calibrated by the dense network and two slim networks that are
 none of the variants. Beside it stands the one from the regions measured at exactly the sizes of the variant (--exact):
 the difference is what reading the table costs.
 Rows go into bench/results/latency.json as they come, by target, threads, batch and network.
@@ -34,7 +34,7 @@ from mdp_fx.passes.base import silent
 from mdp_fx.passes.build_space import build_space, unit_order
 from mdp_fx.passes.choices import choose
 from mdp_fx.passes.importance import score
-from mdp_fx.passes.search_space import SearchSpace, Selection, evaluate, normalise, violations
+from mdp_fx.passes.search_space import SearchSpace, Selection, normalise, violations
 from mdp_fx.pipeline import analyse, rewrite
 from mdp_fx.whole_network import exact_seconds, measure_network
 
@@ -87,10 +87,11 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
             "batch": args.batch,
             "dense_ms": 1e3 * dense_s,
             "dense_sum_ms": 1e3 * network.sum_s,
-            "slim_ms": 1e3 * network.slim[1],
-            "slim_sum_ms": 1e3 * network.slim[0],
+            "calibrating": [
+                {"ms": 1e3 * seconds, "sum_ms": 1e3 * sum(parts)} for parts, seconds in network.calibrating
+            ],
             "calibration": calibration.factor,
-            "calibration_offset_ms": 1e3 * calibration.offset_s,
+            "calibration_per_region_us": 1e6 * calibration.per_region_s,
             "cold_s": cold_s,
             "warm_s": warm_s,
             "points": network.tables.measured,
@@ -105,19 +106,24 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
             timings = compare({"dense": dense_runner, "slim": runner}, min_time_s=0.3, max_time_s=6, error=0.01)
             runner.close()
             measured = timings["slim"].median_s / timings["dense"].median_s * dense_s
-            total = evaluate(space, selection)["latency"] * 1e-6
+            gone = set(selection.removed_blocks)
+            terms = [term for term in space.costs["latency"].terms if term.block not in gone]
+            parts = [1e-6 * term.cost(selection.sizes) for term in terms]
+            predicted = calibration.whole(parts)
             variant = {
                 "seed": seed,
                 "removed_blocks": len(selection.removed_blocks),
-                "sum_ms": 1e3 * total,
-                "predicted_ms": 1e3 * calibration.whole(total),
+                "regions": len(parts),
+                "sum_ms": 1e3 * sum(parts),
+                "predicted_ms": 1e3 * predicted,
                 "measured_ms": 1e3 * measured,
                 "spread": timings["slim"].spread,
-                "error": calibration.whole(total) / measured - 1,
+                "disturbed": timings["slim"].disturbed,
+                "error": predicted / measured - 1,
             }
             if args.exact:
-                exact = sum(exact_seconds(analysis, selection, target, table).values())
-                variant["exact_sum_ms"] = 1e3 * exact
+                exact = exact_seconds(analysis, selection, target, table).values()
+                variant["exact_sum_ms"] = 1e3 * sum(exact)
                 variant["exact_error"] = calibration.whole(exact) / measured - 1
             row["variants"].append(variant)
             print(name, {key: round(value, 4) for key, value in variant.items()}, flush=True)

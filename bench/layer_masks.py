@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 import mdp_fx
 from bench.common import SHARED, save
+from mdp_fx.latency.timing import MOSTLY_DISTURBED
 from mdp_fx.mask_file import read_masks
-from mdp_fx.run_report import BUSY
 
 MASKS = SHARED / "masks" / "resnet50_step15_mask.pkl"
 THREADS = 1
@@ -119,7 +119,7 @@ def measured(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str, Any
         "share": slim.ratio,
         "interval": slim.interval,
         "disturbed": slim.disturbed,
-        "trusted": slim.disturbed <= BUSY,
+        "trusted": slim.disturbed <= MOSTLY_DISTURBED,
     }
 
 
@@ -175,7 +175,7 @@ def _misses(facts: Mapping[str, Any]) -> list[str]:
     if facts["closed_block"]["removed_blocks"] != [CLOSED]:
         found.append(f"removed blocks are {facts['closed_block']['removed_blocks']} instead of {CLOSED}")
     if not facts["measured"]["trusted"]:
-        found.append(f"other processes were in the way of {facts['measured']['disturbed']:.0%} of the rounds")
+        found.append(f"the processor was shared or slowed down in {facts['measured']['disturbed']:.0%} of the rounds")
     return found
 
 

@@ -378,7 +378,7 @@ def profile(
         dense_ms=1e3 * found.whole_s,
         sum_ms=1e3 * found.sum_s,
         calibration=found.calibration.factor,
-        calibration_offset_ms=1e3 * found.calibration.offset_s,
+        calibration_per_region_us=1e6 * found.calibration.per_region_s,
         regions=tuple(
             RegionRow(
                 region.name,

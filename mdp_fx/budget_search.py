@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from mdp_fx import whole_network
 from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError
 from mdp_fx.latency.measuring import Progress
-from mdp_fx.latency.network import Calibration, RegionTables, region_tables
+from mdp_fx.latency.network import Calibration, Measured, RegionTables, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
@@ -154,8 +154,8 @@ class BudgetSearch:
 
     def _within_latency(self, dense_runner: Runner, latency: Budget, others: Mapping[str, Budget]) -> Outcome:
         measured = self._measure(dense_runner)
-        tables, dense_s, dense_sum = measured.tables, measured.whole_s, measured.sum_s
-        calibration = measured.calibration
+        tables, dense_s, dense_regions = measured.tables, measured.whole_s, measured.regions_s.values()
+        calibration, tried = measured.calibration, list[Measured]()
         if latency.amount is not None and latency.amount > dense_s:
             msg = (
                 f"the latency budget of {1e3 * latency.amount:.4g} ms is above the {1e3 * dense_s:.4g} ms of the dense "
@@ -183,7 +183,7 @@ class BudgetSearch:
                 certificate=certificate,
                 asked_s=latency.resolve(dense.median_s),
                 predicted_s=predicted,
-                dense_sum_s=dense_sum,
+                dense_sum_s=measured.sum_s,
                 calibration=calibration,
                 dense=dense,
                 slim=slim,
@@ -195,7 +195,7 @@ class BudgetSearch:
                 "round %d: asked %.3f ms, table %.3f, predicted %.3f, measured %.3f, dense %.3f",
                 attempt,
                 1e3 * asked,
-                1e-3 * (certificate.costs["latency"] - _gain(calibration)),
+                1e-3 * certificate.costs["latency"],
                 1e3 * predicted,
                 1e3 * slim.median_s,
                 1e3 * dense.median_s,
@@ -205,39 +205,39 @@ class BudgetSearch:
             if settled or not selection_changes(selection, self._analysis):
                 break
             dense_s = dense.median_s
-            calibration = Calibration.through((dense_sum, dense_s), (exact, slim.median_s))
+            tried.append((exact, slim.median_s))
+            calibration = Calibration.through((dense_regions, dense_s), *measured.calibrating, *tried)
         assert best is not None
         return replace(best, rounds=attempt)
 
     def _choose_within(
         self, asked_s: float, dense_s: float, calibration: Calibration, others: Mapping[str, Budget]
-    ) -> tuple[SearchSpace, Selection, Certificate, float]:
+    ) -> tuple[SearchSpace, Selection, Certificate, Collection[float]]:
         """What `_choose` gives for an asked latency; that it cannot be met is said in the user's terms."""
-        gain = _gain(calibration)
         try:
-            return self._choose(calibration, others, 1e6 * asked_s * AIM + gain)
+            return self._choose(calibration, others, 1e6 * asked_s * AIM)
         except BudgetError as error:
-            reach = 1e-6 * (error.smallest.get("latency", 0.0) - gain) / AIM
+            reach = 1e-6 * error.smallest.get("latency", 0.0) / AIM
             raise in_users_terms(error, asked_s, dense_s, reach) from error
 
     def _choose(
         self, calibration: Calibration, others: Mapping[str, Budget], limit_us: float
-    ) -> tuple[SearchSpace, Selection, Certificate, float]:
-        """What the solver chooses under tables that hold what was measured of its choice, and the sum of its regions.
+    ) -> tuple[SearchSpace, Selection, Certificate, Collection[float]]:
+        """What the solver chooses under tables that hold what was measured of its choice, and seconds of its regions.
 
         A solver picks what the tables make too cheap. What it picked is measured exactly, which corrects the tables,
         and it is asked again, until the tables say of its choice what measuring says. A method whose model is not the
         tables (halp, mgp) is asked for what makes its choice really take as long as was asked.
         """
         bias, within = 1.0, 1.0
-        tried: list[tuple[float, SearchSpace, Selection, Certificate, float]] = []
+        tried: list[tuple[float, SearchSpace, Selection, Certificate, Collection[float]]] = []
         for _ in range(MOST_CORRECTIONS):
             space = self._space(self._tables(), calibration)
             space = replace(space, budgets=absolute_limits(space, others) | {"latency": bias * limit_us})
             selection, certificate = self._solve(space)
             self._stage("measure the chosen regions")
             exact = self._exact(selection)
-            predicted_us = 1e6 * calibration.factor * exact + space.costs["latency"].constant
+            predicted_us = 1e6 * calibration.whole(exact)
             told_us, modelled_us = certificate.costs["latency"], certificate.modelled_costs["latency"]
             share = predicted_us / limit_us
             tried.append((share, space, selection, certificate, exact))
@@ -259,11 +259,12 @@ class BudgetSearch:
 
     def _space(self, tables: RegionTables | None = None, calibration: Calibration | None = None) -> SearchSpace:
         """The search space, without latency where it was not measured."""
-        latency, constant = {}, 0.0
+        latency = {}
         if tables is not None and calibration is not None:
-            scale, constant = 1e6 * calibration.factor, max(0.0, 1e6 * calibration.offset_s)
-            latency = {name: (points, scale * each) for name, (points, each) in tables.seconds.items()}
-        return build_space(self._analysis, self._choices, self._importance, latency, latency_constant=constant)
+            latency = {
+                name: (points, 1e6 * calibration.of_regions(each)) for name, (points, each) in tables.seconds.items()
+            }
+        return build_space(self._analysis, self._choices, self._importance, latency)
 
     def _restricted(self, space: SearchSpace) -> SearchSpace:
         options = self._options
@@ -308,14 +309,9 @@ class BudgetSearch:
             runner.close()
         return timings["dense"], timings["slim"]
 
-    def _exact(self, selection: Selection) -> float:
-        """Seconds of all regions that are left, at exactly their sizes."""
-        return sum(exact_seconds(self._analysis, selection, self._target, self._table).values())
-
-
-def _gain(calibration: Calibration) -> float:
-    """Microseconds of a negative offset (a slim network gains more than its regions), on the side of the budget."""
-    return max(0.0, -1e6 * calibration.offset_s)
+    def _exact(self, selection: Selection) -> Collection[float]:
+        """Seconds of each region that is left, at exactly its sizes."""
+        return exact_seconds(self._analysis, selection, self._target, self._table).values()
 
 
 def in_users_terms(error: BudgetError, asked_s: float, dense_s: float, reach_s: float) -> BudgetError:

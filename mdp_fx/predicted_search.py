@@ -91,7 +91,7 @@ class PredictedSearch(BudgetSearch):
                 raise
             raise in_users_terms(error, asked, self._dense_s, 1e-6 * error.smallest.get("latency", 0.0)) from error
         module, kept = self._build(selection)
-        predicted = self._exact(selection)
+        predicted = sum(self._exact(selection))
         return Outcome(
             module=module,
             kept=kept,

@@ -10,6 +10,7 @@ from torch import nn
 
 from mdp_fx.graph.axes import free_dims
 from mdp_fx.latency.targets import Target
+from mdp_fx.latency.timing import MOSTLY_DISTURBED
 from mdp_fx.outcome import Outcome, selection_changes
 from mdp_fx.passes.channel_groups import find_frozen
 from mdp_fx.passes.choices import Analysis
@@ -24,9 +25,6 @@ LOW, HIGH = 0.95, 1.03
 
 FAR_OFF = 0.08
 """A prediction that is off by more than this share is warned of."""
-
-BUSY = 0.5
-"""Share of disturbed rounds above which a run is warned of."""
 
 COUNTED = 0.95
 """A prediction that counts less than this share of a network's multiply-accumulates is warned of."""
@@ -54,7 +52,7 @@ def prune_report(
         predicted_ms=_ms(outcome.predicted_s),
         dense_sum_ms=_ms(outcome.dense_sum_s),
         calibration=calibration.factor if calibration is not None else None,
-        calibration_offset_ms=_ms(calibration.offset_s) if calibration is not None else None,
+        calibration_per_region_us=1e6 * calibration.per_region_s if calibration is not None else None,
         rounds=outcome.rounds,
         regions_measured=outcome.regions_measured,
         regions_cached=outcome.regions_cached,
@@ -207,8 +205,9 @@ def _latency_warnings(analysis: Analysis, outcome: Outcome) -> Iterable[str]:
     if outcome.slim is None:
         return
     disturbed = outcome.slim.disturbed
-    if disturbed > BUSY:
-        yield f"other processes were in the way of {100 * disturbed:.0f} % of the timed runs: run it on a quiet machine"
+    if disturbed > MOSTLY_DISTURBED:
+        what = f"the processor was shared or slowed down in {100 * disturbed:.0f} % of the timed runs"
+        yield f"{what}: run it on a quiet machine"
     if outcome.asked_s is None:
         return
     rounds = f"after {outcome.rounds} round{'s' * (outcome.rounds > 1)}"

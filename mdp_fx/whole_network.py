@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from mdp_fx.graph.axes import Dim
 from mdp_fx.latency.measuring import Progress, compare
-from mdp_fx.latency.network import Calibration, RegionTables, exact_sum, region_tables
+from mdp_fx.latency.network import Calibration, Measured, RegionTables, exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
@@ -18,7 +20,9 @@ from mdp_fx.passes.search_space import Selection
 from mdp_fx.pipeline import rewrite
 
 SLIM_SHARE = 0.25
-"""Share of its units that every channel group has in the slim network that calibrates."""
+"""Share of its units that every channel group has in the slimmer network that calibrates."""
+MIXED_SHARES = (0.2, 0.8)
+"""Between which the shares lie in the other one: sizes that fit each other badly cost more than their regions say."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,13 @@ class MeasuredNetwork:
         tables: of its regions at every size in play.
         regions_s: seconds of each region at its dense sizes.
         whole_s: seconds of the whole, median.
-        slim: seconds of the regions of a slim network of it, and those of its whole, timed in turn with the dense one.
+        calibrating: slim networks of it, timed in turn with the dense one.
     """
 
     tables: RegionTables
     regions_s: dict[str, float]
     whole_s: float
-    slim: tuple[float, float]
+    calibrating: tuple[Measured, ...]
 
     @property
     def sum_s(self) -> float:
@@ -44,8 +48,8 @@ class MeasuredNetwork:
 
     @property
     def calibration(self) -> Calibration:
-        """The line through both networks."""
-        return Calibration.through((self.sum_s, self.whole_s), self.slim)
+        """What fits the dense network and those that calibrate."""
+        return Calibration.through((self.regions_s.values(), self.whole_s), *self.calibrating)
 
 
 def measure_network(
@@ -59,24 +63,26 @@ def measure_network(
     stage: Stage,
     progress: Progress | None = None,
 ) -> MeasuredNetwork:
-    """Measures what `table` lacks of a network's regions, then the dense network and a slim one of it.
+    """Measures what `table` lacks of a network's regions, then the dense network and slim ones of it.
 
-    What a network takes beyond its regions is in part the same for all that is made of it (calls, what the caches
-    lose), in part a share. The dense network alone cannot tell these apart.
+    What a network takes beyond its regions is in part the same for every region (calls, what the caches lose), in part
+    a share. The dense network alone cannot tell these apart.
     """
     stage("measure cost regions")
     tables = region_tables(analysis, choices, target, table, progress=progress)
     regions = exact_seconds(analysis, Selection({}, ()), target, table)
-    slim = _slim_selection(choices)
-    slim_sum = sum(exact_seconds(analysis, slim, target, table).values())
-    stage("time the dense and a slim network")
-    runner = target.prepare(rewrite(analysis, {name: range(size) for name, size in slim.sizes.items()}, ()), inputs)
-    try:
-        timings = time_networks({"dense": dense_runner, "calibrating": runner})
-    finally:
-        runner.close()
-    dense_s, slim_s = timings["dense"].median_s, timings["calibrating"].median_s
-    return MeasuredNetwork(tables, regions, dense_s, (slim_sum, slim_s))
+    calibrating = {"mixed": _mixed_selection(choices), "slim": _slim_selection(choices)}
+    parts = {name: exact_seconds(analysis, each, target, table) for name, each in calibrating.items()}
+    stage("time the dense and two slim networks")
+    with ExitStack() as stack:
+        runners = {"dense": dense_runner}
+        for name, each in calibrating.items():
+            kept = {group: range(size) for group, size in each.sizes.items()}
+            runners[name] = target.prepare(rewrite(analysis, kept, ()), inputs)
+            stack.callback(runners[name].close)
+        timings = time_networks(runners)
+    measured = tuple((parts[name].values(), timings[name].median_s) for name in calibrating)
+    return MeasuredNetwork(tables, regions, timings["dense"].median_s, measured)
 
 
 def exact_seconds(
@@ -101,9 +107,19 @@ def time_networks(runners: Mapping[str, Runner]) -> dict[str, Timing]:
 
 def _slim_selection(choices: Choices) -> Selection:
     """Every group at about `SLIM_SHARE` of its units."""
+    return _selection(choices, lambda: SLIM_SHARE)
+
+
+def _mixed_selection(choices: Choices) -> Selection:
+    """Every group at some share of its units between `MIXED_SHARES`, the same every time."""
+    draw = random.Random(0)
+    return _selection(choices, lambda: draw.uniform(*MIXED_SHARES))
+
+
+def _selection(choices: Choices, share: Callable[[], float]) -> Selection:
     sizes = {}
     for dimension in choices.dimensions:
         if dimension.name not in choices.held:
-            wanted = SLIM_SHARE * dimension.dense
+            wanted = share() * dimension.dense
             sizes[dimension.name] = min(filter(None, dimension.sizes), key=lambda size: abs(size - wanted))
     return Selection(sizes, ())

@@ -224,10 +224,11 @@ def test_the_measured_space_is_what_the_first_round_is_asked(
     assert evaluate(space, space.unpruned())["latency"] == pytest.approx(2e6 * dense_time(analysed), rel=1e-4)
     assert set(space.costs) == {"latency", "params", "macs"}
     assert target.open == set()
-    # Only the dense network is built for it, and the slim one that calibrates.
-    dense, slim = target.prepared
+    # Only the dense network is built for it, and the two that calibrate.
+    dense, mixed, slim = target.prepared
     assert dense == pytest.approx(2 * dense_time(analysed))
     assert slim < 0.3 * dense
+    assert slim < mixed < dense
     monkeypatch.setattr(budget_search, "MOST_ROUNDS", 1)
     outcome = search(analysed, target, table, min_keep=0.25).run(Budget(share=0.6), {})
     assert restrict(replace(outcome.space, budgets={}), min_keep=0.25) == space
@@ -253,12 +254,12 @@ def test_a_constant_beside_the_regions_costs_no_round(analysed: Analysed, table:
     assert outcome.rounds == 1
     assert LEAST <= outcome.ratio <= OVER
     assert outcome.calibration is not None
-    assert outcome.calibration.offset_s == pytest.approx(0.2 * dense, rel=0.05)
+    assert len(analysed[0].regions) * outcome.calibration.per_region_s == pytest.approx(0.2 * dense, rel=0.05)
 
 
 SLOWER_WHEN_SLIM: dict[str, Callable[[float, float], float]] = {
-    "slim networks are slower than their regions": lambda s, dense: s * (1 + 0.25 * (1 - s / dense)),
-    "slim networks are faster than their regions": lambda s, dense: s * (1 - 0.2 * (1 - s / dense)),
+    "slim networks are slower than their regions": lambda s, dense: s * (1 + 0.6 * (1 - s / dense)),
+    "slim networks are faster than their regions": lambda s, dense: s * (1 - 0.4 * (1 - s / dense)),
 }
 
 
@@ -270,10 +271,10 @@ def test_a_biased_table_is_corrected_within_three_rounds(
     dense = dense_time(analysed)
     target = WorkTarget(whole=lambda seconds: SLOWER_WHEN_SLIM[bias](seconds, dense))
     outcome = search(analysed, target, table).run(Budget(share=share), {})
-    # Prepared are the dense network, the slim one that calibrates, then one for each round.
-    first = target.prepared[2] / (share * dense)
+    # Prepared are the dense network, the two that calibrate, then one for each round.
+    first = target.prepared[3] / (share * dense)
     assert not UNDER <= first <= OVER
-    assert 1 < outcome.rounds <= len(target.prepared) - 2 <= 3
+    assert 1 < outcome.rounds <= len(target.prepared) - 3 <= 3
     assert LEAST <= outcome.ratio <= OVER
     assert target.open == set()
 
@@ -284,7 +285,7 @@ def scripted(ratios: Sequence[float], asked_s: float) -> Callable[[Mapping[str, 
 
     def compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:
         found = compare_fakes(runners)
-        if "calibrating" not in found and "slim" in found:
+        if "mixed" not in found and "slim" in found:
             found["slim"] = steady(left.pop(0) * asked_s)
         return found
 
@@ -353,7 +354,7 @@ def test_a_round_that_hits_by_luck_is_not_the_last(
     monkeypatch.setattr(whole_network, "time_networks", scripted((1.0, 0.9, 0.9), 0.6 * dense_time(analysed)))
     target = WorkTarget()
     search(analysed, target, table).run(Budget(share=0.6), {})
-    assert len(target.prepared) - 2 > 1
+    assert len(target.prepared) - 3 > 1
 
 
 @pytest.mark.parametrize("ratio", [0.8, 1.5])
@@ -409,7 +410,7 @@ def test_a_latency_above_the_dense_one_is_refused(analysed: Analysed, table: Lat
     with pytest.raises(BudgetError, match=message):
         search(analysed, target, table).run(Budget(amount=2 * dense), {})
     assert target.open == set()
-    assert len(target.prepared) == 2
+    assert len(target.prepared) == 3
 
 
 @pytest.mark.parametrize("share", [0.7, 0.4])
@@ -476,7 +477,7 @@ def test_stages_are_told_in_order(analysed: Analysed, table: LatencyTable) -> No
         stage=told.append,
         progress=lambda *call: measured.append(call),
     ).run(Budget(share=0.5), {})
-    assert told[:3] == ["prepare the dense network", "measure cost regions", "time the dense and a slim network"]
+    assert told[:3] == ["prepare the dense network", "measure cost regions", "time the dense and two slim networks"]
     assert told[3:7] == ["solve", "measure the chosen regions", "rewrite", "time dense and slim in turn"]
     assert measured[-1][0] == measured[-1][1] > 10
 
@@ -540,7 +541,7 @@ def test_a_plan_is_what_the_first_round_builds(
     monkeypatch.setattr(budget_search, "MOST_ROUNDS", 1)
     target = WorkTarget()
     plan = search(analysed, target, table).plan(Budget(share=0.5), {})
-    assert len(target.prepared) == 2, "only the dense network is timed, and the slim one that calibrates"
+    assert len(target.prepared) == 3, "only the dense network is timed, and the two that calibrate"
     assert target.open == set()
     assert (plan.dense, plan.slim) == (None, None)
     outcome = search(analysed, WorkTarget(), table).run(Budget(share=0.5), {})

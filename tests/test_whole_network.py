@@ -45,19 +45,19 @@ def test_what_is_constant_beside_the_regions_is_told_from_what_is_a_share(
     assert found.sum_s == pytest.approx(dense, rel=1e-3)
     assert found.whole_s == pytest.approx(1.3 * dense)
     assert found.calibration.factor == pytest.approx(1.2, rel=0.01)
-    assert found.calibration.offset_s == pytest.approx(0.1 * dense, rel=0.02)
+    assert len(found.regions_s) * found.calibration.per_region_s == pytest.approx(0.1 * dense, rel=0.02)
 
 
-def test_the_slim_network_is_timed_in_turn_with_the_dense_one(analysed: Analysed, table: LatencyTable) -> None:
+def test_the_slim_networks_are_timed_in_turn_with_the_dense_one(analysed: Analysed, table: LatencyTable) -> None:
     told: list[str] = []
     target = WorkTarget()
     first = measure(analysed, target, table, told)
-    assert told == ["measure cost regions", "time the dense and a slim network"]
-    assert len(target.prepared) == 2
+    assert told == ["measure cost regions", "time the dense and two slim networks"]
+    assert len(target.prepared) == 3
     assert target.open == set()
     again = measure(analysed, target, table, told)
-    assert len(target.prepared) == 4, "what was timed another day says nothing of today"
-    assert again.slim == pytest.approx(first.slim)
+    assert len(target.prepared) == 6, "what was timed another day says nothing of today"
+    assert again.calibration == first.calibration
     assert (first.tables.cached, again.tables.measured) == (0, 0)
 
 

@@ -11,12 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from mdp_fx.latency.ratio import FEWEST_ROUNDS
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
-from mdp_fx.latency.timing import Effort, Runs, Timing, no_garbage_collection, pinned, timing_of, undisturbed_rounds
+from mdp_fx.latency.timing import (
+    MOSTLY_DISTURBED,
+    Effort,
+    Runs,
+    Timing,
+    no_garbage_collection,
+    pinned,
+    timing_of,
+    undisturbed_rounds,
+)
 
 _log = logging.getLogger(__name__)
 
 _REGION_EFFORT = Effort()
-_PATIENT_EFFORT = Effort(min_runs=15, max_runs=150, max_time_s=1.0)
+_PATIENT_EFFORT = Effort(min_runs=15, max_runs=150, max_time_s=0.4)
 _NOISY_SPREAD = 0.1
 _MOST_REPEATS = 0.1
 
@@ -33,8 +42,8 @@ def measure_regions(
     """Measure what `table` lacks of the regions at `points`; each measurement is stored as it is made.
 
     The points are visited in a shuffled order that is the same every time: a machine that gets slower or faster
-    while it measures then blurs all regions a little instead of bending one. Points that came out noisy are measured
-    once more at the end, with more patience: those that blur a network's sum most, up to a tenth of all points.
+    while it measures then blurs all regions a little instead of bending one. Points that came out noisy or disturbed
+    are measured once more at the end, with more patience: those that blur a network's sum most, up to a tenth of all.
 
     Args:
         regions: any number of regions; those with equal keys are measured once.
@@ -74,11 +83,11 @@ def measure_regions(
             noisy.append((key, sizes, timing))
         if progress is not None:
             progress(done, total, key)
-    noisy.sort(key=lambda entry: entry[2].spread * entry[2].median_s, reverse=True)
+    noisy.sort(key=lambda entry: (entry[2].spread + entry[2].disturbed) * entry[2].median_s, reverse=True)
     noisy = noisy[: round(total * _MOST_REPEATS) + 1]
     for done, (key, sizes, first) in enumerate(noisy, start=1):
         timing = target.time_region(by_key[key], sizes, _PATIENT_EFFORT)
-        if timing.median_error < first.median_error:
+        if (_mostly_disturbed(timing), timing.median_error) < (_mostly_disturbed(first), first.median_error):
             table.put(fingerprint, key, sizes, timing)
         if progress is not None:
             progress(total + done, total + len(noisy), f"again: {key}")
@@ -87,8 +96,14 @@ def measure_regions(
 
 
 def _may_improve(timing: Timing | None) -> bool:
-    """Whether a measurement is noisy, and was not made with patience."""
-    return timing is not None and timing.spread > _NOISY_SPREAD and timing.runs <= _REGION_EFFORT.max_runs
+    """Whether a measurement is noisy or disturbed, and was not made with patience."""
+    if timing is None or timing.runs > _REGION_EFFORT.max_runs:
+        return False
+    return timing.spread > _NOISY_SPREAD or _mostly_disturbed(timing)
+
+
+def _mostly_disturbed(timing: Timing) -> bool:
+    return timing.disturbed > MOSTLY_DISTURBED
 
 
 def compare(

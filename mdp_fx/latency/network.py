@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from mdp_fx.graph.axes import Dim
 from mdp_fx.graph.axis_sizes import kept_size
@@ -17,6 +19,11 @@ from mdp_fx.latency.timing import Effort
 from mdp_fx.passes.build_space import Points, reachable_sizes, thinned
 from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.cost_regions import CostRegion
+
+_CLOSE = 0.1  # of the largest sum: sums no further apart tell nothing
+_MISSING = 0.25  # of the latency may be gained beside the regions
+_LAST_WEIGHT = 10.0
+_FITS = 5
 
 
 @dataclass(frozen=True)
@@ -36,30 +43,55 @@ class RegionTables:
     cached: int
 
 
+Measured = tuple[Collection[float], float]
+"""A network: seconds of its regions, each alone, and of its whole."""
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """From the sum of the regions to the whole network: offset_s + factor * sum."""
+    """From what a network's regions take alone to what its whole takes.
+
+    Attributes:
+        factor: on the seconds of a region.
+        per_region_s: what a region takes beside that (calls, what the caches lose). It goes with a region that is
+            removed. Where it is negative, a region takes no less than nothing.
+    """
 
     factor: float
-    offset_s: float = 0.0
+    per_region_s: float = 0.0
 
-    def whole(self, total_s: float) -> float:
-        """Predicted seconds of a network whose regions take `total_s`."""
-        return self.offset_s + self.factor * total_s
+    def of_regions(self, seconds: FloatArray) -> FloatArray:
+        """Seconds of regions inside a network, by what they take alone."""
+        return np.asarray(np.maximum(self.factor * seconds + self.per_region_s, 0.0))
+
+    def whole(self, regions: Collection[float]) -> float:
+        """Predicted seconds of a network whose regions take so many alone."""
+        return float(self.of_regions(np.array(list(regions))).sum())
 
     @classmethod
-    def through(cls, dense: tuple[float, float], slim: tuple[float, float]) -> Calibration:
-        """The line through the (sum, measured) of two networks, seconds.
+    def through(cls, *networks: Measured) -> Calibration:
+        """The one whose squared relative errors on measured networks are least, the last of which counts most.
 
-        Where it is none that costs could have, it is proportional to the slim network: where the two are too close to
-        tell, the slim one is not faster, or it is faster by so much that a quarter of the dense latency is missing.
+        Where it is none that costs could have, it is proportional to the last network: where all are too close to
+        tell, a slimmer one is not faster, or it is faster by so much that a quarter of the latency is missing.
         """
-        if dense[0] - slim[0] > 0.1 * dense[0]:
-            factor = (dense[1] - slim[1]) / (dense[0] - slim[0])
-            offset = slim[1] - factor * slim[0]
-            if factor > 0 and offset >= -0.25 * dense[1]:
-                return cls(factor, offset)
-        return cls(slim[1] / slim[0]) if slim[0] > 0 else cls(0.0, slim[1])
+        regions = [np.array(list(parts)) for parts, _ in networks]
+        whole = np.array([seconds for _, seconds in networks])
+        sums = np.array([parts.sum() for parts in regions])
+        if sums.max() - sums.min() > _CLOSE * sums.max():
+            weights = np.array([*[1.0] * (len(networks) - 1), _LAST_WEIGHT]) / whole
+            found = cls(1.0)
+            for _ in range(_FITS):  # what takes nothing drops out, and changes what fits the others
+                taking = [found.of_regions(parts) > 0 for parts in regions]
+                rows = np.array([(parts[some].sum(), some.sum()) for parts, some in zip(regions, taking, strict=True)])
+                factor, per_region_s = np.linalg.lstsq(rows * weights[:, None], whole * weights)[0]
+                found = cls(float(factor), float(per_region_s))
+            most = int(np.argmax(sums))
+            if found.factor > 0 and found.per_region_s * len(regions[most]) >= -_MISSING * whole[most]:
+                return found
+        if sums[-1] > 0:
+            return cls(float(whole[-1] / sums[-1]))
+        return cls(0.0, float(whole[-1] / max(1, len(regions[-1]))))
 
 
 def region_tables(
@@ -89,9 +121,11 @@ def region_tables(
             progress(before + done, before + total, text)
 
     while True:
+        # What was asked for before is not asked for again: that it is noisy must not change what was decided by it.
         wanted: dict[str, dict[Sizes, None]] = {}
         for (key, _), sampler in samplers.items():
-            wanted.setdefault(key, {}).update(dict.fromkeys(sampler.wanted()))
+            new = [at for at in sampler.wanted() if (key, at) not in asked]
+            wanted.setdefault(key, {}).update(dict.fromkeys(new))
         asked.update((key, at) for key, points in wanted.items() for at in points)
         before = measured
         measured += measure_regions(

@@ -17,8 +17,8 @@ from mdp_fx.files import reading
 from mdp_fx.graph.casting import cast_network
 from mdp_fx.latency.casting import CastRegion
 from mdp_fx.latency.cuda import CudaRunner, Enqueue, GpuTarget
-from mdp_fx.latency.region_onnx import RegionModels, agree, results_of
-from mdp_fx.latency.targets import RegionSpec, Runner
+from mdp_fx.latency.region_onnx import RegionModels, agree
+from mdp_fx.latency.targets import RegionSpec, Runner, results_of
 from mdp_fx.latency.timing import Effort, Timing
 
 _log = logging.getLogger(__name__)

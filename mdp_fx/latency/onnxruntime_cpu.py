@@ -4,8 +4,8 @@ How a region is timed, and why. Timed alone, the regions of a network add up to 
 to 1.6 times, the more the slimmer): each reorders its activations into the runtime's blocked layout and back, and pays
 for a call. Here each is put between neighbours that speak the blocked layout (`region_onnx.in_context`), and the
 runtime's own profiler says what the region's kernels take, reordering that the region itself causes included. Between
-two runs the caches are flushed: its weights are then about as cold as in a network, and its activations as warm, for
-the neighbour has just written them.
+two runs the caches are flushed: its weights and the memory that it writes are then about as cold as in a network, and
+what it reads as warm, for the neighbour has just written that.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from mdp_fx.graph.casting import cast_network
 from mdp_fx.latency.casting import CastRegion, check_dtype
 from mdp_fx.latency.cpu import CacheFlush, check_threads, cores_to_pin, cpu_model, vector_alignment
 from mdp_fx.latency.onnxruntime_sessions import RUNTIME_ERRORS, be_silent, chain_model, session_options
-from mdp_fx.latency.region_onnx import AFTER, PREFIX, RegionModels, agree, in_context, results_of
-from mdp_fx.latency.targets import RegionSpec, Runner, Target
+from mdp_fx.latency.region_onnx import AFTER, PREFIX, RegionModels, agree, in_context
+from mdp_fx.latency.targets import RegionSpec, Runner, Target, results_of
 from mdp_fx.latency.timing import Effort, Timing, time_runs
 
 _log = logging.getLogger(__name__)
 
 FeedArray = NDArray[Any]
 
-_METHOD = 3  # raise it when the way of measuring changes: older measurements are then not comparable
+_METHOD = 4  # raise it when the way of measuring changes: older measurements are then not comparable
 _CHAIN = 64
 _OVERHEAD_EFFORT = Effort(min_runs=50, max_runs=200)
 _KERNEL = "_kernel_time"
@@ -101,8 +101,9 @@ class OnnxRuntimeCpu(Target):
         region = CastRegion(region, self.dtype)
         with tempfile.TemporaryDirectory(prefix="mdp-fx-") as folder:
             module, inputs = region.build(sizes)
-            session, feeds = self._region_session(region, sizes, module, inputs, Path(folder) / "profile")
-            flush = self._flush.for_weights(module)
+            outputs = results_of(module, inputs)
+            session, feeds = self._region_session(region, sizes, module, inputs, outputs, Path(folder) / "profile")
+            flush = self._flush.for_region(module, inputs, outputs)
             runs = time_runs(lambda: session.run(None, feeds), effort, flush, self.threads, self._core)
             seconds = _kernel_seconds(Path(session.end_profiling()).read_bytes(), self._profiler_overhead())
             # before the timed runs come the one that checked the outputs, and the warm-up
@@ -140,10 +141,10 @@ class OnnxRuntimeCpu(Target):
         sizes: tuple[int, ...],
         module: nn.Module,
         inputs: tuple[Tensor, ...],
+        outputs: tuple[Tensor, ...],
         profile: Path,
     ) -> tuple[onnxruntime.InferenceSession, dict[str, FeedArray]]:
         """A session of the region in context that computes what torch computes, after its first run."""
-        outputs = results_of(module, inputs)
         what = f"the region {region.key} at sizes {sizes}"
         refusal = ""
         for model in self._models.of(region, sizes, module, inputs):

@@ -142,13 +142,6 @@ class RegionModels:
         yield direct(module, inputs)
 
 
-def results_of(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What torch computes."""
-    with torch.inference_mode():
-        result = module(*inputs)
-    return (result,) if isinstance(result, Tensor) else tuple(result)
-
-
 def agree(
     found: Sequence[Tensor],
     expected: Sequence[Tensor],

@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from mdp_fx.errors import ModelError, TargetError, first_line
@@ -43,6 +44,13 @@ class RegionSpec(Protocol):
     @property
     def convolutions(self) -> Callable[[tuple[int, ...]], tuple[Convolution, ...]]:
         """The convolutions in the region at given sizes."""
+
+
+def results_of(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What torch computes, always as a tuple."""
+    with torch.inference_mode():
+        result = module(*inputs)
+    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 class Runner(ABC):

@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,16 @@ import numpy as np
 _FINE_CLOCK_S = 1e-5  # where processor time ticks in milliseconds (Windows) it cannot tell
 _KEPT_SHARE = 0.95
 _FEWEST_GOOD = 3
-_PATIENCE = 3  # times the usual limit, while other processes leave too few undisturbed runs
+MOSTLY_DISTURBED = 0.9
+"""Share of disturbed runs above which what is left tells little."""
+
+_PATIENCE = 3  # times the usual limit, while too few runs are undisturbed
+_SLOW = 1.1  # times the quickest pace
+_QUICKEST = 0.05  # quantile of the latest paces
+_WORK, _RESULT = np.full((32, 32), 0.5, np.float32), np.empty((32, 32), np.float32)  # in the first cache, and stays
+
+_paces: deque[float] = deque(maxlen=2000)
+"""The latest ones of this process, of all that it times: what the processor can do is found once."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class Timing:
             this is steadier than the median; on an idle one the two agree.
         spread: interquartile range over the median.
         runs: how many runs were timed.
-        disturbed: share of all runs in which another process took a processor; those are not among `runs`, unless
+        disturbed: share of all runs that were disturbed (see `Runs.undisturbed`); those are not among `runs`, unless
             there were too few others. A table does not keep it.
     """
 
@@ -89,11 +99,13 @@ class Runs:
         threads: how many processor cores each was meant to have; None where that says nothing about disturbance.
         seconds: of each, by the clock.
         cores: processor time over wall-clock time of each: how many cores it did have.
+        paces: of the processor after each (see `pace`), if it was looked at.
     """
 
     threads: int | None = 1
     seconds: list[float] = field(default_factory=list)
     cores: list[float] = field(default_factory=list)
+    paces: list[float] = field(default_factory=list)
 
     def add(self, run: Callable[[], object]) -> None:
         """Run once, and note the time: what a device's own clock says, where `run` returns that, else the wall's."""
@@ -102,17 +114,26 @@ class Runs:
         seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
         self.seconds.append(answer if isinstance(answer, float) else seconds)
         self.cores.append(cpu_seconds / max(seconds, 1e-9))
+        if self.threads is not None:
+            self.paces.append(pace())
 
     def undisturbed(self) -> list[bool]:
-        """Which runs kept their cores throughout, as a mask.
+        """Which runs kept their cores throughout, at full pace, as a mask.
 
         A run of one thread whose processor time falls short of the clock's was put aside for another process. Several
-        threads may sleep of their own accord, so theirs is compared with the upper quartile of the runs.
+        threads may sleep of their own accord, so theirs is compared with the upper quartile of the runs. A run after
+        which the processor is slower than it can be was probably made while it was.
         """
-        if self.threads is None or time.get_clock_info("process_time").resolution > _FINE_CLOCK_S:
+        if self.threads is None:
             return [True] * len(self.seconds)
-        full = 1.0 if self.threads == 1 or not self.cores else float(np.quantile(self.cores, 0.75))
-        return [cores >= _KEPT_SHARE * full for cores in self.cores]
+        good = [True] * len(self.seconds)
+        if time.get_clock_info("process_time").resolution <= _FINE_CLOCK_S:
+            full = 1.0 if self.threads == 1 or not self.cores else float(np.quantile(self.cores, 0.75))
+            good = [cores >= _KEPT_SHARE * full for cores in self.cores]
+        if self.paces:
+            limit = _SLOW * float(np.quantile(_paces, _QUICKEST))
+            good = [each and seconds <= limit for each, seconds in zip(good, self.paces, strict=True)]
+        return good
 
     def timing_of(self, values: Sequence[float]) -> Timing:
         """Summarise one value per run (its seconds, or a part of them), of undisturbed runs if those are enough."""
@@ -129,8 +150,23 @@ class Runs:
         return Timing.of(good).median_error < effort.error
 
 
+def pace() -> float:
+    """Seconds that the processor takes now for a small piece of work, which is always the same.
+
+    What shares the processor with others (the second thread of its core, guests of the same host, clocks that follow
+    the heat) is slower by up to a half for some tenths of a second at a time, and processor time does not tell.
+    """
+    for _ in range(2):  # the first time it may have to fetch its code
+        begin = time.perf_counter()
+        for _ in range(8):
+            np.matmul(_WORK, _WORK, out=_RESULT)
+        seconds = time.perf_counter() - begin
+    _paces.append(seconds)
+    return seconds
+
+
 def undisturbed_rounds(networks: Iterable[Runs]) -> list[bool]:
-    """Of networks that were timed in turn, the rounds in which none lost its processor to another process."""
+    """Of networks that were timed in turn, the rounds in which none was disturbed."""
     return [all(each) for each in zip(*(runs.undisturbed() for runs in networks), strict=True)]
 
 
@@ -150,7 +186,7 @@ def time_runs(
 ) -> Runs:
     """Time `run` until the median is steady; `between` goes before every run, untimed.
 
-    On a busy machine it goes on for longer, for enough runs that no other process got in the way of. The thread stays
+    On a busy machine it goes on for longer, for enough runs that nothing else got in the way of. The thread stays
     on the processor `core`, if given.
 
     Returns:

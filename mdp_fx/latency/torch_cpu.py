@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from mdp_fx.graph.casting import DTYPES, cast_network
 from mdp_fx.latency.casting import CastRegion, check_dtype
 from mdp_fx.latency.cpu import CacheFlush, check_threads, cores_to_pin, cpu_model, vector_alignment
-from mdp_fx.latency.targets import RegionSpec, Runner, Target
+from mdp_fx.latency.targets import RegionSpec, Runner, Target, results_of
 from mdp_fx.latency.timing import Effort, Timing, time_runs
 
-_METHOD = 3  # raise it when the way of measuring changes: older measurements are then not comparable
+_METHOD = 4  # raise it when the way of measuring changes: older measurements are then not comparable
 
 
 class TorchCpu(Target):
@@ -43,7 +43,7 @@ class TorchCpu(Target):
         """Wall-clock time of the region alone, weights cold: eager mode runs op by op in a network as well."""
         module, inputs = CastRegion(region, self.dtype).build(sizes)
         runner = self._runner(module, inputs, f"the region {region.key} at sizes {sizes}")
-        flush = self._flush.for_weights(module)
+        flush = self._flush.for_region(module, inputs, results_of(module, inputs))
 
         def cold_weights_warm_inputs() -> None:
             flush()

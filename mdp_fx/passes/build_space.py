@@ -77,8 +77,6 @@ def build_space(
     choices: Choices,
     importance: Sequence[LayerImportance],
     latency: Mapping[str, tuple[Points, FloatArray]],
-    *,
-    latency_constant: float = 0.0,
 ) -> SearchSpace:
     """Puts everything a solver needs into plain data.
 
@@ -87,7 +85,6 @@ def build_space(
         choices: what may be chosen.
         importance: scores by layer and group.
         latency: per region name its points and the microseconds there, calibrated; empty without a target.
-        latency_constant: microseconds that no choice changes.
     """
     inside = innermost_blocks(analysis.blocks, choices.blocks)
     offered = {dimension.name: dimension for dimension in choices.dimensions}
@@ -102,7 +99,7 @@ def build_space(
         "macs": CostModel("macs", 0.0, tuple(_macs(analysis, choices, inside))),
     }
     if latency:
-        costs["latency"] = CostModel("us", latency_constant, tuple(_latency(analysis, choices, inside, latency)))
+        costs["latency"] = CostModel("us", 0.0, tuple(_latency(analysis, choices, inside, latency)))
     parents = {block.name: block.parent for block in analysis.blocks.removable}
 
     def parent(name: str) -> str | None:

@@ -20,12 +20,12 @@ class LatencyFacts:
         measured_ms: measured latency of the slim network, None on a target that only predicts.
         dense_ms: latency of the dense network: measured, or predicted where the target only predicts.
         dense_sum_ms: sum over the dense network's cost regions, each measured alone.
-        calibration: factor from that sum to the whole network.
-        calibration_offset_ms: constant beside that factor, 0 unless a slim network was measured for it too.
+        calibration: factor from a region alone to the same in a network.
+        calibration_per_region_us: microseconds that each region takes beside that.
         rounds: how often the solver was asked.
         regions_measured: table points measured in this run.
         regions_cached: table points that were known before.
-        disturbed: share of the timed rounds in which another process took a processor.
+        disturbed: share of the timed rounds in which a processor was shared or slowed down.
         spread: interquartile range of the slim network's runs over their median.
     """
 
@@ -36,7 +36,7 @@ class LatencyFacts:
     predicted_ms: float | None = None
     dense_sum_ms: float | None = None
     calibration: float | None = None
-    calibration_offset_ms: float | None = None
+    calibration_per_region_us: float | None = None
     rounds: int = 1
     regions_measured: int = 0
     regions_cached: int = 0
@@ -225,8 +225,8 @@ class Profile:
         model: name of the network, `target` and `device` what it was measured on.
         dense_ms: the dense network as a whole.
         sum_ms: its regions, each as a part of a network.
-        calibration: what a sum of regions is multiplied by to predict a whole network, before `calibration_offset_ms`
-            is added: the line through this network and a slim one of it.
+        calibration: what a region takes in a network over what it takes alone, before `calibration_per_region_us` is
+            added: so it fits this network and two slim ones of it.
         regions: where the time goes.
         regions_measured: points measured now, `regions_cached` those that were known.
         table: where they are kept.
@@ -246,7 +246,7 @@ class Profile:
     table: str
     prediction: Prediction | None = None
     expected_error: float = 0.0
-    calibration_offset_ms: float = 0.0
+    calibration_per_region_us: float = 0.0
 
     @property
     def residual_ms(self) -> float:
@@ -279,7 +279,7 @@ class BenchRow:
             differ a little from the ratio of the medians, which what happened to the machine between rounds moves.
         interval: 95 % confidence interval of the ratio; None for the first network.
         inputs: shapes of its inputs.
-        disturbed: share of the rounds in which another process took the processor.
+        disturbed: share of the rounds in which the processor was shared or slowed down.
         memory_bytes: peak memory of a process that loads and runs it alone, None where that was not measured.
         memory_failure: why it could not be measured.
     """

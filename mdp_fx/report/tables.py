@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mdp_fx.latency.timing import MOSTLY_DISTURBED
 from mdp_fx.report import cells
 from mdp_fx.report.facts import (
     BRANCH,
@@ -29,8 +30,6 @@ from mdp_fx.report.facts import (
 )
 
 _FAR = 0.2
-_BUSY = 0.5
-"""Share of disturbed runs that is warned of."""
 
 
 class Parity(Protocol):
@@ -147,7 +146,7 @@ def _decision(report: PruneReport) -> Iterator[tuple[str, str, str]]:
         yield (
             "latencies",
             f"{facts.regions_measured} measured now, {facts.regions_cached} known; dense regions add up to "
-            f"{cells.millis(facts.dense_sum_ms)}, {_calibration(facts.calibration, facts.calibration_offset_ms)}",
+            f"{cells.millis(facts.dense_sum_ms)}, {_calibration(facts.calibration, facts.calibration_per_region_us)}",
             "",
         )
     yield "blocks", _removed(report.blocks), ""
@@ -307,7 +306,7 @@ def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]
     if found.prediction is not None:
         yield cells.Notes(tuple(prediction_notes(found.prediction, verbose=verbose)))
         return
-    line = _calibration(found.calibration, found.calibration_offset_ms)
+    line = _calibration(found.calibration, found.calibration_per_region_us)
     residual = cells.share(found.residual_ms / found.dense_ms)
     why = (
         "that no region has: calls, layouts" if found.residual_ms >= 0 else "beside the regions, which take more alone"
@@ -326,9 +325,9 @@ def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]
     )
 
 
-def _calibration(factor: float, offset_ms: float | None) -> str:
-    """The line from a sum of regions to a whole network."""
-    return f"calibration {factor:.3f}" + (f" {offset_ms:+.2f} ms" if offset_ms else "")
+def _calibration(factor: float, per_region_us: float | None) -> str:
+    """From regions alone to a whole network."""
+    return f"calibration {factor:.3f}" + (f" {per_region_us:+.1f} us each" if per_region_us else "")
 
 
 def bench_tables(
@@ -365,8 +364,8 @@ def _bench_notes(rows: Sequence[BenchRow], measured: bool) -> Iterator[tuple[str
     if len({row.inputs[0][:1] for row in rows if row.inputs}) > 1:
         yield "warning", "the batches differ, and the ratios are of whole batches: compare images/s", "yellow"
     busiest = max(row.disturbed for row in rows)
-    if busiest > _BUSY:
-        what = f"other processes were in the way of {100 * busiest:.0f} % of the runs"
+    if busiest > MOSTLY_DISTURBED:
+        what = f"the processor was shared or slowed down in {100 * busiest:.0f} % of the runs"
         yield "warning", f"{what}: a quiet machine gives narrower intervals", "yellow"
     if measured:
         yield "peak memory", PEAK_MEMORY, ""

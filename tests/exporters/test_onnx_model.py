@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdp_fx.errors import ModelError
+from mdp_fx.exporters import onnx_model
 from mdp_fx.exporters.onnx_model import to_onnx_bytes, to_onnx_model
 
 
@@ -56,6 +57,24 @@ def test_silent(capfd: pytest.CaptureFixture[str]) -> None:
         warnings.simplefilter("error")
         to_onnx_bytes(_net(), (torch.randn(1, 3, 8, 8),), dynamic_batch=True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_torchs_table_of_operators_is_built_once_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
+    own = vars(registration.ONNXRegistry)["from_torchlib"]
+    built: list[str] = []
+
+    def counted(*arguments: object, **options: object) -> object:
+        built.append("registry")
+        return own.__func__(registration.ONNXRegistry, *arguments[1:], **options)
+
+    monkeypatch.setattr(onnx_model, "_registries", {})
+    monkeypatch.setattr(registration.ONNXRegistry, "from_torchlib", classmethod(counted))
+    before = vars(registration.ONNXRegistry)["from_torchlib"]
+    for _ in range(2):
+        to_onnx_model(nn.ReLU(), (torch.randn(1, 3),))
+        assert vars(registration.ONNXRegistry)["from_torchlib"] is before
+    assert built == ["registry"]
 
 
 def test_a_module_that_cannot_be_exported_is_one_line() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,25 @@ def test_what_a_stopped_run_found_noisy_is_measured_again_by_the_next(tmp_path: 
         assert table.get(target.fingerprint(), DEPTHWISE.key, (64,)) == steady(target.seconds((64,)))
         assert table.get(target.fingerprint(), POOL.key, ()) == patient
         assert [(done, total) for done, total, _ in told] == [(0, 1), (1, 1), (2, 2)]
+
+
+def test_disturbed_points_are_measured_again_and_the_undisturbed_result_stays(tmp_path: Path) -> None:
+    class Disturbed(FormulaTarget):
+        """Twice as slow at first, steadily so: only that it was disturbed tells."""
+
+        def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
+            quick = super().time_region(region, sizes, effort)
+            if len(self.asked) == 1:
+                return replace(steady(2 * quick.low_s), disturbed=1.0)
+            return replace(quick, spread=0.05)
+
+    target = Disturbed()
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        measure_regions([POOL], {POOL.key: [()]}, target, table)
+        assert len(target.asked) == 2
+        found = table.get(target.fingerprint(), POOL.key, ())
+    assert found is not None
+    assert found.low_s == target.seconds(())
 
 
 def test_a_noisier_measurement_with_patience_does_not_count(tmp_path: Path) -> None:

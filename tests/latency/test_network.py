@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 
 from mdp_fx.graph.axes import Dim
 from mdp_fx.latency import LatencyTable
-from mdp_fx.latency.network import Calibration, exact_sum, region_tables
+from mdp_fx.latency.network import Calibration, Measured, exact_sum, region_tables
+from mdp_fx.latency.targets import RegionSpec
+from mdp_fx.latency.timing import Effort, Timing
 from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.pipeline import analyse
-from tests.latency.fakes import FormulaTarget
+from tests.latency.fakes import FormulaTarget, steady
 from tests.zoo import ZOO
 
 
@@ -33,40 +36,62 @@ def analysed(name: str) -> Analysis:
 # Calibration ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_slim_network_the_offset_is_nothing() -> None:
-    line = Calibration(1.25)
-    assert line.whole(0.0) == 0.0
-    assert line.whole(0.004) == pytest.approx(0.005)
+def test_a_region_takes_its_share_and_a_constant() -> None:
+    line = Calibration(1.25, 1e-3)
+    assert line.whole(()) == 0.0
+    assert line.whole([0.004]) == pytest.approx(0.006)
+    assert line.whole([0.004, 0.0]) == pytest.approx(0.007), "what goes takes the constant along"
+    assert Calibration(1.25, -1e-3).whole([0.004, 0.0]) == pytest.approx(0.004), "nothing takes less than nothing"
 
 
 @pytest.mark.parametrize(
     ("dense", "slim"),
     [
-        ((10.0, 12.0), (5.0, 7.0)),
-        ((10.0, 12.0), (5.0, 5.0)),
-        ((10.0, 9.0), (2.0, 2.5)),
-        pytest.param((1.0, 2.0), (0.25, 1.4), id="most of the time is spent on launching"),
+        (([4.0, 6.0], 12.0), ([2.0, 3.0], 7.0)),
+        (([4.0, 6.0], 12.0), ([2.0, 3.0], 5.0)),
+        (([4.0, 6.0], 9.0), ([1.0, 1.0], 2.5)),
+        pytest.param(([4.0, 6.0], 12.0), ([6.0], 6.8), id="a region less"),
+        pytest.param(([0.4, 0.6], 2.0), ([0.1, 0.15], 1.4), id="most of the time is spent on launching"),
     ],
 )
-def test_the_line_goes_through_both_networks(dense: tuple[float, float], slim: tuple[float, float]) -> None:
+def test_the_line_goes_through_two_networks(dense: Measured, slim: Measured) -> None:
     line = Calibration.through(dense, slim)
     assert line.whole(dense[0]) == pytest.approx(dense[1])
     assert line.whole(slim[0]) == pytest.approx(slim[1])
 
 
+def test_of_several_networks_the_last_counts_most() -> None:
+    networks: list[Measured] = [([4.0, 6.0], 10.0), ([2.0, 3.0], 6.0), ([1.0, 1.0], 2.0), ([3.0], 3.6)]
+    found = Calibration.through(*networks)
+    errors = [abs(found.whole(parts) / seconds - 1) for parts, seconds in networks]
+    assert errors[-1] == min(errors) < 0.01
+    assert max(errors) < 0.25
+
+
+def test_what_takes_nothing_does_not_bend_the_line() -> None:
+    true = Calibration(1.2, -0.5)
+    parts = [[4.0, 6.0, 2.0], [2.0, 3.0, 0.1], [1.0, 3.0, 0.3]]
+    found = Calibration.through(*((each, true.whole(each)) for each in parts))
+    assert (found.factor, found.per_region_s) == pytest.approx((1.2, -0.5))
+
+
 @pytest.mark.parametrize(
     ("dense", "slim"),
     [
-        pytest.param((10.0, 12.0), (9.5, 11.0), id="too close to tell"),
-        pytest.param((10.0, 12.0), (9.0, 11.5), id="no closer than a tenth"),
-        pytest.param((10.0, 12.0), (11.0, 12.5), id="the slim one is slower"),
-        pytest.param((10.0, 12.0), (5.0, 12.5), id="with half of the work it is slower"),
-        pytest.param((10.0, 12.0), (5.0, 2.0), id="too much below zero"),
+        pytest.param(([4.0, 6.0], 12.0), ([4.0, 5.5], 11.0), id="too close to tell"),
+        pytest.param(([4.0, 6.0], 12.0), ([4.0, 5.0], 11.5), id="no closer than a tenth"),
+        pytest.param(([4.0, 6.0], 12.0), ([5.0, 6.0], 12.5), id="the slim one is slower"),
+        pytest.param(([4.0, 6.0], 12.0), ([2.0, 3.0], 12.5), id="with half of the work it is slower"),
+        pytest.param(([4.0, 6.0], 12.0), ([2.0, 3.0], 2.0), id="too much below zero"),
     ],
 )
-def test_where_a_line_would_be_noise_it_is_proportional(dense: tuple[float, float], slim: tuple[float, float]) -> None:
+def test_where_a_line_would_be_noise_it_is_proportional(dense: Measured, slim: Measured) -> None:
     line = Calibration.through(dense, slim)
-    assert line == Calibration(slim[1] / slim[0])
+    assert line == Calibration(slim[1] / sum(slim[0]))
+
+
+def test_a_network_without_costs_has_a_constant() -> None:
+    assert Calibration.through(([0.0, 0.0], 2.0)) == Calibration(0.0, 1.0)
 
 
 # Tables of regions ---------------------------------------------------------------------------------------------------
@@ -105,6 +130,24 @@ def test_what_is_known_is_not_measured_again(table: LatencyTable) -> None:
     finer = region_tables(analysis, choose(analysis, 2), target, table)
     assert finer.cached > 0
     assert len(target.asked) == asked + finer.measured
+
+
+def test_noise_does_not_change_what_is_wanted_of_a_known_table(table: LatencyTable) -> None:
+    class Noisy(FormulaTarget):
+        """Every other measurement is half as long again; noise that patience finds out."""
+
+        def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
+            quick = super().time_region(region, sizes, effort)
+            if effort.max_runs > 40 or len(self.asked) % 2:
+                return quick
+            return replace(steady(1.5 * quick.low_s, 0.3), runs=40)
+
+    analysis, target = analysed("vgg"), Noisy()
+    first = region_tables(analysis, choose(analysis, 1), target, table)
+    asked = len(target.asked)
+    assert asked > first.measured, "some were noisy"
+    again = region_tables(analysis, choose(analysis, 1), target, table)
+    assert (again.measured, len(target.asked)) == (0, asked)
 
 
 def test_progress_counts_what_is_measured(table: LatencyTable) -> None:

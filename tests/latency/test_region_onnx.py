@@ -6,9 +6,9 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mdp_fx.latency.region_onnx import RegionModels, RegionTemplate, agree, direct, in_context, results_of
+from mdp_fx.latency.region_onnx import RegionModels, RegionTemplate, agree, direct, in_context
 from tests.latency.regions import Region, constant_region, conv_region, depthwise_region, token_region
 
 
@@ -75,16 +75,6 @@ def test_the_last_model_of_a_region_is_an_export_of_its_own() -> None:
     assert len(found) == 3
     assert found[-1] == direct(module, inputs).SerializeToString()
     assert len(list(models.of(region, (24,), module, inputs))) == 1
-
-
-def test_results_are_a_tuple() -> None:
-    class Two(nn.Module):
-        def forward(self, x: Tensor) -> list[Tensor]:
-            return [x, x + 1]
-
-    x = torch.zeros(1)
-    assert results_of(nn.Identity(), (x,)) == (x,)
-    assert [float(value) for value in results_of(Two(), (x,))] == [0.0, 1.0]
 
 
 def test_agreement_is_measured_by_the_largest_value() -> None:

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from mdp_fx.errors import TargetError
 from mdp_fx.graph.casting import DTYPES
 from mdp_fx.latency import Effort, get_target, target_names
 from mdp_fx.latency.cpu import physical_cores, vector_alignment
 from mdp_fx.latency.measuring import compare
-from mdp_fx.latency.targets import target_class
+from mdp_fx.latency.targets import results_of, target_class
 
 from .regions import conv_region, depthwise_region
 
@@ -119,3 +120,13 @@ def test_default_threads_respect_the_affinity() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout == "1\n"
+
+
+def test_results_are_a_tuple() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [x, x + 1]
+
+    x = torch.zeros(1)
+    assert results_of(nn.Identity(), (x,)) == (x,)
+    assert [float(value) for value in results_of(Two(), (x,))] == [0.0, 1.0]

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import deque
 
 import pytest
 
+from mdp_fx.latency import timing
 from mdp_fx.latency.timing import Effort, Runs, Timing, no_garbage_collection, time_runs
 
 
@@ -58,6 +60,27 @@ def test_several_threads_are_compared_with_their_better_runs() -> None:
     assert Runs(2, [1.0] * 5, [1.6, 1.58, 1.6, 1.59, 1.0]).undisturbed() == [True] * 4 + [False]
     assert Runs(2, [1.0] * 51, [1.95] * 50 + [2.08]).undisturbed() == [True] * 51, "one run is no yardstick"
     assert Runs(None, [1.0] * 3, [1.6, 1.58, 1.0]).undisturbed() == [True] * 3
+
+
+def test_runs_on_a_slow_processor_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_paces", deque([1e-5] * 90 + [2e-5] * 910))
+    runs = Runs(1, [1.0, 1.5, 1.0, 1.5, 1.0], [1.0] * 5, [1e-5, 2e-5, 1.05e-5, 1.2e-5, 1e-5])
+    assert runs.undisturbed() == [True, False, True, False, True], "a tenth of the paces says what can be had"
+    found = runs.timing_of(runs.seconds)
+    assert (found.median_s, found.runs, found.disturbed) == (1.0, 3, pytest.approx(0.4))
+    monkeypatch.setattr(timing, "_paces", deque([1e-5] * 9 + [2e-5] * 991))
+    assert runs.undisturbed() == [True] * 5, "what a hundredth had is chance"
+
+
+def test_the_pace_is_noted_where_the_processor_is_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    paces: deque[float] = deque(maxlen=3)
+    monkeypatch.setattr(timing, "_paces", paces)
+    runs, others = Runs(1), Runs(None)
+    for _ in range(4):
+        runs.add(lambda: None)
+        others.add(lambda: None)
+    assert 0 < min(runs.paces) <= max(runs.paces) < 1
+    assert (others.paces, list(paces)) == ([], runs.paces[1:])
 
 
 def test_time_runs_leaves_warm_up_and_the_work_between_out() -> None:

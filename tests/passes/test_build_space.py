@@ -347,15 +347,6 @@ def test_without_a_target_there_is_no_latency() -> None:
     assert set(space.costs) == {"params", "macs"}
 
 
-def test_the_constant_of_the_latency() -> None:
-    analysis, choices, space = specimen_space("vgg")
-    tables = made_up_latency(analysis, choices)
-    shifted = build_space(analysis, choices, (), tables, latency_constant=7.5)
-    assert shifted.costs["latency"].constant == 7.5
-    one, other = (evaluate(s, s.dense())["latency"] for s in (space, shifted))
-    assert other - one == pytest.approx(7.5)
-
-
 def test_spaces_have_a_json_form() -> None:
     for name in ("nested_blocks", "grouped", "option_a"):
         space = specimen_space(name)[2]
