@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from mdp_fx.graph.modes import eval_mode
+
 DEAD_SHARE = 0.95
 """A layer has collapsed where at least this share of its units gives the same for every example."""
 
@@ -52,13 +54,8 @@ def find_collapse(module: nn.Module, inputs: tuple[Any, ...]) -> Collapse | None
     if not isinstance(module, fx.GraphModule) or not isinstance(images, Tensor) or len(images) < 2:
         return None
     watch = _Watch(module, len(images))
-    before = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            watch.run(*inputs)
-    finally:
-        module.train(before)
+    with eval_mode(module), torch.no_grad():
+        watch.run(*inputs)
     return watch.found
 
 

@@ -17,7 +17,11 @@ def traced() -> fx.GraphModule:
 
 
 def test_a_sound_network_has_not_collapsed() -> None:
-    assert find_collapse(traced(), INPUTS) is None
+    network = traced().train()
+    network.get_submodule("stem.1").eval()
+    modes = [part.training for part in network.modules()]
+    assert find_collapse(network, INPUTS) is None
+    assert [part.training for part in network.modules()] == modes, "a norm that was frozen stays so"
 
 
 @pytest.mark.parametrize("layer", ["stem.1", "head"])

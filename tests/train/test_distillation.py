@@ -87,3 +87,11 @@ def test_a_teacher_of_another_structure_is_told(tmp_path: Path) -> None:
         correspondences(analyse(other, torch.zeros(2, *SHAPE)), slim.module, slim.recipe.kept)
     with pytest.raises(InputError, match="the teacher rejects an input of shape 2x3x2x2"):
         check_teacher(other, slim.module, (torch.zeros(2, 3, 2, 2),))
+
+
+def test_checking_a_teacher_leaves_every_part_in_its_mode() -> None:
+    teacher, student = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).train() for _ in range(2))
+    student[1].eval()
+    check_teacher(teacher, student, (torch.zeros(2, 3),))
+    assert [part.training for part in teacher.modules()] == [True] * 3
+    assert [part.training for part in student.modules()] == [True, True, False]

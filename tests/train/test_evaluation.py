@@ -43,6 +43,21 @@ def test_first_and_best_five_are_counted_over_uneven_batches() -> None:
     assert measured(batches, limit=1) == Accuracy(1 / 3, 2 / 3, 3)
 
 
+def test_every_part_is_left_in_the_mode_it_was_in() -> None:
+    network = nn.Sequential(Echo(), nn.BatchNorm1d(8)).train()
+    network[1].eval()
+    batches = [(torch.rand(3, 8), torch.tensor([0, 4, 5]))]
+    evaluate(
+        network,
+        batches,
+        (8,),
+        device=torch.device("cpu"),
+        autocast=contextlib.nullcontext,
+        total=lambda counts: counts,
+    )
+    assert [part.training for part in network.modules()] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
