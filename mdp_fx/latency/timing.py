@@ -23,10 +23,9 @@ MOSTLY_DISTURBED = 0.9
 _PATIENCE = 3  # times the usual limit, while too few runs are undisturbed
 _SLOW = 1.1  # times the quickest pace
 _QUICKEST = 0.05  # quantile of the latest paces
+_LATEST = 2000
+_LOOKED_UP = 50  # paces after which the quantile is taken again
 _WORK, _RESULT = np.full((32, 32), 0.5, np.float32), np.empty((32, 32), np.float32)  # in the first cache, and stays
-
-_paces: deque[float] = deque(maxlen=2000)
-"""The latest ones of this process, of all that it times: what the processor can do is found once."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Runs:
             full = 1.0 if self.threads == 1 or not self.cores else float(np.quantile(self.cores, 0.75))
             good = [cores >= _KEPT_SHARE * full for cores in self.cores]
         if self.paces:
-            limit = _SLOW * float(np.quantile(_paces, _QUICKEST))
+            limit = _SLOW * _paces.quickest()
             good = [each and seconds <= limit for each, seconds in zip(good, self.paces, strict=True)]
         return good
 
@@ -161,8 +160,31 @@ def pace() -> float:
         for _ in range(8):
             np.matmul(_WORK, _WORK, out=_RESULT)
         seconds = time.perf_counter() - begin
-    _paces.append(seconds)
+    _paces.add(seconds)
     return seconds
+
+
+class Paces:
+    """The latest paces of a processor, of all that a process times: what it can do is found once."""
+
+    def __init__(self, latest: Iterable[float] = ()) -> None:
+        self._latest = deque(latest, maxlen=_LATEST)
+        self._quickest: float | None = None
+        self._since = 0
+
+    def add(self, seconds: float) -> None:
+        """Takes note of one."""
+        self._latest.append(seconds)
+        self._since += 1
+
+    def quickest(self) -> float:
+        """What the processor can do, some of the time."""
+        if self._quickest is None or self._since >= _LOOKED_UP:
+            self._quickest, self._since = float(np.quantile(self._latest, _QUICKEST)), 0
+        return self._quickest
+
+
+_paces = Paces()
 
 
 def undisturbed_rounds(networks: Iterable[Runs]) -> list[bool]:

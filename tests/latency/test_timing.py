@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import deque
 
 import pytest
 
 from mdp_fx.latency import timing
-from mdp_fx.latency.timing import Effort, Runs, Timing, no_garbage_collection, time_runs
+from mdp_fx.latency.timing import Effort, Paces, Runs, Timing, no_garbage_collection, time_runs
 
 
 def test_summary_of_known_samples() -> None:
@@ -63,24 +62,37 @@ def test_several_threads_are_compared_with_their_better_runs() -> None:
 
 
 def test_runs_on_a_slow_processor_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_paces", deque([1e-5] * 90 + [2e-5] * 910))
+    monkeypatch.setattr(timing, "_paces", Paces([1e-5] * 90 + [2e-5] * 910))
     runs = Runs(1, [1.0, 1.5, 1.0, 1.5, 1.0], [1.0] * 5, [1e-5, 2e-5, 1.05e-5, 1.2e-5, 1e-5])
     assert runs.undisturbed() == [True, False, True, False, True], "a tenth of the paces says what can be had"
     found = runs.timing_of(runs.seconds)
     assert (found.median_s, found.runs, found.disturbed) == (1.0, 3, pytest.approx(0.4))
-    monkeypatch.setattr(timing, "_paces", deque([1e-5] * 9 + [2e-5] * 991))
+    monkeypatch.setattr(timing, "_paces", Paces([1e-5] * 9 + [2e-5] * 991))
     assert runs.undisturbed() == [True] * 5, "what a hundredth had is chance"
 
 
 def test_the_pace_is_noted_where_the_processor_is_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    paces: deque[float] = deque(maxlen=3)
+    paces = Paces()
     monkeypatch.setattr(timing, "_paces", paces)
     runs, others = Runs(1), Runs(None)
     for _ in range(4):
         runs.add(lambda: None)
         others.add(lambda: None)
-    assert 0 < min(runs.paces) <= max(runs.paces) < 1
-    assert (others.paces, list(paces)) == ([], runs.paces[1:])
+    assert 0 < min(runs.paces) <= paces.quickest() <= max(runs.paces) < 1
+    assert others.paces == []
+
+
+def test_what_a_processor_can_do_is_looked_up_now_and_then() -> None:
+    paces = Paces([2.0])
+    assert paces.quickest() == 2.0
+    paces.add(1.0)
+    assert paces.quickest() == 2.0
+    for _ in range(100):
+        paces.add(1.0)
+    assert paces.quickest() == 1.0
+    for _ in range(5000):
+        paces.add(3.0)
+    assert paces.quickest() == 3.0, "what was long ago is forgotten"
 
 
 def test_time_runs_leaves_warm_up_and_the_work_between_out() -> None:
