@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -85,17 +85,19 @@ class Masks:
         """The masked network."""
         return self.network.module
 
-    def choose(self, kept: Mapping[str, Sequence[int]], removed: Sequence[str]) -> int:
+    def choose(self, kept: Mapping[str, Sequence[int]], removed: Sequence[str], unused: Collection[str] = ()) -> int:
         """Puts a structure in force; hard masks also set what they mask to zero.
 
         Args:
             kept: indices of the kept units, by group.
             removed: names of the removed blocks.
+            unused: groups that nothing uses without these blocks; how many units they have says nothing.
 
         Returns:
             How many units come back that were masked.
         """
-        back = sum(len(set(units) - set(self.kept[name])) for name, units in kept.items())
+        used = {name: units for name, units in kept.items() if name not in unused}
+        back = sum(len(set(units) - set(self.kept[name])) for name, units in used.items())
         self.restore(kept, removed)
         if not self.soft:
             self.network.zero()

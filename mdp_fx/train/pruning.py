@@ -26,6 +26,7 @@ from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.passes.front_end import Choice
 from mdp_fx.passes.importance import ImportanceAccumulator, observe, score
 from mdp_fx.passes.search_space import importance as kept_importance
+from mdp_fx.passes.space_blocks import unused
 from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, rewrite
 from mdp_fx.recipe import fingerprint
 from mdp_fx.run_report import prune_recipe, prune_report
@@ -266,7 +267,8 @@ class Pruner:
             last = number == self._schedule.steps
             state = on_first(lambda: outcome_state(self._search.choose(scores, number, self._masks)))
             outcome = outcome_of(state)
-            returned = self._masks.choose(outcome.kept, outcome.selection.removed_blocks)
+            removed = outcome.selection.removed_blocks
+            returned = self._masks.choose(outcome.kept, removed, unused(outcome.space, removed))
             self._watch("compare masked and sliced")
             on_first(lambda: bool(self._masks.slim()))
         self._watch("")

@@ -45,6 +45,12 @@ def test_soft_masks_leave_all_to_choose() -> None:
     assert back == 8 + 22
 
 
+def test_units_of_a_removed_block_do_not_come_back() -> None:
+    masks, _ = masked("soft")
+    dense = {"one.first.0": list(range(24))}
+    assert masks.choose(dense, ["one", "two"], {"one.first.0", "two.first.0"}) == 0
+
+
 def test_hard_masks_zero_the_weights_and_soft_ones_do_not() -> None:
     for kind in ("hard", "soft"):
         masks, _ = masked(kind)

@@ -120,7 +120,7 @@ def test_what_is_masked_hard_has_no_gradient_and_no_effect() -> None:
 
 def test_soft_masks_go_on_learning_and_may_come_back() -> None:
     schedule = Schedule(steps=6, curve="linear", gather=2)
-    # Without removed blocks, whose units would count as returned.
+    # Without removed blocks, whose units are not masked one by one.
     found = pruner(schedule=schedule, masks="soft", latency=None, macs="50%", max_removed=0)
     optimizer = optimizer_of(found)
     first = schedule.ends(1)
