@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 import mdp_fx
 from bench.common import SHARED, save
-from mdp_fx.latency.timing import MOSTLY_DISTURBED
 from mdp_fx.mask_file import read_masks
+from mdp_fx.report.facts import BUSY
 
 MASKS = SHARED / "masks" / "resnet50_step15_mask.pkl"
 THREADS = 1
@@ -119,7 +119,7 @@ def measured(networks: Mapping[str, nn.Module], images: Tensor) -> dict[str, Any
         "share": slim.ratio,
         "interval": slim.interval,
         "disturbed": slim.disturbed,
-        "trusted": slim.disturbed <= MOSTLY_DISTURBED,
+        "trusted": slim.disturbed <= BUSY,
     }
 
 

@@ -10,12 +10,21 @@ from torch import nn
 
 from mdp_fx.graph.axes import free_dims
 from mdp_fx.latency.targets import Target
-from mdp_fx.latency.timing import MOSTLY_DISTURBED
 from mdp_fx.outcome import Outcome, selection_changes
 from mdp_fx.passes.channel_groups import find_frozen
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.recipe import Recipe, fingerprint
-from mdp_fx.report.facts import BRANCH, BlockRow, Change, FrozenRow, GroupRow, Inspection, LatencyFacts, PruneReport
+from mdp_fx.report.facts import (
+    BRANCH,
+    BUSY,
+    BlockRow,
+    Change,
+    FrozenRow,
+    GroupRow,
+    Inspection,
+    LatencyFacts,
+    PruneReport,
+)
 
 LOW_SHARE = 0.2
 """A layer cut below this share of its channels is warned of."""
@@ -205,7 +214,7 @@ def _latency_warnings(analysis: Analysis, outcome: Outcome) -> Iterable[str]:
     if outcome.slim is None:
         return
     disturbed = outcome.slim.disturbed
-    if disturbed > MOSTLY_DISTURBED:
+    if disturbed > BUSY:
         what = f"the processor was shared or slowed down in {100 * disturbed:.0f} % of the timed runs"
         yield f"{what}: run it on a quiet machine"
     if outcome.asked_s is None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+BUSY = 0.9
+"""Share of disturbed runs above which a run is warned of."""
+
 BRANCH = "branch of a concatenation"
 """Kind of a block that is joined with others; the other kind adds to them."""
 

@@ -11,10 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mdp_fx.latency.timing import MOSTLY_DISTURBED
 from mdp_fx.report import cells
 from mdp_fx.report.facts import (
     BRANCH,
+    BUSY,
     LOADING,
     PEAK_MEMORY,
     BenchRow,
@@ -364,7 +364,7 @@ def _bench_notes(rows: Sequence[BenchRow], measured: bool) -> Iterator[tuple[str
     if len({row.inputs[0][:1] for row in rows if row.inputs}) > 1:
         yield "warning", "the batches differ, and the ratios are of whole batches: compare images/s", "yellow"
     busiest = max(row.disturbed for row in rows)
-    if busiest > MOSTLY_DISTURBED:
+    if busiest > BUSY:
         what = f"the processor was shared or slowed down in {100 * busiest:.0f} % of the runs"
         yield "warning", f"{what}: a quiet machine gives narrower intervals", "yellow"
     if measured:
