@@ -49,10 +49,12 @@ def make(name: str) -> nn.Module:
     side = SIDES[name]
     # Random weights are sure of nothing: whatever they find is to be seen.
     if name in mdp_fx.models.__all__:
-        return _unsure(randomise(getattr(mdp_fx.models, name)(size=side, score_thresh=0.0)).eval(), name)
-    options: dict[str, Any] = {} if name.startswith("ssd") else {"min_size": side, "max_size": side}
-    options |= BOXES | {"box_score_thresh": 0.0} if "rcnn" in name else {"score_thresh": 0.0}
-    model = randomise(getattr(detection, name)(weights=None, weights_backbone=None, **options)).eval()
+        model = getattr(mdp_fx.models, name)(size=side, score_thresh=0.0)
+    else:
+        options: dict[str, Any] = {} if name.startswith("ssd") else {"min_size": side, "max_size": side}
+        options |= BOXES | {"box_score_thresh": 0.0} if "rcnn" in name else {"score_thresh": 0.0}
+        model = getattr(detection, name)(weights=None, weights_backbone=None, **options)
+    model = randomise(model).eval()
     return _unsure(model, name) if name.startswith("ssd") else model
 
 
