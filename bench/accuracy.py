@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bench import accuracy_methods as methods
 from bench.accuracy_plot import plot
 from bench.accuracy_tasks import TASKS, Epochs, Images, Task
-from bench.common import load, save, write
+from bench.common import load, machine, save, training_precision, write
 from mdp_fx.files import atomic_write
 from mdp_fx.train.batch_norm import recalibrate_batch_norm
 from mdp_fx.train.config import TuneConfig
@@ -37,8 +37,6 @@ WITHIN = (0.95, 1.02)
 """Measured latency over the budget that a row must have to be compared."""
 IMPORTANCE_BATCHES = 30
 RECALIBRATION_BATCHES = 10
-PRECISION = "bfloat16"
-"""Of training; accuracy is that of float32."""
 KEPT = Path(__file__).parent.parent / "build" / "accuracy"
 """Dense baselines, which are trained once."""
 
@@ -63,12 +61,16 @@ class Bench:
         task: what is compared on.
         device: "cpu", "cuda" or "auto".
         epochs: of fine-tuning, None for the task's own; `dense_epochs` likewise, of the dense network.
+
+    Attributes:
+        precision: number format of training; accuracy is that of float32.
     """
 
     def __init__(self, task: Task, device: str, epochs: int | None, dense_epochs: int | None) -> None:
         self.task, self.epochs = task, epochs or task.epochs
         self.dense_epochs = dense_epochs or task.dense_epochs
-        self.accelerator = make_accelerator(device, PRECISION)
+        self.precision = training_precision(device)
+        self.accelerator = make_accelerator(device, self.precision)
         self.images = task.load()
         self.placed = self.images.to(self.accelerator.device)
         self.paths: dict[tuple[str, int], methods.TorchPruning] = {}
@@ -99,7 +101,7 @@ class Bench:
     def dense(self) -> tuple[nn.Module, float, float]:
         """The trained dense network on the CPU, its accuracy, and the seconds that training took (0 if it was kept)."""
         network = self.task.build()
-        path = KEPT / f"{self.task.data}-{self.task.network}-{self.dense_epochs}.pt"
+        path = KEPT / f"{self.task.data}-{self.task.network}-{self.dense_epochs}-{self.precision}.pt"
         seconds = 0.0
         if path.exists():
             network.load_state_dict(torch.load(path, weights_only=True))
@@ -256,7 +258,7 @@ def main(
     file = "accuracy_small" if small else "accuracy"
     before = load(file)
     done = {key_of(row): row for row in before.get("rows", ())}
-    dense_rows = {(row["data"], row["network"]): row for row in before.get("dense", ())}
+    dense_rows = {(row["data"], row["network"], row["precision"]): row for row in before.get("dense", ())}
     begin, left = time.perf_counter(), rows
     for name in names or (("fashion-mnist",) if small else ("cifar10-resnet20", "cifar10-resnet56")):
         bench: Bench | None = None
@@ -275,18 +277,20 @@ def main(
                 bench = Bench(task, device, epochs, dense_epochs)
                 dense, top1, seconds = bench.dense()
                 facts = {"data": task.data, "network": task.network, "top1": top1, "epochs": bench.dense_epochs}
+                facts |= {"precision": bench.precision}
                 facts |= {name: getattr(task, name) for name in ("batch", "rate", "dense_rate", "timed_batch", "step")}
-                kept = dense_rows.get((task.data, task.network), {})
-                dense_rows[task.data, task.network] = facts | {"seconds": seconds or kept.get("seconds")}
+                dense_key = task.data, task.network, bench.precision
+                kept = dense_rows.get(dense_key, {})
+                dense_rows[dense_key] = facts | {"seconds": seconds or kept.get("seconds")}
             _, _, budget, method, seed = key
             row = dict(zip(("data", "network", "budget", "method", "seed"), key, strict=True))
-            done[key] = row | {"device": str(bench.accelerator.device)} | bench.row(dense, budget, method, seed)
+            row |= {"device": str(bench.accelerator.device), "cpu": machine()["cpu"], "precision": bench.precision}
+            done[key] = row | bench.row(dense, budget, method, seed)
             print(done[key], flush=True)
             left = None if left is None else left - 1
             ordered = sorted(done.values(), key=lambda each: str(key_of(each)))
             facts = {
                 "threads": methods.THREADS,
-                "precision": PRECISION,
                 "dense": list(dense_rows.values()),
                 "summary": summary(ordered),
             }

