@@ -44,10 +44,13 @@ bench: $(VENV)/bench-installed
 bench-accuracy: $(VENV)/bench-installed
 	$(BIN)/python bench/accuracy.py
 
+# Anew, and a process of one thread for each seed.
 bench-accuracy-small: $(VENV)/bench-installed
 	test -d /usr/share/datasets/fashion-mnist || (mkdir -p build && cd build && \
 		apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb fashion)
-	$(BIN)/python bench/accuracy.py --small
+	rm -f bench/results/accuracy_small.json
+	export OMP_NUM_THREADS=1; $(BIN)/python bench/accuracy.py --small --seed 0 & other=$$!; \
+		$(BIN)/python bench/accuracy.py --small --seed 1 && wait $$other
 
 clean:
 	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

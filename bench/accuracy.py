@@ -7,6 +7,7 @@ CPU, one thread), and fine-tuned alike.
 
 from __future__ import annotations
 
+import fcntl
 import statistics
 import sys
 import time
@@ -33,8 +34,8 @@ from mdp_fx.train.trainer import Trainer, make_accelerator
 
 BUDGETS = (0.5, 0.3, 0.2)
 SMALL_BUDGETS = (0.5, 0.2)
-WITHIN = (0.95, 1.02)
-"""Measured latency over the budget that a row must have to be compared."""
+TRAINING = ("batch", "rate", "dense_rate", "timed_batch", "step")
+"""What is recorded of a task."""
 IMPORTANCE_BATCHES = 30
 RECALIBRATION_BATCHES = 10
 KEPT = Path(__file__).parent.parent / "build" / "accuracy"
@@ -178,6 +179,11 @@ def key_of(row: dict[str, Any]) -> Key:
     return row["data"], row["network"], row["budget"], row["method"], row["seed"]
 
 
+def dense_key(row: dict[str, Any]) -> tuple[str, str, str]:
+    """What dense network a row is of."""
+    return row["data"], row["network"], row["precision"]
+
+
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For every data set, network and budget: each method's mean accuracy and its spread over the seeds, best first."""
     found = []
@@ -205,7 +211,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for name in others
                 if table[name]["after"] > own["after"] + max(table[name]["spread"], own["spread"])
             ]
-        low, high = (limit * where[2] for limit in WITHIN)
+        low, high = (limit * where[2] for limit in methods.WITHIN)
         outside = [row for row in inside if not low <= row["latency"]["share"] <= high]
         entry["outside_the_budget"] = [(row["method"], row["seed"], row["latency"]["share"]) for row in outside]
         found.append(entry)
@@ -225,6 +231,22 @@ def check_same_training(before: dict[str, Any], task: Task, epochs: int, dense_e
                     f"{task.network} on {task.data}: the results hold {name} of {row['epochs']} epochs, not {wanted}: "
                     "give the same number, or remove them"
                 )
+
+
+def record(file: str, dense_row: dict[str, Any], row: dict[str, Any]) -> None:
+    """Adds a row, and that of the dense network it came from, to what is there; other processes may add theirs."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with (KEPT / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = load(file)
+        rows = {key_of(each): each for each in before.get("rows", ())} | {key_of(row): row}
+        dense_rows = {dense_key(each): each for each in before.get("dense", ())}
+        trained = {"seconds": dense_row["seconds"] or dense_rows.get(dense_key(dense_row), {}).get("seconds")}
+        dense_rows[dense_key(dense_row)] = dense_row | trained
+        ordered = sorted(rows.values(), key=lambda each: str(key_of(each)))
+        facts = {"threads": methods.THREADS, "dense": list(dense_rows.values()), "summary": summary(ordered)}
+        save(file, facts | {"rows": ordered}, quiet=True)
+        write(f"{file}.svg", plot(ordered, list(dense_rows.values())))
 
 
 @click.command()
@@ -257,8 +279,7 @@ def main(
     """Compares the methods, and writes bench/results/accuracy.json and its plot."""
     file = "accuracy_small" if small else "accuracy"
     before = load(file)
-    done = {key_of(row): row for row in before.get("rows", ())}
-    dense_rows = {(row["data"], row["network"], row["precision"]): row for row in before.get("dense", ())}
+    done = {key_of(row) for row in before.get("rows", ())}
     begin, left = time.perf_counter(), rows
     for name in names or (("fashion-mnist",) if small else ("cifar10-resnet20", "cifar10-resnet56")):
         bench: Bench | None = None
@@ -276,26 +297,16 @@ def main(
             if bench is None:
                 bench = Bench(task, device, epochs, dense_epochs)
                 dense, top1, seconds = bench.dense()
-                facts = {"data": task.data, "network": task.network, "top1": top1, "epochs": bench.dense_epochs}
-                facts |= {"precision": bench.precision}
-                facts |= {name: getattr(task, name) for name in ("batch", "rate", "dense_rate", "timed_batch", "step")}
-                dense_key = task.data, task.network, bench.precision
-                kept = dense_rows.get(dense_key, {})
-                dense_rows[dense_key] = facts | {"seconds": seconds or kept.get("seconds")}
+                dense_row = {"data": task.data, "network": task.network, "precision": bench.precision, "top1": top1}
+                dense_row |= {"epochs": bench.dense_epochs, "seconds": seconds or None}
+                dense_row |= {each: getattr(task, each) for each in TRAINING}
             _, _, budget, method, seed = key
             row = dict(zip(("data", "network", "budget", "method", "seed"), key, strict=True))
             row |= {"device": str(bench.accelerator.device), "cpu": machine()["cpu"], "precision": bench.precision}
-            done[key] = row | bench.row(dense, budget, method, seed)
-            print(done[key], flush=True)
+            row |= bench.row(dense, budget, method, seed)
+            record(file, dense_row, row)
+            print(row, flush=True)
             left = None if left is None else left - 1
-            ordered = sorted(done.values(), key=lambda each: str(key_of(each)))
-            facts = {
-                "threads": methods.THREADS,
-                "dense": list(dense_rows.values()),
-                "summary": summary(ordered),
-            }
-            save(file, facts | {"rows": ordered}, quiet=True)
-            write(f"{file}.svg", plot(ordered, list(dense_rows.values())))
     print(f"{time.perf_counter() - begin:.0f} s")
 
 

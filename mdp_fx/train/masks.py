@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, one_of
 from mdp_fx.exporters.parity import compare
+from mdp_fx.graph.axes import BoolArray, Dim
 from mdp_fx.passes.choices import Analysis
-from mdp_fx.passes.importance import SMALLEST, LayerImportance
+from mdp_fx.passes.importance import NEEDS, SMALLEST, LayerImportance
 from mdp_fx.passes.slice_channels import unit_masks
 from mdp_fx.passes.soft_mask import masked_network
 from mdp_fx.pipeline import rewrite
@@ -25,6 +26,13 @@ MASK_KINDS: tuple[str, ...] = get_args(MaskKind)
 
 PARITY = 1e-5
 """Largest difference of the masked to the slim network in float64, over the largest output."""
+
+RETURNING = 0.1
+"""What the gradient score of a softly masked unit counts, over that of a kept one.
+
+Training brings w g of a kept unit near to zero; of a masked one, whose weights move by -g with every update and to no
+effect, it only grows. At face value masked and kept units take turns at every step, and accuracy is lost each time.
+"""
 
 PRODUCED = ("taylor", "taylor-filter", "taylor-squared", "fisher")
 """Kinds that look at gradients of what makes a channel: softly masked ones have none there."""
@@ -107,8 +115,7 @@ class Masks:
         """Puts a structure in force that was in force already; the arguments are those of `choose`."""
         self.kept = {name: sorted(units) for name, units in kept.items()}
         self.removed = tuple(removed)
-        emptied = self._analysis.blocks.emptied(self.removed)
-        self.network.set(unit_masks(self._analysis.groups, self.kept, emptied), self.removed)
+        self.network.set(self._in_force(), self.removed)
 
     def at_most(self) -> dict[str, int]:
         """Units that each group can have from now on: hard masks give none back."""
@@ -118,11 +125,32 @@ class Masks:
         """Blocks that are removed for good."""
         return () if self.soft else self.removed
 
-    def standing(self, scores: Sequence[LayerImportance]) -> tuple[LayerImportance, ...]:
-        """Scores among which units that are masked for good are worth nothing, and all others something."""
-        if self.soft:
+    def standing(self, scores: Sequence[LayerImportance], kind: str) -> tuple[LayerImportance, ...]:
+        """Scores as the next choice is to see them.
+
+        Units that are masked for good are worth nothing, and all others something; those of softly masked units and
+        removed blocks are discounted (`RETURNING`), where gradients made them.
+
+        Args:
+            scores: of all units, as they were gathered.
+            kind: of importance.
+        """
+        if not self.soft:
+            return tuple(replace(each, values=self._standing(each)) for each in scores)
+        if NEEDS[kind] != "gradients":
             return tuple(scores)
-        return tuple(replace(each, values=self._standing(each)) for each in scores)
+        in_force = self._in_force()
+        kept = {group.name: in_force[group.dim] for group in self._analysis.groups}
+        removed = (block for block in self._analysis.blocks.removable if block.name in self.removed)
+        closed = {node for block in removed for node in block.nodes}
+        return tuple(
+            replace(each, values=np.where(kept[each.group] & (each.layer not in closed), 1.0, RETURNING) * each.values)
+            for each in scores
+        )
+
+    def _in_force(self) -> dict[Dim, BoolArray]:
+        emptied = self._analysis.blocks.emptied(self.removed)
+        return unit_masks(self._analysis.groups, self.kept, emptied)
 
     def _standing(self, score: LayerImportance) -> Any:
         kept = self.kept[score.group]

@@ -262,7 +262,7 @@ class Pruner:
         values = {name: self._masks.network.tensor(name) for name in self._gathered.tensors}
         device = next(iter(values.values())).device if values else "cpu"
         self._gathered.all_reduce(device)
-        scores = self._masks.standing(self._gathered.scores(values))
+        scores = self._masks.standing(self._gathered.scores(values), self._kind)
         with torch.random.fork_rng(devices=[]):
             last = number == self._schedule.steps
             state = on_first(lambda: outcome_state(self._search.choose(scores, number, self._masks)))

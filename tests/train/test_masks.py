@@ -9,7 +9,7 @@ import torch
 from mdp_fx.errors import InputError
 from mdp_fx.passes.importance import LayerImportance, score
 from mdp_fx.pipeline import analyse
-from mdp_fx.train.masks import Masks, check_masks, check_trained
+from mdp_fx.train.masks import RETURNING, Masks, check_masks, check_trained
 from tests.train.networks import small
 
 
@@ -25,13 +25,13 @@ def test_hard_masks_give_nothing_back() -> None:
     masks, scores = masked("hard")
     assert masks.at_most() == {"stem.0": 8, "one.first.0": 2, "two.first.0": 24}
     assert masks.gone() == ("two",)
-    (first,) = (each.values for each in masks.standing(scores) if each.layer == "one_first_0")
+    (first,) = (each.values for each in masks.standing(scores, "l2") if each.layer == "one_first_0")
     assert np.flatnonzero(first).tolist() == [1, 3]
 
 
 def test_a_kept_unit_comes_before_a_masked_one_whatever_it_is_worth() -> None:
     masks, _ = masked("hard")
-    (found,) = masks.standing([LayerImportance("one_first_0", "one.first.0", np.zeros(24))])
+    (found,) = masks.standing([LayerImportance("one_first_0", "one.first.0", np.zeros(24))], "taylor")
     assert np.flatnonzero(found.values).tolist() == [1, 3]
     assert found.values.max() < 1e-9
 
@@ -40,9 +40,18 @@ def test_soft_masks_leave_all_to_choose() -> None:
     masks, scores = masked("soft")
     assert masks.at_most() == {}
     assert masks.gone() == ()
-    assert masks.standing(scores) == scores
+    assert masks.standing(scores, "l2") == scores
     back = masks.choose({name: list(range(size)) for name, size in (("stem.0", 16), ("one.first.0", 24))}, [])
     assert back == 8 + 22
+
+
+def test_gradients_of_softly_masked_units_are_discounted() -> None:
+    masks, scores = masked("soft")
+    found = {each.group: each.values for each in masks.standing(scores, "taylor-input")}
+    before = {each.group: each.values for each in scores}
+    assert np.allclose(found["one.first.0"][[1, 3]], before["one.first.0"][[1, 3]])
+    assert np.allclose(found["one.first.0"][4:], RETURNING * before["one.first.0"][4:])
+    assert np.allclose(found["two.first.0"], RETURNING * before["two.first.0"]), "those of a removed block are masked"
 
 
 def test_units_of_a_removed_block_do_not_come_back() -> None:
