@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import fx, nn
 
 from mdp_fx import checkpoint
-from mdp_fx.files import atomic_write, check_output
+from mdp_fx.files import atomic_write
 from mdp_fx.passes.base import Stage, silent
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.pipeline import analyse
@@ -78,8 +78,7 @@ def run(
     folder = folder_of(config)
     with ExitStack() as hold:
         on_first(lambda: hold.enter_context(held(folder)))
-        check_output(config.output or "", force or (resume and (folder / FILE).exists()))
-        state = find_run(folder, resume, force)
+        state = find_run(config, resume, force)
         changed = {} if state is None else changes(state, config, folder, force)
         return _Run(config, accelerator, state, changed, prune, trust_pickle, stage, progress).finish()
 
@@ -188,10 +187,12 @@ class _Run:
                 self._taught = analyse(network.cpu(), self._setup.inputs, front_end=front_end)
             network = self._taught.graph.module
             if self._pruner is None:
-                pairs = correspondences(self._taught, self._trainer.module, self._known_recipe.kept)
+                recipe = self._known_recipe
+                pairs = correspondences(self._taught, self._trainer.module, recipe.kept, recipe.group_sizes)
             else:  # What does not fit is told before anything is trained.
                 dense = self._pruner.analysis
-                correspondences(self._taught, dense.graph.module, {g.name: range(g.size) for g in dense.groups})
+                sizes = {group.name: group.size for group in dense.groups}
+                correspondences(self._taught, dense.graph.module, {g: range(n) for g, n in sizes.items()}, sizes)
         self._teacher = Teacher(
             network.to(self._accelerator.device),
             self._trainer.module,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ SETTINGS = "settings.yaml"
 """What a run was told, with every key."""
 
 LOCK = "lock"
+
+_log = logging.getLogger(__name__)
 
 _FREE = ("log.", "data.workers", "folder", "output", "device")
 """Keys that may always change: they do not change what a run computes. A dot at the end stands for a whole section."""
@@ -118,18 +121,28 @@ def held(folder: Path) -> Iterator[None]:
                     folder.rmdir()
 
 
-def find_run(folder: Path, resume: bool, force: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from.
+def find_run(config: TrainConfig, resume: bool, force: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from; a run that goes on may replace the output that it was begun with.
 
     Raises:
         TrainingError: the folder holds a run, and what is to become of it was not said.
+        OutputError: the output is there already.
     """
-    if resume:
-        return run_state.load_run(folder) if folder.exists() else None
-    if (folder / run_state.FILE).exists() and not force:
+    folder = folder_of(config)
+    state = run_state.load_run(folder) if resume and folder.exists() else None
+    check_output(config.output or "", force or (state is not None and _writes_to(state, config)))
+    if resume and state is None:
+        _log.warning("warning: %s holds no run to go on with: a new one begins", folder)
+    if not resume and (folder / run_state.FILE).exists() and not force:
         msg = f"{folder} holds a run already: go on with it (--resume), start anew (--force), or name another --folder"
         raise TrainingError(msg)
-    return None
+    return state
+
+
+def _writes_to(state: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Whether the run that a checkpoint is of was to write the output that `config` names."""
+    before = state["config"].get("output")
+    return before is not None and Path(before).resolve() == Path(config.output or "").resolve()
 
 
 def changes(state: Mapping[str, Any], new: TrainConfig, folder: Path, force: bool) -> dict[str, list[Any]]:

@@ -81,7 +81,8 @@ def prepare(config: TrainConfig, shard: Shard, *, prune: bool, trust_pickle: boo
         raise InputError(msg)
     epoch_steps = len(train) // config.tune.accumulate
     if not epoch_steps:
-        msg = f"an epoch of {len(train)} batches has no step of tune.accumulate {config.tune.accumulate}"
+        accumulate = config.tune.accumulate
+        msg = f"{config.data.train} has {len(train)} batches an epoch, and a step takes {accumulate} (tune.accumulate)"
         raise InputError(msg)
     if prune:
         config.prune.schedule.check(config.tune.epochs * epoch_steps)

@@ -209,8 +209,20 @@ def test_an_interruption_says_what_becomes_of_the_run(files: Files, monkeypatch:
         files.tune("out", "log.checkpoint=1", force=True)
 
 
-def test_a_run_without_a_checkpoint_begins(files: Files) -> None:
+def test_a_run_without_a_checkpoint_begins(files: Files, caplog: pytest.LogCaptureFixture) -> None:
     assert files.tune("out", resume=True).resumed == 0
+    assert "out-run holds no run to go on with: a new one begins" in caplog.text
+
+
+def test_a_run_that_goes_on_replaces_its_own_output_only(files: Files) -> None:
+    files.tune("out")
+    other = files.folder / "other.pt"
+    other.write_bytes(b"something")
+    with pytest.raises(OutputError, match=r"other\.pt exists; pass --force"):
+        files.tune("other", resume=True, folder=str(files.folder / "out-run"))
+    assert other.read_bytes() == b"something"
+    other.unlink()
+    files.tune("other", resume=True, folder=str(files.folder / "out-run"))
 
 
 def test_nothing_is_overwritten_silently(files: Files) -> None:
@@ -360,6 +372,12 @@ def test_a_loss_that_is_no_number_stops_the_run(files: Files) -> None:
     assert all(bool(torch.isfinite(value).all()) for value in saved["trainer"]["module"].values())
 
 
+def test_data_that_are_no_numbers_are_told_as_such(files: Files) -> None:
+    keys = {"data.train": "tests.test_training:make_not_finite", "data.val": None}
+    with pytest.raises(TrainingError, match=r"^the data of step 3 holds values that are not finite: .* mend data"):
+        files.tune("out", "log.checkpoint=1", **keys)
+
+
 def batches(
     count: int, shape: tuple[int, ...] = (3, 16, 16), low: int = 0, high: int = 4
 ) -> list[tuple[Tensor, Tensor]]:
@@ -369,7 +387,14 @@ def batches(
 
 
 def make_poisoned() -> list[tuple[Tensor, Tensor]]:
-    """The third batch is not finite."""
+    """The third batch is finite, and a convolution of it is not."""
+    found = batches(4)
+    found[2][0].sign_().mul_(torch.finfo(torch.float32).max)
+    return found
+
+
+def make_not_finite() -> list[tuple[Tensor, Tensor]]:
+    """The third batch has a number missing."""
     found = batches(4)
     found[2][0][0, 0, 0, 0] = float("nan")
     return found
@@ -452,7 +477,7 @@ def make_ten_classes() -> nn.Module:
             "the teacher has 10 outputs, the network has 4",
         ),
         (["precision=float16"], InputError, "float16 training needs a GPU"),
-        (["tune.accumulate=100"], InputError, "has no step of tune.accumulate 100"),
+        (["tune.accumulate=100"], InputError, r"batches an epoch, and a step takes 100 \(tune.accumulate\)"),
         (["tune.loss=tests.nowhere:loss"], DataError, "cannot be imported"),
     ],
 )

@@ -63,13 +63,16 @@ class Correspondence:
     kept: Tensor
 
 
-def correspondences(dense: Analysis, slim: nn.Module, kept: Mapping[str, Sequence[int]]) -> tuple[Correspondence, ...]:
+def correspondences(
+    dense: Analysis, slim: nn.Module, kept: Mapping[str, Sequence[int]], sizes: Mapping[str, int]
+) -> tuple[Correspondence, ...]:
     """For every channel group, the last module of both networks whose output has the group's units as channels.
 
     Args:
         dense: the teacher, analysed.
         slim: the pruned network.
         kept: units that stay, by group.
+        sizes: units that each group had before.
 
     Raises:
         InputError: the teacher has other groups or sizes, or no module of both networks makes a group's features.
@@ -79,12 +82,14 @@ def correspondences(dense: Analysis, slim: nn.Module, kept: Mapping[str, Sequenc
         if group.name not in kept:
             msg = f"the teacher has a channel group {group.name} that the slim network was not pruned from"
             raise InputError(msg)
-        mask = np.zeros(group.size, dtype=bool)
-        stays = list(kept[group.name])
-        if stays and stays[-1] >= group.size:
-            msg = f"the teacher's channel group {group.name} has {group.size} units, the slim network keeps {stays[-1]}"
+        if group.size != sizes[group.name]:
+            msg = (
+                f"the teacher's channel group {group.name} has {group.size} units, and {sizes[group.name]} in the "
+                "network that is pruned: its features do not correspond, set distill.features to 0"
+            )
             raise InputError(msg)
-        mask[stays] = True
+        mask = np.zeros(group.size, dtype=bool)
+        mask[list(kept[group.name])] = True
         masks[group.dim] = mask
     called = {str(node.target) for node in _nodes(slim) if node.op == "call_module"}
     counts: dict[str, int] = {}

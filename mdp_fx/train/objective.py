@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -13,6 +14,11 @@ from mdp_fx.errors import DataError, TrainingError
 from mdp_fx.train.config import TuneConfig
 
 Loss = Callable[[Any, Any], Tensor]
+
+_DIVERGED = (
+    "training has stopped, the last checkpoint is kept; lower tune.rate, or set tune.clip or a longer tune.warmup, and "
+    "go on with --resume --force, or anew with --force where it had gone astray by then"
+)
 
 
 class Teaching(Protocol):
@@ -56,7 +62,8 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], Any]:
         DataError: it is not (inputs, targets).
     """
     if not isinstance(batch, list | tuple) or len(batch) != 2:
-        msg = f"a batch of data must be (inputs, targets), got {type(batch).__name__}"
+        several = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+        msg = f"a batch of data must be (inputs, targets), found a {type(batch).__name__}{several}"
         raise DataError(msg)
     inputs, targets = batch
     return (tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)), targets
@@ -72,7 +79,8 @@ def check_labels(inputs: tuple[Any, ...], targets: Any, shape: tuple[int, ...], 
         classes: of the network.
 
     Raises:
-        DataError: there are no examples, they have another shape, or the labels lie outside of the classes.
+        DataError: there are no examples, they have another shape or are whole numbers, or the labels lie outside of the
+            classes.
     """
     if not inputs:
         msg = "a batch of data has no inputs: it must be (inputs, targets)"
@@ -81,6 +89,10 @@ def check_labels(inputs: tuple[Any, ...], targets: Any, shape: tuple[int, ...], 
     if not isinstance(images, Tensor) or tuple(images.shape[1:]) != shape:
         found = "x".join(map(str, images.shape)) if isinstance(images, Tensor) else type(images).__name__
         msg = f"a batch of data has shape {found}, the network takes Nx{'x'.join(map(str, shape))}; see data.input"
+        raise DataError(msg)
+    if not images.is_floating_point():
+        dtype = str(images.dtype).removeprefix("torch.")
+        msg = f"a batch of data has {dtype} inputs: the network takes floating point, scaled as it was trained with"
         raise DataError(msg)
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.shape != images.shape[:1]:
         what = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
@@ -134,7 +146,23 @@ def not_finite(value: float, step: int, layer: str | None) -> TrainingError:
         layer: the first layer without finite values, where it is known.
     """
     where = f" (the first layer without finite values is {layer})" if layer else ""
+    return TrainingError(f"the loss is {value} at step {step}{where}: {_DIVERGED}")
+
+
+def weights_not_finite(name: str, step: int) -> TrainingError:
+    """Why a run stops whose weights are no numbers any more, those named `name` first, after so many steps."""
+    return TrainingError(f"{name} is not finite after step {step}: {_DIVERGED}")
+
+
+def data_not_finite(step: int) -> TrainingError:
+    """Why a run stops that is given no numbers, in the step of that number."""
     return TrainingError(
-        f"the loss is {value} at step {step}{where}: training has stopped, the last checkpoint is kept; lower "
-        "tune.rate, or set tune.clip or a longer tune.warmup, and go on with --resume --force"
+        f"the data of step {step} holds values that are not finite: training has stopped, the last checkpoint is kept; "
+        "mend data.train, and go on with --resume"
     )
+
+
+def all_finite(batch: Any) -> Tensor:
+    """Whether all tensors of a batch are finite, a truth value where they are: nothing waits for it."""
+    found = [leaf.isfinite().all() for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return torch.stack(found).all() if found else torch.tensor(True)

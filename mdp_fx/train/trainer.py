@@ -18,7 +18,17 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, MdpFxError, TrainingError, first_line
 from mdp_fx.train.config import TuneConfig
-from mdp_fx.train.objective import Loss, Mixing, Teaching, check_labels, cross_entropy, split_batch
+from mdp_fx.train.objective import (
+    Loss,
+    Mixing,
+    Teaching,
+    all_finite,
+    check_labels,
+    cross_entropy,
+    data_not_finite,
+    split_batch,
+    weights_not_finite,
+)
 from mdp_fx.train.optimization import make_optimizer, rate_factor
 
 _PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
@@ -157,15 +167,17 @@ class Trainer:
 
         Raises:
             DataError: a batch does not fit.
-            TrainingError: the network or the loss failed on a batch.
+            TrainingError: the network or the loss failed on a batch, or it holds values that are not finite.
         """
         self._wrapped.train()
         total, count = torch.zeros((), device=self._accelerator.device), self._config.accumulate
+        sound = torch.ones_like(total, dtype=torch.bool)
         for number in range(count):
             inputs, targets = split_batch(next(batches))
             if self._classes is not None:
                 check_labels(inputs, targets, self._shape, self._classes)
             inputs, targets = pytree.tree_map(self._place, (inputs, targets))
+            sound = sound & all_finite((inputs, targets))
             if self._mixing is not None:
                 image, targets = self._mixing(inputs[0], targets)
                 inputs = (image, *inputs[1:])
@@ -179,6 +191,8 @@ class Trainer:
                 self._accelerator.backward(loss / count)
         value = float(self._accelerator.reduce(total, "mean"))
         if not torch.isfinite(torch.tensor(value)):
+            if not sound:
+                raise data_not_finite(self.step + 1)
             return value
         scaler = self._accelerator.scaler
         if self.after_backward is not None:
@@ -234,8 +248,7 @@ class Trainer:
         """
         for name, value in self.module.named_parameters():
             if not bool(torch.isfinite(value).all()):
-                msg = f"{name} is not finite after step {self.step}: training has stopped, the last checkpoint is kept"
-                raise TrainingError(msg)
+                raise weights_not_finite(name, self.step)
 
     def bare(self) -> nn.Module:
         """The network to write, on the CPU and without what Accelerate put around its forward."""

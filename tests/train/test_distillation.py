@@ -33,7 +33,9 @@ def test_feature_loss_compares_the_kept_units() -> None:
 
 def test_features_correspond_by_group(tmp_path: Path) -> None:
     dense, slim = make_network(), load_slim(slim_file(tmp_path / "slim.pt"))
-    pairs = correspondences(analyse(dense, torch.zeros(2, *SHAPE)), slim.module, slim.recipe.kept)
+    pairs = correspondences(
+        analyse(dense, torch.zeros(2, *SHAPE)), slim.module, slim.recipe.kept, slim.recipe.group_sizes
+    )
     assert {pair.group for pair in pairs} == slim.recipe.kept.keys()
     assert all(pair.kept.tolist() == list(range(16)) for pair in pairs)
     assert {pair.module for pair in pairs} == {"block.2", "block.4"}
@@ -42,7 +44,7 @@ def test_features_correspond_by_group(tmp_path: Path) -> None:
 def test_other_kept_units_of_the_teacher_are_other_features(tmp_path: Path) -> None:
     dense, slim = make_network(), load_slim(slim_file(tmp_path / "slim.pt"))
     analysis = analyse(dense, torch.zeros(2, *SHAPE))
-    pairs = correspondences(analysis, slim.module, slim.recipe.kept)
+    pairs = correspondences(analysis, slim.module, slim.recipe.kept, slim.recipe.group_sizes)
     inputs, losses = torch.randn(4, *SHAPE), {}
     for shifted in (False, True):
         used = [type(pair)(pair.group, pair.module, pair.kept + 16) if shifted else pair for pair in pairs]
@@ -66,7 +68,7 @@ def test_a_network_taught_by_itself_has_nothing_to_learn() -> None:
     analysis = analyse(network, torch.zeros(2, *SHAPE))
     whole = {group.name: list(range(group.size)) for group in analysis.groups}
     student = analyse(network, torch.zeros(2, *SHAPE)).graph.module
-    pairs = correspondences(analysis, student, whole)
+    pairs = correspondences(analysis, student, whole, {name: len(units) for name, units in whole.items()})
     teacher = Teacher(
         analysis.graph.module,
         student,
@@ -84,7 +86,10 @@ def test_a_teacher_of_another_structure_is_told(tmp_path: Path) -> None:
     slim = load_slim(slim_file(tmp_path / "slim.pt"))
     other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(InputError, match=r"a channel group .* that the slim network was not pruned from"):
-        correspondences(analyse(other, torch.zeros(2, *SHAPE)), slim.module, slim.recipe.kept)
+        correspondences(analyse(other, torch.zeros(2, *SHAPE)), slim.module, slim.recipe.kept, slim.recipe.group_sizes)
+    wider = {name: size + 8 for name, size in slim.recipe.group_sizes.items()}
+    with pytest.raises(InputError, match=r"has 32 units, and 40 in the network that is pruned: .* distill.features"):
+        correspondences(analyse(make_network(), torch.zeros(2, *SHAPE)), slim.module, slim.recipe.kept, wider)
     with pytest.raises(InputError, match="the teacher rejects an input of shape 2x3x2x2"):
         check_teacher(other, slim.module, (torch.zeros(2, 3, 2, 2),))
 

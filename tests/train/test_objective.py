@@ -21,6 +21,7 @@ IMAGES, LABELS = torch.zeros(2, 3, 4, 4), torch.tensor([0, 4])
         ((), LABELS, "a batch of data has no inputs: it must be (inputs, targets)"),
         ((IMAGES[:0],), LABELS[:0], "a batch of data has no examples: leave empty batches out"),
         ((IMAGES[:, :, :2],), LABELS, "a batch of data has shape 2x3x2x4, the network takes Nx3x4x4; see data.input"),
+        ((IMAGES.byte(),), LABELS, "a batch of data has uint8 inputs: the network takes floating point"),
         (("a",), LABELS, "a batch of data has shape str, "),
         (
             (IMAGES,),
@@ -47,8 +48,10 @@ def test_batches_that_do_not_fit_are_told(inputs: tuple[Any, ...], targets: Any,
 def test_a_batch_is_inputs_and_targets() -> None:
     assert split_batch([IMAGES, LABELS]) == ((IMAGES,), LABELS)
     assert split_batch(((IMAGES, 3), None)) == ((IMAGES, 3), None)
-    with pytest.raises(DataError, match="must be \\(inputs, targets\\), got dict"):
+    with pytest.raises(DataError, match=r"must be \(inputs, targets\), found a dict$"):
         split_batch({"x": IMAGES})
+    with pytest.raises(DataError, match=r"found a list of 3$"):
+        split_batch([IMAGES, LABELS, LABELS])
 
 
 def test_classes_are_those_of_the_first_tensor() -> None:
