@@ -11,6 +11,8 @@ import fcntl
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +187,15 @@ def dense_key(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For every data set, network and budget: each method's mean accuracy and its spread over the seeds, best first."""
+    """For every data set, network and budget: each method's mean accuracy and its spread over the seeds, best first.
+
+    Rows above the budget do not count.
+    """
     found = []
     for where in sorted({key_of(row)[:3] for row in rows}, key=str):
-        inside = [row for row in rows if key_of(row)[:3] == where and "after" in row]
+        low, high = (limit * where[2] for limit in methods.WITHIN)
+        measured = [row for row in rows if key_of(row)[:3] == where and "after" in row]
+        inside = [row for row in measured if row["latency"]["share"] <= high]
         table = {}
         for name in methods.METHODS:
             if mine := [row for row in inside if row["method"] == name]:
@@ -211,8 +218,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for name in others
                 if table[name]["after"] > own["after"] + max(table[name]["spread"], own["spread"])
             ]
-        low, high = (limit * where[2] for limit in methods.WITHIN)
-        outside = [row for row in inside if not low <= row["latency"]["share"] <= high]
+        outside = [row for row in measured if not low <= row["latency"]["share"] <= high]
         entry["outside_the_budget"] = [(row["method"], row["seed"], row["latency"]["share"]) for row in outside]
         found.append(entry)
     return found
@@ -233,11 +239,18 @@ def check_same_training(before: dict[str, Any], task: Task, epochs: int, dense_e
                 )
 
 
-def record(file: str, dense_row: dict[str, Any], row: dict[str, Any]) -> None:
-    """Adds a row, and that of the dense network it came from, to what is there; other processes may add theirs."""
+@contextmanager
+def alone() -> Iterator[None]:
+    """Other processes wait meanwhile, where they come here too."""
     KEPT.mkdir(parents=True, exist_ok=True)
     with (KEPT / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def record(file: str, dense_row: dict[str, Any], row: dict[str, Any]) -> None:
+    """Adds a row, and that of the dense network it came from, to what is there; other processes may add theirs."""
+    with alone():
         before = load(file)
         rows = {key_of(each): each for each in before.get("rows", ())} | {key_of(row): row}
         dense_rows = {dense_key(each): each for each in before.get("dense", ())}
@@ -279,7 +292,6 @@ def main(
     """Compares the methods, and writes bench/results/accuracy.json and its plot."""
     file = "accuracy_small" if small else "accuracy"
     before = load(file)
-    done = {key_of(row) for row in before.get("rows", ())}
     begin, left = time.perf_counter(), rows
     for name in names or (("fashion-mnist",) if small else ("cifar10-resnet20", "cifar10-resnet56")):
         bench: Bench | None = None
@@ -291,12 +303,15 @@ def main(
             for budget in budgets or (SMALL_BUDGETS if small else BUDGETS)
             for method in chosen or (methods.SMALL if small else methods.METHODS)
         ]
-        for key in (key for key in wanted if key not in done):
+        for key in wanted:
             if left is not None and left <= 0:
                 break
+            if key in {key_of(row) for row in load(file).get("rows", ())}:
+                continue
             if bench is None:
                 bench = Bench(task, device, epochs, dense_epochs)
-                dense, top1, seconds = bench.dense()
+                with alone():
+                    dense, top1, seconds = bench.dense()
                 dense_row = {"data": task.data, "network": task.network, "precision": bench.precision, "top1": top1}
                 dense_row |= {"epochs": bench.dense_epochs, "seconds": seconds or None}
                 dense_row |= {each: getattr(task, each) for each in TRAINING}

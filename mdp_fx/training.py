@@ -35,7 +35,17 @@ from mdp_fx.train.run_state import FILE, mixed_seed, random_kept, random_state, 
 from mdp_fx.train.trainer import Trainer, make_accelerator, precision_of
 from mdp_fx.training_checks import Checks, fallen
 from mdp_fx.training_data import Shard
-from mdp_fx.training_folder import SETTINGS, begin_anew, changes, check_origin, check_paths, find_run, folder_of, held
+from mdp_fx.training_folder import (
+    SETTINGS,
+    begin_anew,
+    changes,
+    check_origin,
+    check_paths,
+    find_run,
+    folder_of,
+    held,
+    output_of,
+)
 from mdp_fx.training_setup import make_pruner, prepare
 
 Progress = Callable[[int, int, str], None]
@@ -344,6 +354,7 @@ class _Run:
             self._folder,
             {
                 "config": to_data(self._config),
+                "output": output_of(self._config),
                 "prune": self._prune,
                 "processes": self._accelerator.num_processes,
                 "fingerprint": self._fingerprint,

@@ -21,6 +21,7 @@ from mdp_fx.files import check_output, reason, same_file
 from mdp_fx.train import run_log, run_state
 from mdp_fx.train.config import TrainConfig
 from mdp_fx.train.config_file import differing, from_data
+from mdp_fx.train.processes import place
 
 SETTINGS = "settings.yaml"
 """What a run was told, with every key."""
@@ -52,6 +53,11 @@ def folder_of(config: TrainConfig) -> Path:
         return Path(config.folder)
     output = Path(config.output)
     return output.with_name(f"{output.stem}-run")
+
+
+def output_of(config: TrainConfig) -> str:
+    """The output of a run with these settings, whatever the working directory."""
+    return str(Path(config.output or "").resolve())
 
 
 def check_paths(config: TrainConfig, sources: Sequence[str | Path] = ()) -> None:
@@ -131,7 +137,7 @@ def find_run(config: TrainConfig, resume: bool, force: bool) -> dict[str, Any] |
     folder = folder_of(config)
     state = run_state.load_run(folder) if resume and folder.exists() else None
     check_output(config.output or "", force or (state is not None and _writes_to(state, config)))
-    if resume and state is None:
+    if resume and state is None and place()[0] == 0:
         _log.warning("warning: %s holds no run to go on with: a new one begins", folder)
     if not resume and (folder / run_state.FILE).exists() and not force:
         msg = f"{folder} holds a run already: go on with it (--resume), start anew (--force), or name another --folder"
@@ -141,8 +147,7 @@ def find_run(config: TrainConfig, resume: bool, force: bool) -> dict[str, Any] |
 
 def _writes_to(state: Mapping[str, Any], config: TrainConfig) -> bool:
     """Whether the run that a checkpoint is of was to write the output that `config` names."""
-    before = state["config"].get("output")
-    return before is not None and Path(before).resolve() == Path(config.output or "").resolve()
+    return bool(state.get("output") == output_of(config))
 
 
 def changes(state: Mapping[str, Any], new: TrainConfig, folder: Path, force: bool) -> dict[str, list[Any]]:

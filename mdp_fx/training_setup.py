@@ -87,7 +87,7 @@ def prepare(config: TrainConfig, shard: Shard, *, prune: bool, trust_pickle: boo
     if prune:
         config.prune.schedule.check(config.tune.epochs * epoch_steps)
     for what, batches in (("training", train), ("validation", val)):
-        if batches is not None and not _check_first(batches, shape, count) and shard.rank == 0:
+        if batches is not None and not _check_first(loaded, batches, shape, count) and shard.rank == 0:
             msg = f"the {what} data has no batches: the loader must yield (inputs, labels)"
             raise DataError(msg)
     return Setup(loaded, shape, inputs, count, train, val, loss, epoch_steps, teacher)
@@ -163,7 +163,7 @@ def _shape(config: TrainConfig, recipe: Recipe | None) -> tuple[int, ...]:
     return tuple(recipe.input_shapes[0][1:]) if recipe is not None and recipe.input_shapes else _DEFAULT_SHAPE
 
 
-def _check_first(batches: Batches, shape: tuple[int, ...], classes: int | None) -> bool:
+def _check_first(loaded: LoadedModel, batches: Batches, shape: tuple[int, ...], classes: int | None) -> bool:
     """Checks the first batch.
 
     Returns:
@@ -179,6 +179,13 @@ def _check_first(batches: Batches, shape: tuple[int, ...], classes: int | None) 
     inputs, targets = split_batch(first)
     if classes is not None:
         check_labels(inputs, targets, shape, classes)
+    if isinstance(inputs[0], Tensor) and not inputs[0].is_floating_point():
+        try:
+            _outputs(loaded, inputs)
+        except InputError as error:
+            dtype = str(inputs[0].dtype).removeprefix("torch.")
+            msg = f"a batch of data has {dtype} inputs, which {loaded.name} rejects: give it floating point, scaled"
+            raise DataError(msg) from error
     return True
 
 

@@ -214,7 +214,7 @@ def test_a_run_without_a_checkpoint_begins(files: Files, caplog: pytest.LogCaptu
     assert "out-run holds no run to go on with: a new one begins" in caplog.text
 
 
-def test_a_run_that_goes_on_replaces_its_own_output_only(files: Files) -> None:
+def test_a_run_that_goes_on_replaces_its_own_output_only(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     files.tune("out")
     other = files.folder / "other.pt"
     other.write_bytes(b"something")
@@ -223,6 +223,13 @@ def test_a_run_that_goes_on_replaces_its_own_output_only(files: Files) -> None:
     assert other.read_bytes() == b"something"
     other.unlink()
     files.tune("other", resume=True, folder=str(files.folder / "out-run"))
+    monkeypatch.chdir(files.folder)
+    files.tune("out", resume=True, output="out.pt", folder="out-run")
+    (files.folder / "below").mkdir()
+    (files.folder / "below" / "out.pt").write_bytes(b"something")
+    monkeypatch.chdir(files.folder / "below")
+    with pytest.raises(OutputError, match=r"out\.pt exists; pass --force"):
+        files.tune("out", resume=True, output="out.pt", folder="../out-run")
 
 
 def test_nothing_is_overwritten_silently(files: Files) -> None:
@@ -412,6 +419,10 @@ def make_out_of_range() -> list[tuple[Tensor, Tensor]]:
     return batches(4, low=4, high=9)
 
 
+def make_bytes() -> list[tuple[Tensor, Tensor]]:
+    return [(images.byte(), labels) for images, labels in batches(4)]
+
+
 def make_empty() -> list[tuple[Tensor, Tensor]]:
     return []
 
@@ -459,6 +470,7 @@ def make_ten_classes() -> nn.Module:
     ("overrides", "error", "message"),
     [
         (["data.train=tests.test_training:make_narrow"], DataError, "has shape 4x3x8x16, the network takes Nx3x16x16"),
+        (["data.train=tests.test_training:make_bytes"], DataError, "has uint8 inputs, which .* rejects: give it float"),
         (["data.train=tests.test_training:make_out_of_range"], DataError, "lie outside of the network's 4 classes"),
         (["data.val=tests.test_training:make_out_of_range"], DataError, "lie outside of the network's 4 classes"),
         (["data.val=tests.test_training:make_empty"], DataError, "the validation data has no batches"),

@@ -74,7 +74,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _last_cache_bytes() -> int:
-    """Size of the last cache of the processor's own, as Linux tells it; that of many where nobody does."""
+    """Size of the processor's last cache, as Linux tells it, but no less than that of many."""
     sizes = [_USUAL_CACHE_BYTES]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text(encoding="ascii").strip()

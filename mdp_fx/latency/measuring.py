@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 
 from mdp_fx.latency.ratio import FEWEST_ROUNDS
 from mdp_fx.latency.tables import LatencyTable
@@ -68,7 +68,7 @@ def measure_regions(
         by_key[key]  # a key without a region is the caller's mistake, better found before an hour of measuring
         known = table.points(fingerprint, key)
         missing.extend((key, sizes) for sizes in dict.fromkeys(wanted) if sizes not in known)
-        # A run that was stopped did not come to those that it had found noisy.
+        # A run that was stopped while it measured did not come to those that it had found noisy.
         noisy.extend((key, sizes, known[sizes]) for sizes in dict.fromkeys(wanted) if _may_improve(known.get(sizes)))
     random.Random(0).shuffle(missing)
     total = len(missing)
@@ -144,8 +144,9 @@ def time_in_turn(
         runners: what to time, by name.
         min_time_s: seconds that each of them runs at least.
         max_time_s: seconds for all together, after which no further round starts (`min_runs` granted).
-        error: stop when every median's standard error is below this share of it.
-        min_runs: rounds at least.
+        error: stop when every median's standard error is below this share of it, by the rounds that count (see
+            `timings_of`).
+        min_runs: such rounds at least.
         seed: of the random order.
 
     Returns:
@@ -153,7 +154,6 @@ def time_in_turn(
     """
     order = list(runners)
     shuffle = random.Random(seed).shuffle
-    effort = Effort(error, min_runs, max_runs=sys.maxsize, max_time_s=max_time_s)
     runs = {name: Runs(runners[name].threads) for name in runners}
     with no_garbage_collection(), pinned(next((each.core for each in runners.values()), None)):
         for _ in range(3):  # the first inferences allocate buffers and wake threads
@@ -167,6 +167,10 @@ def time_in_turn(
             elapsed = time.perf_counter() - started
             if elapsed > max_time_s and len(runs[order[0]].seconds) >= min_runs:
                 break
-            if all(sum(each.seconds) >= min_time_s and each.settled(started, effort) for each in runs.values()):
+            good = undisturbed_rounds(runs.values())
+            if sum(good) >= min_runs and all(
+                sum(each.seconds) >= min_time_s and Timing.of(list(compress(each.seconds, good))).median_error < error
+                for each in runs.values()
+            ):
                 break
     return runs

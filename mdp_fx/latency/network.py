@@ -72,26 +72,32 @@ class Calibration:
     def through(cls, *networks: Measured) -> Calibration:
         """The one whose squared relative errors on measured networks are least, the last of which counts most.
 
-        Where it is none that costs could have, it is proportional to the last network: where all are too close to
-        tell, a slimmer one is not faster, or it is faster by so much that a quarter of the latency is missing.
+        It is proportional to the last network where all are too close to tell; and no other is taken that costs could
+        not have: a slimmer network is not faster, or by so much that a quarter of the latency is missing.
         """
         regions = [np.array(list(parts)) for parts, _ in networks]
         whole = np.array([seconds for _, seconds in networks])
         sums = np.array([parts.sum() for parts in regions])
-        if sums.max() - sums.min() > _CLOSE * sums.max():
-            weights = np.array([*[1.0] * (len(networks) - 1), _LAST_WEIGHT]) / whole
-            found = cls(1.0)
-            for _ in range(_FITS):  # what takes nothing drops out, and changes what fits the others
-                taking = [found.of_regions(parts) > 0 for parts in regions]
-                rows = np.array([(parts[some].sum(), some.sum()) for parts, some in zip(regions, taking, strict=True)])
-                factor, per_region_s = np.linalg.lstsq(rows * weights[:, None], whole * weights)[0]
-                found = cls(float(factor), float(per_region_s))
-            most = int(np.argmax(sums))
+        if not sums[-1]:
+            return cls(0.0, float(whole[-1] / max(1, len(regions[-1]))))
+        tried = [cls(float(whole[-1] / sums[-1]))]
+        if sums.max() - sums.min() <= _CLOSE * sums.max():
+            return tried[0]
+        weights = np.array([*[1.0] * (len(networks) - 1), _LAST_WEIGHT]) / whole
+        most, found = int(np.argmax(sums)), cls(1.0)
+        # What takes nothing drops out, which changes what fits the others, perhaps in circles.
+        for _ in range(_FITS):
+            taking = [found.of_regions(parts) > 0 for parts in regions]
+            rows = np.array([(parts[some].sum(), some.sum()) for parts, some in zip(regions, taking, strict=True)])
+            factor, per_region_s = np.linalg.lstsq(rows * weights[:, None], whole * weights)[0]
+            found = cls(float(factor), float(per_region_s))
             if found.factor > 0 and found.per_region_s * len(regions[most]) >= -_MISSING * whole[most]:
-                return found
-        if sums[-1] > 0:
-            return cls(float(whole[-1] / sums[-1]))
-        return cls(0.0, float(whole[-1] / max(1, len(regions[-1]))))
+                tried.append(found)
+
+        def error(each: Calibration) -> float:
+            return float(np.square(weights * ([each.whole(parts) for parts in regions] - whole)).sum())
+
+        return min(tried, key=error)
 
 
 def region_tables(

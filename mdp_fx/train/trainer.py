@@ -191,7 +191,7 @@ class Trainer:
                 self._accelerator.backward(loss / count)
         value = float(self._accelerator.reduce(total, "mean"))
         if not torch.isfinite(torch.tensor(value)):
-            if not sound:
+            if self._accelerator.reduce((~sound).float(), "sum"):
                 raise data_not_finite(self.step + 1)
             return value
         scaler = self._accelerator.scaler

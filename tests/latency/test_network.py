@@ -75,6 +75,17 @@ def test_what_takes_nothing_does_not_bend_the_line() -> None:
     assert (found.factor, found.per_region_s) == pytest.approx((1.2, -0.5))
 
 
+def test_fits_that_go_in_circles_end_with_a_good_one() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(4000):
+        dense = random.lognormal(0.0, 1.5, 30)
+        parts = [dense, dense * random.uniform(0.2, 0.8, 30), dense * 0.2]
+        true = Calibration(1.1, float(random.uniform(-0.2, 0.05) * dense.mean()))
+        networks = [(each, true.whole(each) * random.normal(1.0, 0.05)) for each in parts]
+        found = Calibration.through(*networks)
+        assert found.whole(parts[-1]) == pytest.approx(networks[-1][1], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("dense", "slim"),
     [

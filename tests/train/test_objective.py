@@ -10,7 +10,7 @@ import torch
 
 from mdp_fx.errors import DataError
 from mdp_fx.train.config import TuneConfig
-from mdp_fx.train.objective import Mixing, check_labels, classes_of, first_tensor, split_batch
+from mdp_fx.train.objective import Mixing, all_finite, check_labels, classes_of, first_tensor, split_batch
 
 IMAGES, LABELS = torch.zeros(2, 3, 4, 4), torch.tensor([0, 4])
 
@@ -21,7 +21,6 @@ IMAGES, LABELS = torch.zeros(2, 3, 4, 4), torch.tensor([0, 4])
         ((), LABELS, "a batch of data has no inputs: it must be (inputs, targets)"),
         ((IMAGES[:0],), LABELS[:0], "a batch of data has no examples: leave empty batches out"),
         ((IMAGES[:, :, :2],), LABELS, "a batch of data has shape 2x3x2x4, the network takes Nx3x4x4; see data.input"),
-        ((IMAGES.byte(),), LABELS, "a batch of data has uint8 inputs: the network takes floating point"),
         (("a",), LABELS, "a batch of data has shape str, "),
         (
             (IMAGES,),
@@ -75,3 +74,11 @@ def test_mixed_labels_are_shares(keys: dict[str, float]) -> None:
 def test_without_mixing_torchvision_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
     assert Mixing(TuneConfig(), 5)(IMAGES, LABELS) == (IMAGES, LABELS)
+
+
+def test_what_is_finite_is_told_of_plain_tensors() -> None:
+    lost = IMAGES.clone()
+    lost[0, 0, 0, 0] = float("inf")
+    assert bool(all_finite((IMAGES, LABELS)))
+    assert not bool(all_finite(((lost,), LABELS)))
+    assert bool(all_finite((lost.to_sparse(), "a")))
