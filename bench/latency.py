@@ -155,14 +155,14 @@ def main() -> None:
             if not Fingerprint.parse(known["device"]).is_stale
         }
         rows[_key(row)] = row
-        ordered = [rows[key] for key in sorted(rows, key=lambda key: (*key[:3], TORCHVISION.index(key[3])))]
+        ordered = [rows[key] for key in sorted(rows, key=lambda key: (*key[:3], TORCHVISION.index(key[3]), key[4]))]
         missed = [_key(row) for row in ordered if row["mean_error"] > MEAN_ERROR or row["worst_error"] > WORST_ERROR]
         limits = {"mean_error": MEAN_ERROR, "worst_error": WORST_ERROR}
         save("latency", {"limits": limits, "missed": missed, "rows": ordered}, quiet=True)
 
 
-def _key(row: dict[str, Any]) -> tuple[str, int, int, str]:
-    return (row["target"], row["threads"], row["batch"], row["network"])
+def _key(row: dict[str, Any]) -> tuple[str, int, int, str, str]:
+    return (row["target"], row["threads"], row["batch"], row["network"], row["device"])
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from mdp_fx.latency import cpu
-from mdp_fx.latency.cpu import cores_to_pin, physical_cores
+from mdp_fx.latency.cpu import CacheFlush, cores_to_pin, physical_cores
 from mdp_fx.latency.measuring import compare
 from mdp_fx.latency.targets import Runner, get_target
 from mdp_fx.latency.timing import Effort, pinned, time_runs
@@ -83,3 +84,14 @@ def test_a_container_has_the_processors_of_its_quota(files: dict[str, str], proc
     for name, text in files.items():
         (tmp_path / name).write_text(text + "\n", encoding="ascii")
     assert cpu._quota(tmp_path) == processors
+
+
+def test_a_flush_is_as_large_as_the_network_that_it_stands_for() -> None:
+    flush = CacheFlush(1)
+    small = flush.for_region(nn.Linear(8, 4, bias=False), [torch.zeros(2, 8)], [torch.zeros(2, 4)])
+    assert _flushed(small) == 32 * 128 + 16 * (64 + 32)
+    assert _flushed(flush.for_region(nn.Linear(4096, 4096), [], [])) == cpu._last_cache_bytes()
+
+
+def _flushed(flush: Any) -> int:
+    return int(flush.__self__.nbytes)
