@@ -135,6 +135,8 @@ def test_soft_masks_go_on_learning_and_may_come_back() -> None:
     assert gone
     assert not steps
     assert bool((reader.weight[:, gone] != before[:, gone]).any())
+    with torch.no_grad():
+        reader.weight[:, gone] *= 100  # and so their scores
     assert sum(step.returned for step in train(found, optimizer, schedule.iterations - first - 1)) > 0
     found.finish()
 
