@@ -64,8 +64,9 @@ def test_an_onnx_file_keeps_its_inputs_and_says_so(run: Run) -> None:
     done = run("bench", TINY, "m.onnx", *SHAPE, "--batch", "2", "--threads", "1")
     assert done.code == 0, done.err
     assert "onnxruntime:cpu, batch 2, timed in turn" in done.out
-    assert f"input  2x3x16x16 for {TINY}" in done.out
-    assert "input  2x3x4 for m.onnx" in done.out
+    said = " ".join(done.out.split())  # how wide the names of notes are depends on which there are
+    assert f"input 2x3x16x16 for {TINY}" in said
+    assert "input 2x3x4 for m.onnx" in said
     alone = run("bench", "m.onnx", "--threads", "1", "--json")
     assert alone.json["networks"][0]["inputs"] == [[1, 3, 4]]
 

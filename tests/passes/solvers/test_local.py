@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mdp_fx.passes.search_space import Block, CostModel, CostTerm, SearchSpace, evaluate, importance, violations
@@ -83,6 +83,7 @@ def test_close_to_the_optimum_of_a_published_problem(share: float, optimum: floa
 
 
 @given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.1, 0.9))
+@example(seed=232, share=0.5)
 @settings(max_examples=60, deadline=None)
 def test_what_a_budget_has_room_for_is_filled(seed: int, share: float) -> None:
     space = random_space(seed)
@@ -93,12 +94,12 @@ def test_what_a_budget_has_room_for_is_filled(seed: int, share: float) -> None:
     problem = compile_problem(space, ["latency"])
     found = filled(problem, {"latency": budget}, start)
     assert violations(space, found) == []
-    assert found.removed_blocks == start.removed_blocks
+    assert set(found.removed_blocks) == set(start.removed_blocks)
     assert evaluate(space, found)["latency"] <= budget * (1 + 1e-9)
     assert importance(space, found) >= importance(space, start)
     # No change of a single size improves it within the budget.
     for other in options:
         changed = [name for name, size in other.sizes.items() if size != found.sizes[name]]
-        if len(changed) == 1 and other.removed_blocks == found.removed_blocks:
+        if len(changed) == 1 and set(other.removed_blocks) == set(found.removed_blocks):
             better = importance(space, other) > importance(space, found) + 1e-9
             assert not better or evaluate(space, other)["latency"] > budget * (1 - 1e-9)
