@@ -156,7 +156,7 @@ class TorchPruning:
                 select_shortcuts(self._path[-1])
 
     def at(self, share: float) -> nn.Module:
-        """The network on the way that is nearest to this share of the dense latency, at most 1.02 of it.
+        """The network on the way that is nearest to this share of the dense latency, at most `WITHIN[1]` of it.
 
         Raises:
             MdpFxError: none is so small.

@@ -136,18 +136,14 @@ def find_run(config: TrainConfig, resume: bool, force: bool) -> dict[str, Any] |
     """
     folder = folder_of(config)
     state = run_state.load_run(folder) if resume and folder.exists() else None
-    check_output(config.output or "", force or (state is not None and _writes_to(state, config)))
+    own = state is not None and state.get("output") == output_of(config)
+    check_output(config.output or "", force or own)
     if resume and state is None and place()[0] == 0:
         _log.warning("warning: %s holds no run to go on with: a new one begins", folder)
     if not resume and (folder / run_state.FILE).exists() and not force:
         msg = f"{folder} holds a run already: go on with it (--resume), start anew (--force), or name another --folder"
         raise TrainingError(msg)
     return state
-
-
-def _writes_to(state: Mapping[str, Any], config: TrainConfig) -> bool:
-    """Whether the run that a checkpoint is of was to write the output that `config` names."""
-    return bool(state.get("output") == output_of(config))
 
 
 def changes(state: Mapping[str, Any], new: TrainConfig, folder: Path, force: bool) -> dict[str, list[Any]]:

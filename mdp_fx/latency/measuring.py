@@ -167,10 +167,14 @@ def time_in_turn(
             elapsed = time.perf_counter() - started
             if elapsed > max_time_s and len(runs[order[0]].seconds) >= min_runs:
                 break
-            good = undisturbed_rounds(runs.values())
-            if sum(good) >= min_runs and all(
-                sum(each.seconds) >= min_time_s and Timing.of(list(compress(each.seconds, good))).median_error < error
-                for each in runs.values()
-            ):
+            if all(sum(each.seconds) >= min_time_s for each in runs.values()) and _steady(runs, min_runs, error):
                 break
     return runs
+
+
+def _steady(runs: Mapping[str, Runs], min_runs: int, error: float) -> bool:
+    """Whether so many rounds count, and every median of them is known to within `error` of it."""
+    good = undisturbed_rounds(runs.values())
+    if sum(good) < min_runs:
+        return False
+    return all(Timing.of(list(compress(each.seconds, good))).median_error < error for each in runs.values())

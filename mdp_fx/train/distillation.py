@@ -17,6 +17,7 @@ from mdp_fx.graph.axes import Axis, free_dims
 from mdp_fx.graph.axis_sizes import kept_mask
 from mdp_fx.graph.modes import eval_mode
 from mdp_fx.passes.choices import Analysis
+from mdp_fx.passes.slice_channels import unit_masks
 from mdp_fx.train.objective import first_tensor
 
 _CHANNELS = 1
@@ -77,7 +78,6 @@ def correspondences(
     Raises:
         InputError: the teacher has other groups or sizes, or no module of both networks makes a group's features.
     """
-    masks = {}
     for group in dense.groups:
         if group.name not in kept:
             msg = f"the teacher has a channel group {group.name} that the slim network was not pruned from"
@@ -88,9 +88,8 @@ def correspondences(
                 "network that is pruned: its features do not correspond, set distill.features to 0"
             )
             raise InputError(msg)
-        mask = np.zeros(group.size, dtype=bool)
-        mask[list(kept[group.name])] = True
-        masks[group.dim] = mask
+    stays = {group.name: kept[group.name] for group in dense.groups}
+    masks = unit_masks(dense.groups, stays, [name for name, units in stays.items() if not len(units)])
     called = {str(node.target) for node in _nodes(slim) if node.op == "call_module"}
     counts: dict[str, int] = {}
     for node in dense.graph.module.graph.nodes:
