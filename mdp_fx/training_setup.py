@@ -179,7 +179,7 @@ def _check_first(loaded: LoadedModel, batches: Batches, shape: tuple[int, ...], 
     inputs, targets = split_batch(first)
     if classes is not None:
         check_labels(inputs, targets, shape, classes)
-    if isinstance(inputs[0], Tensor) and not inputs[0].is_floating_point():
+    if inputs and isinstance(inputs[0], Tensor) and not inputs[0].is_floating_point():
         try:
             _outputs(loaded, inputs)
         except InputError as error:

@@ -516,6 +516,16 @@ def test_a_network_that_is_no_classifier_is_trained_by_a_loss_of_ones_own(files:
         files.tune("other", model=model, **keys)
 
 
+def make_no_inputs() -> list[tuple[list[Tensor], Tensor]]:
+    return [([], labels) for _, labels in batches(4)]
+
+
+def test_batches_without_inputs_are_told_with_a_loss_of_ones_own_too(files: Files) -> None:
+    keys = {"data.train": "tests.test_training:make_no_inputs", "data.val": None}
+    with pytest.raises(TrainingError, match="step 1 failed on inputs of shape"):
+        files.tune("out", "tune.loss=tests.test_training:squares", **keys)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_told(files: Files) -> None:
     with pytest.raises(InputError, match="device cuda was asked for, but"):
