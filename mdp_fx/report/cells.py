@@ -79,3 +79,9 @@ def rest(shown: int, total: int) -> Iterator[RenderableType]:
     """A line about the rows of a long list that are not shown, if any."""
     if shown < total:
         yield Text(f"... and {total - shown} more (-v shows all)", style="dim")
+
+
+def names(of: Sequence[str], *, verbose: bool) -> str:
+    """Names in one line, a long list in full only if verbose."""
+    shown = of if verbose else of[:SHOWN]
+    return ", ".join(shown) + (f" and {len(of) - len(shown)} more (-v shows all)" if len(shown) < len(of) else "")

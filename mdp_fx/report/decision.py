@@ -59,7 +59,7 @@ def decision_tables(
     yield Text("")
     yield from _dimensions(space, selection, verbose=verbose)
     yield Text("")
-    notes = [("blocks", _blocks(space, selection, certificate), "")]
+    notes = [("blocks", _blocks(space, selection, certificate, verbose=verbose), "")]
     for cost in certificate.exceeded:
         over = f"the {cost} kept is {cells.share(certificate.costs[cost] / certificate.budgets[cost])} of its budget"
         what = f"{certificate.method} was held to it by its 1-D tables; mdp knows the true cost"
@@ -114,10 +114,10 @@ def _dimensions(space: SearchSpace, selection: Selection, *, verbose: bool) -> I
         yield from cells.rest(len(rows), len(cut))
 
 
-def _blocks(space: SearchSpace, selection: Selection, certificate: Certificate) -> str:
+def _blocks(space: SearchSpace, selection: Selection, certificate: Certificate, *, verbose: bool) -> str:
     if not space.blocks:
         return "the search space has no removable blocks"
-    removed = ", ".join(selection.removed_blocks)
+    removed = cells.names(selection.removed_blocks, verbose=verbose)
     most = "" if certificate.max_removed is None else f" (at most {certificate.max_removed} were to go)"
     text = f"{len(selection.removed_blocks)} of {len(space.blocks)} removed{most}"
     return f"{text}: {removed}" if removed else text

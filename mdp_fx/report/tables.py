@@ -61,7 +61,7 @@ def prune_tables(
     yield _summary(report)
     yield Text("")
     table = prediction_notes(report.prediction, verbose=verbose) if report.prediction is not None else ()
-    yield cells.Notes((*_decision(report), *table))
+    yield cells.Notes((*_decision(report, verbose=verbose), *table))
     yield Text("")
     yield from _groups(report.groups, verbose=verbose)
     if verbose:
@@ -104,25 +104,20 @@ def _rates(prediction: Prediction) -> list[str]:
 
 def prediction_notes(prediction: Prediction, *, verbose: bool) -> Iterator[tuple[str, str, str]]:
     """What a predicted latency rests on, and what it leaves out."""
-
-    def names(all_of: Sequence[str]) -> str:
-        shown = all_of if verbose else all_of[: cells.SHOWN]
-        rest = f" and {len(all_of) - len(shown)} more (-v shows all)" if len(shown) < len(all_of) else ""
-        return ", ".join(shown) + rest
-
     yield "predicted", f"by {prediction.table}: nothing was run; a network takes the sum of its convolutions", ""
     if prediction.estimated:
         yield (
             "estimated",
             f"{prediction.estimated_points} of {prediction.points} points, which the table does not have: "
-            f"{names(prediction.estimated)}; by {prediction.fit}",
+            f"{cells.names(prediction.estimated, verbose=verbose)}; by {prediction.fit}",
             "yellow",
         )
     if prediction.not_counted:
         share = f"{100 * (1 - prediction.counted_macs):.2g} % of the MACs"
-        yield "not counted", f"{names(prediction.not_counted)}: no convolutions, so no table has them; {share}", ""
+        without = cells.names(prediction.not_counted, verbose=verbose)
+        yield "not counted", f"{without}: no convolutions, so no table has them; {share}", ""
     if prediction.held:
-        yield "held", f"{names(prediction.held)}: the table has no smaller size", ""
+        yield "held", f"{cells.names(prediction.held, verbose=verbose)}: the table has no smaller size", ""
 
 
 def _change(change: Change, budget: float | None) -> list[str]:
@@ -130,7 +125,7 @@ def _change(change: Change, budget: float | None) -> list[str]:
     return [cells.count(change.dense), asked, "", cells.count(change.slim), cells.share(change.share)]
 
 
-def _decision(report: PruneReport) -> Iterator[tuple[str, str, str]]:
+def _decision(report: PruneReport, *, verbose: bool) -> Iterator[tuple[str, str, str]]:
     solver, facts = report.solver, report.latency
     gap = "no bound is known" if solver["gap"] is None else f"gap {100 * solver['gap']:.3g} %"
     rounds = (
@@ -149,16 +144,16 @@ def _decision(report: PruneReport) -> Iterator[tuple[str, str, str]]:
             f"{cells.millis(facts.dense_sum_ms)}, {_calibration(facts.calibration, facts.calibration_per_region_us)}",
             "",
         )
-    yield "blocks", _removed(report.blocks), ""
+    yield "blocks", _removed(report.blocks, verbose=verbose), ""
     yield "front end", f"{report.front_end} ({report.front_end_why})", ""
 
 
-def _removed(blocks: Sequence[BlockRow]) -> str:
+def _removed(blocks: Sequence[BlockRow], *, verbose: bool) -> str:
     removed = [row.name for row in blocks if row.removed]
     removable = sum(row.reason is None for row in blocks)
     if not removable:
         return "the network has no removable blocks"
-    names = f": {', '.join(removed)}" if removed else ""
+    names = f": {cells.names(removed, verbose=verbose)}" if removed else ""
     return f"{len(removed)} of {removable} removed{names}"
 
 
@@ -210,7 +205,7 @@ def mask_tables(report: MaskReport, path: str, *, verbose: bool) -> Iterator[Ren
     yield Text("")
     yield from _groups(report.groups, verbose=verbose)
     yield Text("")
-    removed = ", ".join(report.removed_blocks) or "no block"
+    removed = cells.names(report.removed_blocks, verbose=verbose) or "no block"
     params = report.params
     change = f"{cells.count(params.dense)} -> {cells.count(params.slim)} ({cells.share(params.share)})"
     notes = [("removed", removed, ""), ("parameters", change, "")]

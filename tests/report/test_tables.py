@@ -109,6 +109,14 @@ def test_long_lists_are_cut_unless_verbose() -> None:
     assert has_row(full, "measure [cost] regions", "2.50")
 
 
+def test_many_removed_blocks_are_cut_unless_verbose() -> None:
+    names = [f"stage.{number}" for number in range(40)]
+    many = dataclasses.replace(REPORT, blocks=tuple(BlockRow(name, True) for name in names))
+    short, full = (" ".join(lines(tables.prune_tables(many, WRITTEN, None, verbose=v), 999)) for v in (False, True))
+    assert f"40 of 40 removed: {', '.join(names[: cells.SHOWN])} and {40 - cells.SHOWN} more (-v shows all)" in short
+    assert f"40 of 40 removed: {', '.join(names)}" in full
+
+
 def test_next_step_names_the_export_only_where_it_is_left() -> None:
     found = lines(tables.prune_tables(REPORT, {"slim": "a.pt"}, None, verbose=False), 120)
     assert found[-1].endswith("then mdp-fx export a.pt -o a.onnx")
