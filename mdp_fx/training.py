@@ -109,6 +109,7 @@ class _Run:
     ) -> None:
         self._config, self._folder, self._prune, self._changed = config, folder_of(config), prune, changed
         self._begun, self._warnings, self._lines = time.perf_counter(), list[str](), 0
+        self._losses: list[float] = []  # since the last line of the log
         self._accelerator, self._state = accelerator, state
         self._main = self._accelerator.is_main_process
         self._stage: Stage = stage if self._main else silent
@@ -136,7 +137,7 @@ class _Run:
             }
             check_origin(state, mine, self._folder, config.model or "")
             self._packed, self._random = state["slim"], state["random"]
-            self._warnings, self._lines = list(state["warnings"]), state["lines"]
+            self._warnings, self._lines, self._losses = list(state["warnings"]), state["lines"], list(state["losses"])
             self._facts = {k: Accuracy(*v) if isinstance(v, list) else v for k, v in state["facts"].items()}
         slim: nn.Module = loaded.module
         if self._packed is not None:
@@ -240,7 +241,7 @@ class _Run:
     def _steps(self, log: RunLog | None) -> None:
         """All steps that are left."""
         batches: Iterator[Any] | None = None
-        since, losses = time.perf_counter(), list[float]()
+        since, first = time.perf_counter(), self._trainer.step
         # A checkpoint comes before the validation, which may fail: a run that is taken up in between has it ahead.
         while not self._validate(log):
             epoch, done = divmod(self._trainer.step, self._setup.epoch_steps)
@@ -249,18 +250,19 @@ class _Run:
             rate = self._trainer.rate
             value = self._trainer.train_step(batches)
             self._check_loss(value)
-            losses.append(value)
+            self._losses.append(value)
             sliced = False
             if self._pruner is not None and (taken := self._pruner.step()) is not None:
                 sliced = self._pruned(taken, log)
             step = self._trainer.step
             if self._progress is not None:
                 self._progress(step, self._total, f"loss {value:.3g}")
-            if log is not None and (step % self._config.log.every == 0 or step == self._total):
-                now = time.perf_counter()
-                speed, mean = len(losses) / (now - since), sum(losses) / len(losses)
-                log.write("train", step, epoch=step / self._setup.epoch_steps, loss=mean, rate=rate, speed=speed)
-                since, losses = now, []
+            if step % self._config.log.every == 0 or step == self._total:
+                now, mean = time.perf_counter(), sum(self._losses) / len(self._losses)
+                if log is not None:
+                    speed, epochs = (step - first) / (now - since), step / self._setup.epoch_steps
+                    log.write("train", step, epoch=epochs, loss=mean, rate=rate, speed=speed)
+                since, first, self._losses = now, step, []
             every = self._config.log.checkpoint or self._setup.epoch_steps
             if sliced or step % every == 0:
                 self._save(log)
@@ -366,6 +368,7 @@ class _Run:
                 "facts": facts,
                 "warnings": self._warnings,
                 "lines": log.lines,
+                "losses": self._losses,
             },
         )
 

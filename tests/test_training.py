@@ -122,14 +122,15 @@ def kill_at(step: int, files: Files, monkeypatch: pytest.MonkeyPatch, *overrides
     torch.rand(7)  # The state of the process that goes on is another one.
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 6, 8])
+@pytest.mark.parametrize(("step", "every"), [(1, 1), (3, 1), (4, 3), (6, 1), (8, 1)])
 def test_a_run_that_is_taken_up_ends_with_the_same_weights(
-    files: Files, monkeypatch: pytest.MonkeyPatch, step: int
+    files: Files, monkeypatch: pytest.MonkeyPatch, step: int, every: int
 ) -> None:
-    files.tune("whole", *RICH, "log.checkpoint=1")
-    kill_at(step, files, monkeypatch, *RICH, "log.checkpoint=1")
+    options = (*RICH, "log.checkpoint=1", f"log.every={every}")
+    files.tune("whole", *options)
+    kill_at(step, files, monkeypatch, *options)
     assert not (files.folder / "killed.pt").exists()
-    report = files.tune("killed", *RICH, "log.checkpoint=1", resume=True)
+    report = files.tune("killed", *options, resume=True)
     assert report.resumed == step
     assert same(files.weights("killed"), files.weights("whole"))
     assert [line["loss"] for line in files.log("killed")] == [line["loss"] for line in files.log("whole")]
@@ -357,7 +358,7 @@ def test_resuming_with_another_network_is_refused(files: Files, tmp_path: Path) 
     ("content", "message"),
     [
         (b"garbage", "delete"),
-        ({"format": "mdp-fx training run", "version": 99}, "has format version 99, this mdp-fx reads 2"),
+        ({"format": "mdp-fx training run", "version": 99}, "has format version 99, this mdp-fx reads 3"),
         ({"format": "something"}, "is no checkpoint of a training run"),
     ],
 )
