@@ -42,6 +42,8 @@ METHODS = (*UNSCHEDULED, *SCHEDULED)
 THREADS = 1
 WITHIN = (0.95, 1.02)
 """Measured latency over the budget that is aimed at; a row above it is not compared."""
+SEARCHING = 4.0
+"""Seconds of timing of a network that may be it; what it is at last is timed anew."""
 _PATH = 80
 _PER_STEP = 2
 _HIGHEST = 0.95
@@ -50,9 +52,9 @@ _TRIES = 4
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-def latency_share(dense: nn.Module, slim: nn.Module, inputs: Tensor) -> dict[str, Any]:
+def latency_share(dense: nn.Module, slim: nn.Module, inputs: Tensor, time_limit: float = 20.0) -> dict[str, Any]:
     """The latency of a network beside the dense one's, timed in turn on ONNX Runtime's CPU provider, one thread."""
-    first, second = mdp_fx.bench({"dense": dense, "slim": slim}, inputs, threads=THREADS)
+    first, second = mdp_fx.bench({"dense": dense, "slim": slim}, inputs, threads=THREADS, time_limit=time_limit)
     return {"share": second.ratio, "interval": second.interval, "dense_ms": first.median_ms, "ms": second.median_ms}
 
 
@@ -92,7 +94,7 @@ def prune(
                 raise
             break
         network = results[-1].module
-        measured = latency_share(dense, network, inputs)["share"]
+        measured = latency_share(dense, network, inputs, SEARCHING)["share"]
         found[measured] = network
         if lowest <= measured <= highest:
             break
@@ -179,7 +181,8 @@ class TorchPruning:
 
     def _measure(self, number: int) -> None:
         if number not in self._shares:
-            self._shares[number] = latency_share(self._dense, self._path[number], self._inputs)["share"]
+            found = latency_share(self._dense, self._path[number], self._inputs, SEARCHING)
+            self._shares[number] = found["share"]
 
 
 def faults(method: str, work: Callable[[], nn.Module]) -> tuple[nn.Module | None, str | None]:

@@ -17,6 +17,7 @@ from mdp_fx.latency.peak_memory import peak_memory
 from mdp_fx.latency.ratio import FEWEST_ROUNDS, ratio_of
 from mdp_fx.latency.targets import Runner, RunsEngines, RunsOnnx, Target, get_target
 from mdp_fx.onnx_inputs import onnx_inputs
+from mdp_fx.passes.arguments import check_time_limit
 from mdp_fx.pipeline import as_inputs
 from mdp_fx.report.facts import BenchRow
 
@@ -32,6 +33,7 @@ def bench(
     threads: int | None = None,
     dtype: str = "float32",
     memory: bool = False,
+    time_limit: float = 20.0,
 ) -> tuple[BenchRow, ...]:
     """Times networks in turn on a target; ratios are over the first one.
 
@@ -44,12 +46,15 @@ def bench(
         threads: CPU threads of the target, None for one per physical core.
         dtype: number format that networks run in; ONNX files and engines have their own.
         memory: also measure the peak memory of each, in a process of its own; on targets on the processor.
+        time_limit: seconds after which no further round starts, 20 rounds granted; most are steady before that.
 
     Raises:
-        InputError: the target does not run such a file, or memory is asked for on another device.
+        InputError: the target does not run such a file, memory is asked for on another device, or the time limit is no
+            number above 0.
         ModelError: a network or file cannot be brought to the target.
         TargetError: there is no such target.
     """
+    check_time_limit(time_limit)
     inputs = as_inputs(example_inputs)
     device = get_target(target, threads, dtype)
     check_runnable(models, device, memory)
@@ -58,7 +63,7 @@ def bench(
     try:
         for name, model in models.items():
             runners[name] = _prepare(model, own[name], device)
-        rounds = time_in_turn(runners, min_runs=FEWEST_ROUNDS)
+        rounds = time_in_turn(runners, max_time_s=time_limit, min_runs=FEWEST_ROUNDS)
     finally:
         for runner in runners.values():
             runner.close()

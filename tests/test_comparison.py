@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import mdp_fx
 from mdp_fx import comparison
 from mdp_fx.errors import InputError, MdpFxError
+from mdp_fx.latency.ratio import FEWEST_ROUNDS
 from mdp_fx.latency.targets import Runner
 from tests.latency.fakes import FormulaTarget
 from tests.onnx_files import FLOAT, write_onnx
@@ -57,7 +58,7 @@ class _Nothing(Runner):
 
 def test_networks_are_timed_in_turn_with_an_interval() -> None:
     x = torch.randn(8, 64)
-    rows = mdp_fx.bench({"fast": Slow(20), "slow": Slow(200)}, x, target="torch:cpu", threads=1)
+    rows = mdp_fx.bench({"fast": Slow(20), "slow": Slow(200)}, x, target="torch:cpu", threads=1, time_limit=3)
     fast, slow = rows
     assert (fast.name, fast.ratio, fast.interval, fast.proven) == ("fast", 1.0, None, False)
     assert slow.ratio > 2
@@ -71,9 +72,18 @@ def test_networks_are_timed_in_turn_with_an_interval() -> None:
     assert slow.to_json()["proven"] is True
 
 
+def test_timing_ends_at_its_limit() -> None:
+    networks = {"a": Slow(1), "b": Slow(1)}
+    rows = mdp_fx.bench(networks, torch.randn(8, 64), target="torch:cpu", threads=1, time_limit=1e-6)
+    assert all(row.runs <= FEWEST_ROUNDS for row in rows)
+    for wrong in (0, -1.0, float("nan"), "5"):
+        with pytest.raises(InputError, match="it must be a number of seconds above 0"):
+            mdp_fx.bench(networks, torch.randn(8, 64), time_limit=wrong)  # type: ignore[arg-type]
+
+
 def test_an_onnx_file_runs_as_it_is_on_its_own_inputs(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", {"x": (FLOAT, ("N", 5)), "y": (FLOAT, (3, 2))})
-    network, file = mdp_fx.bench({"net": nn.Linear(64, 4), "file": path}, torch.randn(2, 64), threads=1)
+    network, file = mdp_fx.bench({"net": nn.Linear(64, 4), "file": path}, torch.randn(2, 64), threads=1, time_limit=1)
     assert network.inputs == ((2, 64),)
     assert file.inputs == ((2, 5), (3, 2))
     assert file.per_second == pytest.approx(2e3 / file.median_ms)
@@ -145,7 +155,7 @@ def test_memory_on_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_memory_that_cannot_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.ReLU()
     network.register_forward_hook(lambda *_: None)
-    (row,) = mdp_fx.bench({"net": network}, torch.randn(1, 4), target="torch:cpu", threads=1, memory=True)
+    (row,) = mdp_fx.bench({"net": network}, torch.randn(1, 4), target="torch:cpu", threads=1, memory=True, time_limit=1)
     assert row.memory_bytes is None
     assert row.memory_failure is not None
     assert row.memory_failure.startswith("it cannot be handed to another process")

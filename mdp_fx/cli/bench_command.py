@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 @options.model_argument("models", nargs=-1, required=True)
 @options.target_options
 @options.input_options
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=20,
+    show_default=True,
+    help="Of timing; it ends sooner where all are steady.",
+)
 @click.option("--memory", is_flag=True, help="Also measure peak memory, each network in a process of its own.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a bar chart: chart.html, or chart.png.")
 @options.force_option
@@ -32,6 +40,7 @@ def command(
     dtype: str,
     shapes: tuple[tuple[int, ...], ...],
     batch: int,
+    time_limit: float,
     memory: bool,
     plot: Path | None,
     force: bool,
@@ -64,7 +73,8 @@ def command(
         from mdp_fx.comparison import bench
 
         reporter.stage("time them in turn")
-        rows = bench(networks, inputs, target=target, threads=threads, dtype=dtype, memory=memory)
+        settings: dict[str, Any] = {"target": target, "threads": threads, "dtype": dtype, "memory": memory}
+        rows = bench(networks, inputs, time_limit=time_limit, **settings)
         if plot is not None:
             from mdp_fx.report.bench_chart import write_chart
 

@@ -66,6 +66,16 @@ def check_restrictions(min_keep: object, fixed: object, keep_blocks: object) -> 
         raise InputError(f"keep_blocks is {keep_blocks!r}; it must be a list of names of blocks")
 
 
+def check_time_limit(seconds: object) -> None:
+    """Checks how long something may take.
+
+    Raises:
+        InputError: it is no number above 0.
+    """
+    if seconds != math.inf and (not _is_number(seconds) or seconds <= 0):
+        raise InputError(f"the time limit is {seconds!r}; it must be a number of seconds above 0")
+
+
 def check_limits(gap: object, time_limit: object, threads: object, seed: object, max_removed: object) -> None:
     """Checks what else a solver is told.
 
@@ -74,8 +84,7 @@ def check_limits(gap: object, time_limit: object, threads: object, seed: object,
     """
     if not _is_number(gap) or gap < 0:
         raise InputError(f"gap is {gap!r}; it must be a number of at least 0, such as 0.001 for 0.1 %")
-    if time_limit != math.inf and (not _is_number(time_limit) or time_limit <= 0):
-        raise InputError(f"the time limit is {time_limit!r}; it must be a number of seconds above 0")
+    check_time_limit(time_limit)
     if threads is not None:
         check_whole("threads", threads, 1)
     check_whole("seed", seed, 0, 2**32 - 1)

@@ -14,6 +14,8 @@ TINY = "tests.cli.tiny:make_network"
 FROZEN = "tests.cli.tiny:make_frozen"
 SHAPE = ("--input", "3x16x16")
 TORCH = ("--target", "torch:cpu", "--threads", "1")
+BRIEF = ("--time-limit", "1")
+"""Of `bench`, where what is measured does not matter: on a busy machine it takes 20 s else."""
 
 
 def talkative() -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import mdp_fx
-from tests.cli.networks import SHAPE, TINY, TORCH
+from mdp_fx.latency.ratio import FEWEST_ROUNDS
+from tests.cli.networks import BRIEF, SHAPE, TINY, TORCH
 from tests.cli.running import Run
 from tests.cli.tiny import make_network
 from tests.onnx_files import FLOAT, write_onnx
@@ -34,7 +36,7 @@ def write(name: str, content: object) -> str:
 
 def test_masks_are_timed_beside_the_network_before_them(run: Run, folder: Path) -> None:
     write("m.pkl", MASKS)
-    done = run("bench", TINY, "m.pkl", *SHAPE, *TORCH, "--plot", "c.html", "--json")
+    done = run("bench", TINY, "m.pkl", *SHAPE, *TORCH, "--plot", "c.html", "--json", *BRIEF)
     assert done.code == 0, done.err
     dense, masked = done.json["networks"]
     assert (dense["name"], masked["name"]) == (TINY, "m.pkl")
@@ -53,26 +55,35 @@ def test_a_network_beside_itself_says_what_is_not_proven(run: Run, monkeypatch: 
     from mdp_fx.latency.ratio import Ratio
 
     monkeypatch.setattr(comparison, "ratio_of", lambda *_: Ratio(1.01, 0.99, 1.03, 20))
-    done = run("bench", TINY, TINY, *SHAPE, *TORCH)
+    done = run("bench", TINY, TINY, *SHAPE, *TORCH, *BRIEF)
     assert done.code == 0, done.err
     assert "99.0 to 103.0 %" in done.out
     assert f"not proven  that {TINY} (2) and {TINY} differ: two loadings may, by 2 %" in done.out
 
 
+def test_timing_ends_at_its_limit(run: Run) -> None:
+    done = run("bench", TINY, *SHAPE, *TORCH, "--time-limit", "0.001", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["networks"][0]["runs"] <= FEWEST_ROUNDS
+    done = run("bench", TINY, *SHAPE, *TORCH, "--time-limit", "nan")
+    assert done.code == 1
+    assert done.err == "mdp-fx: error: the time limit is nan; it must be a number of seconds above 0\n"
+
+
 def test_an_onnx_file_keeps_its_inputs_and_says_so(run: Run) -> None:
     write_onnx(Path("m.onnx"), {"x": (FLOAT, ("N", 3, 4))})
-    done = run("bench", TINY, "m.onnx", *SHAPE, "--batch", "2", "--threads", "1")
+    done = run("bench", TINY, "m.onnx", *SHAPE, "--batch", "2", "--threads", "1", *BRIEF)
     assert done.code == 0, done.err
     assert "onnxruntime:cpu, batch 2, timed in turn" in done.out
     said = " ".join(done.out.split())  # how wide the names of notes are depends on which there are
     assert f"input 2x3x16x16 for {TINY}" in said
     assert "input 2x3x4 for m.onnx" in said
-    alone = run("bench", "m.onnx", "--threads", "1", "--json")
+    alone = run("bench", "m.onnx", "--threads", "1", "--json", *BRIEF)
     assert alone.json["networks"][0]["inputs"] == [[1, 3, 4]]
 
 
 def test_memory_is_that_of_another_process(run: Run) -> None:
-    done = run("bench", TINY, *SHAPE, "--threads", "1", "--memory")
+    done = run("bench", TINY, *SHAPE, "--threads", "1", "--memory", *BRIEF)
     assert done.code == 0, done.err
     assert "peak memory  resident peak of a process" in done.out
     assert done.out.count(" MiB") == 1
@@ -81,7 +92,7 @@ def test_memory_is_that_of_another_process(run: Run) -> None:
 def test_masks_may_get_their_network_from_arch(run: Run) -> None:
     torch.save(make_network().state_dict(), "state.pt")
     write("m.pkl", MASKS)
-    done = run("bench", "m.pkl", "state.pt", *SHAPE, *TORCH, "--arch", TINY, "--json")
+    done = run("bench", "m.pkl", "state.pt", *SHAPE, *TORCH, "--arch", TINY, "--json", *BRIEF)
     assert [row["name"] for row in done.json["networks"]] == ["m.pkl", "state.pt"]
 
 
@@ -93,7 +104,7 @@ def test_slim_networks_for_different_inputs_need_to_be_told(run: Run) -> None:
     assert (done.code, done.out) == (1, "")
     says = "the slim networks were made for inputs that differ (16 3x16x16, 32 3x32x32): say which with --input"
     assert done.err == f"mdp-fx: error: {says}\n"
-    assert run("bench", "16.pt", "32.pt", *SHAPE, *TORCH).code == 0
+    assert run("bench", "16.pt", "32.pt", *SHAPE, *TORCH, *BRIEF).code == 0
 
 
 @pytest.mark.parametrize(

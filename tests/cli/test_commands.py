@@ -10,6 +10,7 @@ import torch
 
 import mdp_fx
 from mdp_fx.cli import main
+from tests.cli.networks import BRIEF
 
 TINY = "tests.cli.tiny:make_network"
 FAST = ["--input", "3x16x16", "--target", "torch:cpu", "--threads", "1", "--step", "16"]
@@ -66,7 +67,7 @@ def test_prune_writes_everything_and_tells_one_json_document(capsys: pytest.Capt
     assert code == 0, err
     assert json.loads(out)["params"] == [facts["params"]["dense"], facts["params"]["slim"]]
 
-    code, out, err = run(capsys, "bench", TINY, "a.pt", *FAST[:6], "--json")
+    code, out, err = run(capsys, "bench", TINY, "a.pt", *FAST[:6], *BRIEF, "--json")
     assert code == 0, err
     assert [row["name"] for row in json.loads(out)["networks"]] == [TINY, "a.pt"]
 

@@ -13,7 +13,7 @@ from torchvision.models.detection import RetinaNet
 
 import mdp_fx
 from mdp_fx.models import ssd300_mobilenet_v2
-from tests.cli.networks import TORCH
+from tests.cli.networks import BRIEF, TORCH
 from tests.cli.running import Run
 from tests.detectors.tiny import SIDE, detector, faster_rcnn, images, targets
 
@@ -111,7 +111,7 @@ def test_other_commands_take_it(run: Run) -> None:
     prune(run, MODEL)
     facts = run("inspect", MODEL, "--json").json
     assert "backbone.one.0" in str(facts)
-    rows = run("bench", MODEL, "slim.pt", *TORCH, "--json").json["networks"]
+    rows = run("bench", MODEL, "slim.pt", *TORCH, *BRIEF, "--json").json["networks"]
     assert [row["name"] for row in rows] == [MODEL, "slim.pt"]
     compared = run("diff", MODEL, "slim.pt", "--json").json
     assert compared["params"][1] < compared["params"][0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mdp_fx
-from tests.cli.networks import SHAPE, TINY, TORCH
+from tests.cli.networks import BRIEF, SHAPE, TINY, TORCH
 from tests.cli.running import Run
 from tests.cli.tiny import make_network
 
@@ -47,11 +47,11 @@ def test_profile_measures_once(run: Run, folder: Path) -> None:
 
 
 def test_bench_times_in_turn(run: Run, slim: str) -> None:
-    rows = run("bench", TINY, slim, TINY, *TORCH, "--json").json["networks"]
+    rows = run("bench", TINY, slim, TINY, *TORCH, *BRIEF, "--json").json["networks"]
     assert [row["name"] for row in rows] == [TINY, slim, f"{TINY} (2)"]
     assert rows[0]["ratio"] == 1.0
     assert all(row["median_ms"] > 0 and row["runs"] >= 10 for row in rows)
-    table = run("bench", TINY, slim, *TORCH)
+    table = run("bench", TINY, slim, *TORCH, *BRIEF)
     assert table.code == 0
     assert "torch:cpu, batch 1, timed in turn" in table.out
 

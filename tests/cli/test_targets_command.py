@@ -12,7 +12,7 @@ import mdp_fx
 from mdp_fx.cli import options
 from mdp_fx.graph.casting import DTYPES
 from mdp_fx.latency import get_target, target_names
-from tests.cli.networks import SHAPE, TINY, TORCH
+from tests.cli.networks import BRIEF, SHAPE, TINY, TORCH
 from tests.cli.running import Run
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -85,7 +85,7 @@ def test_a_network_is_profiled_pruned_and_compared_in_bfloat16(run: Run) -> None
     assert pruned.code == 0, pruned.err
     assert " bfloat16 " in pruned.json["device"]
     assert {value.dtype for value in mdp_fx.load("slim.pt").parameters()} == {torch.float32}
-    rows = run("bench", TINY, "slim.pt", *brain, "--json").json["networks"]
+    rows = run("bench", TINY, "slim.pt", *brain, *BRIEF, "--json").json["networks"]
     assert all(row["median_ms"] > 0 for row in rows)
     assert run("diff", TINY, "slim.pt", *brain, "--json").json["ms"][0] > 0
 
