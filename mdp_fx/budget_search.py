@@ -15,7 +15,7 @@ from mdp_fx import whole_network
 from mdp_fx.budgets import Budget
 from mdp_fx.errors import BudgetError
 from mdp_fx.latency.measuring import Progress
-from mdp_fx.latency.network import Calibration, Measured, RegionTables, region_tables
+from mdp_fx.latency.network import Calibration, RegionTables, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
@@ -155,7 +155,9 @@ class BudgetSearch:
     def _within_latency(self, dense_runner: Runner, latency: Budget, others: Mapping[str, Budget]) -> Outcome:
         measured = self._measure(dense_runner)
         tables, dense_s, dense_regions = measured.tables, measured.whole_s, measured.regions_s.values()
-        calibration, tried = measured.calibration, list[Measured]()
+        calibration = measured.calibration
+        # As shares of the dense latency that was timed in turn: the machine's speed may change between two rounds.
+        tried = [(parts, seconds / dense_s) for parts, seconds in measured.calibrating]
         if latency.amount is not None and latency.amount > dense_s:
             msg = (
                 f"the latency budget of {1e3 * latency.amount:.4g} ms is above the {1e3 * dense_s:.4g} ms of the dense "
@@ -172,9 +174,9 @@ class BudgetSearch:
                     break  # The corrected model says that no structure comes closer than the best so far.
                 raise
             space, selection, certificate, exact = chosen
-            predicted = calibration.whole(exact)
             module, kept = self._build(selection)
             dense, slim = self._time(dense_runner, module)
+            predicted_s = calibration.whole(exact) * dense.median_s / dense_s
             outcome = Outcome(
                 module=module,
                 kept=kept,
@@ -182,7 +184,7 @@ class BudgetSearch:
                 space=space,
                 certificate=certificate,
                 asked_s=latency.resolve(dense.median_s),
-                predicted_s=predicted,
+                predicted_s=predicted_s,
                 dense_sum_s=measured.sum_s,
                 calibration=calibration,
                 dense=dense,
@@ -196,7 +198,7 @@ class BudgetSearch:
                 attempt,
                 1e3 * asked,
                 1e-3 * certificate.costs["latency"],
-                1e3 * predicted,
+                1e3 * predicted_s,
                 1e3 * slim.median_s,
                 1e3 * dense.median_s,
             )
@@ -205,8 +207,9 @@ class BudgetSearch:
             if settled or not selection_changes(selection, self._analysis):
                 break
             dense_s = dense.median_s
-            tried.append((exact, slim.median_s))
-            calibration = Calibration.through((dense_regions, dense_s), *measured.calibrating, *tried)
+            tried.append((exact, slim.median_s / dense_s))
+            timed = [(parts, share * dense_s) for parts, share in tried]
+            calibration = Calibration.through((dense_regions, dense_s), *timed)
         assert best is not None
         return replace(best, rounds=attempt)
 

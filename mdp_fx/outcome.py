@@ -43,7 +43,8 @@ class Outcome:
             solver was given.
         certificate: what the solver proved.
         asked_s: the latency budget in seconds, None without one.
-        predicted_s: predicted latency, from the regions at their exact sizes; None without a latency budget.
+        predicted_s: predicted latency, from the regions at their exact sizes, at the speed that the machine had when
+            `dense` and `slim` were timed; None without a latency budget.
         dense_sum_s: sum of the dense network's regions; None without a latency budget.
         calibration: from the sum of regions to the whole network; None without a latency budget.
         dense: timing of the dense network; None on a target that only predicts.
