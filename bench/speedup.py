@@ -88,6 +88,7 @@ def run(name: str, share: float) -> dict[str, Any]:
     again = bench({"dense": model, "slim": result.module}, x, threads=THREADS)
     return {
         "network": name,
+        "device": result.report.device,
         "asked_share": share,
         "dense_ms": facts.dense_ms,
         "asked_ms": facts.asked_ms,
