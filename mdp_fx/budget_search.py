@@ -87,7 +87,8 @@ class BudgetSearch:
         """Solves, builds and times until the measured latency is right, at most three rounds.
 
         Args:
-            latency: the latency budget, None for none.
+            latency: the latency budget, None for none. A share is one of the dense latency in the same round; seconds
+                are those of the speed that the machine has in it.
             others: further budgets by cost name ("params", "macs").
 
         Raises:
@@ -156,8 +157,9 @@ class BudgetSearch:
         measured = self._measure(dense_runner)
         tables, dense_s, dense_regions = measured.tables, measured.whole_s, measured.regions_s.values()
         calibration = measured.calibration
-        # As shares of the dense latency that was timed in turn: the machine's speed may change between two rounds.
-        tried = [(parts, seconds / dense_s) for parts, seconds in measured.calibrating]
+        # Shares of the dense latency that was timed in turn: the machine's speed may change between two rounds. (Not
+        # so for regions, which are timed alone.)
+        shares = [(parts, seconds / dense_s) for parts, seconds in measured.calibrating]
         if latency.amount is not None and latency.amount > dense_s:
             msg = (
                 f"the latency budget of {1e3 * latency.amount:.4g} ms is above the {1e3 * dense_s:.4g} ms of the dense "
@@ -176,7 +178,8 @@ class BudgetSearch:
             space, selection, certificate, exact = chosen
             module, kept = self._build(selection)
             dense, slim = self._time(dense_runner, module)
-            predicted_s = calibration.whole(exact) * dense.median_s / dense_s
+            speed = dense.median_s / dense_s
+            predicted_s = speed * calibration.whole(exact)
             outcome = Outcome(
                 module=module,
                 kept=kept,
@@ -196,8 +199,8 @@ class BudgetSearch:
             _log.info(
                 "round %d: asked %.3f ms, table %.3f, predicted %.3f, measured %.3f, dense %.3f",
                 attempt,
-                1e3 * asked,
-                1e-3 * certificate.costs["latency"],
+                1e3 * speed * asked,
+                1e-3 * speed * certificate.costs["latency"],
                 1e3 * predicted_s,
                 1e3 * slim.median_s,
                 1e3 * dense.median_s,
@@ -207,9 +210,9 @@ class BudgetSearch:
             if settled or not selection_changes(selection, self._analysis):
                 break
             dense_s = dense.median_s
-            tried.append((exact, slim.median_s / dense_s))
-            timed = [(parts, share * dense_s) for parts, share in tried]
-            calibration = Calibration.through((dense_regions, dense_s), *timed)
+            shares.append((exact, slim.median_s / dense_s))
+            networks = [(parts, share * dense_s) for parts, share in shares]
+            calibration = Calibration.through((dense_regions, dense_s), *networks)
         assert best is not None
         return replace(best, rounds=attempt)
 

@@ -41,7 +41,8 @@ class Outcome:
         selection: sizes and removed blocks.
         space: the search space that it was chosen from, without the user's restrictions, with the budgets that the
             solver was given.
-        certificate: what the solver proved.
+        certificate: what the solver proved. Its latencies and those of `space` and `calibration` are of the speed that
+            the machine had before this round.
         asked_s: the latency budget in seconds, None without one.
         predicted_s: predicted latency, from the regions at their exact sizes, at the speed that the machine had when
             `dense` and `slim` were timed; None without a latency budget.

@@ -137,7 +137,8 @@ class _Run:
             }
             check_origin(state, mine, self._folder, config.model or "")
             self._packed, self._random = state["slim"], state["random"]
-            self._warnings, self._lines, self._losses = list(state["warnings"]), state["lines"], list(state["losses"])
+            self._warnings, self._lines = list(state["warnings"]), state["lines"]
+            self._losses = list(state.get("losses", ()))
             self._facts = {k: Accuracy(*v) if isinstance(v, list) else v for k, v in state["facts"].items()}
         slim: nn.Module = loaded.module
         if self._packed is not None:
@@ -250,18 +251,18 @@ class _Run:
             rate = self._trainer.rate
             value = self._trainer.train_step(batches)
             self._check_loss(value)
-            self._losses.append(value)
             sliced = False
             if self._pruner is not None and (taken := self._pruner.step()) is not None:
                 sliced = self._pruned(taken, log)
             step = self._trainer.step
             if self._progress is not None:
                 self._progress(step, self._total, f"loss {value:.3g}")
-            if step % self._config.log.every == 0 or step == self._total:
+            if log is not None:
+                self._losses.append(value)
+            if log is not None and (step % self._config.log.every == 0 or step == self._total):
                 now, mean = time.perf_counter(), sum(self._losses) / len(self._losses)
-                if log is not None:
-                    speed, epochs = (step - first) / (now - since), step / self._setup.epoch_steps
-                    log.write("train", step, epoch=epochs, loss=mean, rate=rate, speed=speed)
+                speed, epochs = (step - first) / (now - since), step / self._setup.epoch_steps
+                log.write("train", step, epoch=epochs, loss=mean, rate=rate, speed=speed)
                 since, first, self._losses = now, step, []
             every = self._config.log.checkpoint or self._setup.epoch_steps
             if sliced or step % every == 0:

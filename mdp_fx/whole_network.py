@@ -101,8 +101,8 @@ def exact_seconds(
 
 
 def time_networks(runners: Mapping[str, Runner]) -> dict[str, Timing]:
-    """Networks timed in turn, to about 1 %; slow ones 20 times too, for fewer tell little on a busy machine."""
-    return compare(runners, min_time_s=0.5, max_time_s=5.0, error=0.01, min_runs=20)
+    """Networks timed in turn, to about 1 %."""
+    return compare(runners, min_time_s=0.5, max_time_s=5.0, error=0.01)
 
 
 def _slim_selection(choices: Choices) -> Selection:

@@ -282,7 +282,7 @@ def test_a_biased_table_is_corrected_within_three_rounds(
 @pytest.mark.parametrize("share", [0.7, 0.4])
 @pytest.mark.parametrize("speeds", [(1.0, 1.25, 0.9, 1.2), (1.4, 1.0, 1.3, 1.0)])
 def test_a_machine_that_changes_its_speed_is_no_error_of_the_model(
-    speeds: tuple[float, ...], share: float, analysed: Analysed, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+    speeds: tuple[float, ...], share: float, analysed: Analysed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = list(speeds)
 
@@ -290,15 +290,19 @@ def test_a_machine_that_changes_its_speed_is_no_error_of_the_model(
         speed = left.pop(0)
         return {name: steady(speed * timing.median_s) for name, timing in compare_fakes(runners).items()}
 
-    monkeypatch.setattr(whole_network, "time_networks", compare)
     dense = dense_time(analysed)
     biased = SLOWER_WHEN_SLIM["slim networks are slower than their regions"]
-    steadily = search(analysed, WorkTarget(whole=lambda seconds: biased(seconds, dense)), table)
-    outcome = steadily.run(Budget(share=share), {})
+
+    def found(table: str, timed: Callable[[Mapping[str, Runner]], dict[str, Timing]]) -> Outcome:
+        monkeypatch.setattr(whole_network, "time_networks", timed)
+        target = WorkTarget(whole=lambda seconds: biased(seconds, dense))
+        with LatencyTable(tmp_path / table) as opened:
+            return search(analysed, target, opened).run(Budget(share=share), {})
+
+    outcome = found("a.sqlite", compare)
     assert LEAST <= outcome.ratio <= OVER
     # What was timed in turn keeps its ratio: it is as on a machine of one speed.
-    monkeypatch.setattr(whole_network, "time_networks", compare_fakes)
-    expected = steadily.run(Budget(share=share), {})
+    expected = found("b.sqlite", compare_fakes)
     assert outcome.selection == expected.selection
     assert outcome.rounds == expected.rounds
     assert outcome.miss == pytest.approx(expected.miss)

@@ -358,7 +358,7 @@ def test_resuming_with_another_network_is_refused(files: Files, tmp_path: Path) 
     ("content", "message"),
     [
         (b"garbage", "delete"),
-        ({"format": "mdp-fx training run", "version": 99}, "has format version 99, this mdp-fx reads 3"),
+        ({"format": "mdp-fx training run", "version": 99}, "has format version 99, this mdp-fx reads 2"),
         ({"format": "something"}, "is no checkpoint of a training run"),
     ],
 )

@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 @options.model_argument("models", nargs=-1, required=True)
 @options.target_options
 @options.input_options
-@click.option(
-    "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    default=20,
-    show_default=True,
-    help="Of timing; it ends sooner where all are steady.",
-)
+@options.time_limit_option(20, "Of timing, 20 rounds granted; it ends sooner where all are steady.")
 @click.option("--memory", is_flag=True, help="Also measure peak memory, each network in a process of its own.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a bar chart: chart.html, or chart.png.")
 @options.force_option
@@ -73,8 +66,9 @@ def command(
         from mdp_fx.comparison import bench
 
         reporter.stage("time them in turn")
-        settings: dict[str, Any] = {"target": target, "threads": threads, "dtype": dtype, "memory": memory}
-        rows = bench(networks, inputs, time_limit=time_limit, **settings)
+        rows = bench(
+            networks, inputs, target=target, threads=threads, dtype=dtype, memory=memory, time_limit=time_limit
+        )
         if plot is not None:
             from mdp_fx.report.bench_chart import write_chart
 

@@ -53,6 +53,13 @@ def _share(
     return read
 
 
+def _above_zero(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    """A number that is not nan either."""
+    if not value > 0:
+        raise click.BadParameter(f"{value:g} is not a number of seconds above 0")
+    return value
+
+
 def _named(example: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, str]]:
     """Repeated NAME=VALUE as a dictionary; only the last = parts them."""
 
@@ -202,6 +209,19 @@ def gap_option(default: str) -> Callable[[F], F]:
         default=default,
         show_default=True,
         help="Optimality gap to stop at.",
+    )
+
+
+def time_limit_option(default: float, says: str) -> Callable[[F], F]:
+    """When to stop."""
+    return click.option(
+        "--time-limit",
+        type=float,
+        callback=_above_zero,
+        metavar="SECONDS",
+        default=default,
+        show_default=True,
+        help=says,
     )
 
 

@@ -41,14 +41,7 @@ if TYPE_CHECKING:
 @options.restrictions
 @options.max_removed_option
 @options.gap_option("0.1%")
-@click.option(
-    "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    default=20,
-    show_default=True,
-    help="Limit of each call of the solver.",
-)
+@options.time_limit_option(20, "Limit of each call of the solver.")
 @options.seed_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Slim network.  [default: <model>-slim.pt]")
 @click.option("--onnx", type=click.Path(path_type=Path), help="Also export it to ONNX.")

@@ -32,14 +32,7 @@ from mdp_fx.passes.solvers import SOLVERS
     help="What decides; auto is the fastest that proves the gap.",
 )
 @options.gap_option("0.01%")
-@click.option(
-    "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    default=60,
-    show_default=True,
-    help="When to take the best so far.",
-)
+@options.time_limit_option(60, "When to take the best so far.")
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads of the solver.  [default: it decides]"
 )

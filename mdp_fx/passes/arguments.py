@@ -1,4 +1,4 @@
-"""Checks of what a decision is asked: from Python anything can come, and no wrong type may get as far as a solver."""
+"""Checks of arguments: from Python anything can come, and no wrong type may get as far as a solver or a clock."""
 
 from __future__ import annotations
 

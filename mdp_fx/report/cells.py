@@ -78,10 +78,14 @@ def plural(number: int, what: str, ending: str = "s") -> str:
 def rest(shown: int, total: int) -> Iterator[RenderableType]:
     """A line about the rows of a long list that are not shown, if any."""
     if shown < total:
-        yield Text(f"... and {total - shown} more (-v shows all)", style="dim")
+        yield Text(f"... and {_more(total - shown)}", style="dim")
 
 
 def names(of: Sequence[str], *, verbose: bool) -> str:
     """Names in one line, a long list in full only if verbose."""
     shown = of if verbose else of[:SHOWN]
-    return ", ".join(shown) + (f" and {len(of) - len(shown)} more (-v shows all)" if len(shown) < len(of) else "")
+    return ", ".join(shown) + (f" and {_more(len(of) - len(shown))}" if len(shown) < len(of) else "")
+
+
+def _more(number: int) -> str:
+    return f"{number} more (-v shows all)"

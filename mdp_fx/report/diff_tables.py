@@ -33,7 +33,7 @@ def diff_tables(found: Diff, a: str, b: str, *, verbose: bool) -> Iterator[Rende
                 f"{small} norms and other small modules follow, {same} modules are equal (-v shows all)", style="dim"
             )
     yield Text("")
-    yield cells.Notes(tuple(_totals(found)))
+    yield cells.Notes(tuple(_totals(found, verbose=verbose)))
 
 
 def _diff_cells(row: DiffRow, timed: bool, verbose: bool) -> list[str]:
@@ -55,7 +55,7 @@ def _diff_cells(row: DiffRow, timed: bool, verbose: bool) -> list[str]:
     return texts
 
 
-def _totals(found: Diff) -> Iterator[tuple[str, str, str]]:
+def _totals(found: Diff, *, verbose: bool) -> Iterator[tuple[str, str, str]]:
     def both(pair: Sequence[Any], text: Any) -> str:
         share = f" ({cells.share(pair[1] / pair[0])})" if pair[0] else ""
         return f"{text(pair[0])} -> {text(pair[1])}{share}"
@@ -65,4 +65,4 @@ def _totals(found: Diff) -> Iterator[tuple[str, str, str]]:
     if found.ms is not None:
         yield "latency", both(found.ms, cells.millis) + ", sums of regions measured alone", ""
     if found.removed:
-        yield "removed", ", ".join(found.removed), "red"
+        yield "removed", cells.names(found.removed, verbose=verbose), "red"

@@ -18,7 +18,7 @@ from mdp_fx.files import atomic_write
 from mdp_fx.pickle_reader import read_plain
 
 FILE = "checkpoint.pt"
-VERSION = 3
+VERSION = 2
 
 
 def save_run(folder: Path, state: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -64,10 +63,7 @@ def test_a_network_beside_itself_says_what_is_not_proven(run: Run, monkeypatch: 
 def test_timing_ends_at_its_limit(run: Run) -> None:
     done = run("bench", TINY, *SHAPE, *TORCH, "--time-limit", "0.001", "--json")
     assert done.code == 0
-    assert json.loads(done.out)["networks"][0]["runs"] <= FEWEST_ROUNDS
-    done = run("bench", TINY, *SHAPE, *TORCH, "--time-limit", "nan")
-    assert done.code == 1
-    assert done.err == "mdp-fx: error: the time limit is nan; it must be a number of seconds above 0\n"
+    assert done.json["networks"][0]["runs"] <= FEWEST_ROUNDS
 
 
 def test_an_onnx_file_keeps_its_inputs_and_says_so(run: Run) -> None:

@@ -129,6 +129,9 @@ def test_completion_answers(words: str, index: str, expected: str, monkeypatch: 
         (("export", "m.pt", "--to", "tflite", "-o", "m"), "'tflite' is not one of 'onnx', 'tensorrt'"),
         (("apply", "m.pt", "-o", "m"), "Give one of --recipe and --masks"),
         (("bench",), "Missing argument"),
+        (("bench", "m.pt", "--time-limit", "-1"), "'--time-limit': -1 is not a number of seconds above 0"),
+        (("solve", "s.json", "--time-limit", "nan"), "nan is not a number of seconds above 0"),
+        (("prune", "m.pt", "--time-limit", "0"), "0 is not a number of seconds above 0"),
     ],
 )
 def test_usage_errors_exit_2(run: Run, args: tuple[str, ...], says: str) -> None:

@@ -219,10 +219,6 @@ def test_bad_spaces(run: Run, folder: Path, change: Change, says: str) -> None:
     [
         (("",), "the name of the search space is empty; name a JSON file"),
         (
-            ("recorded.json", "--time-limit", "nan"),
-            "the time limit is nan; it must be a number of seconds above",
-        ),
-        (
             ("recorded.json", "--fix", "nope=1"),
             "unknown dimension 'nope' is to be held at 1; the search space has a, b",
         ),

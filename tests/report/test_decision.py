@@ -96,6 +96,19 @@ def test_long_lists_are_cut_without_verbose() -> None:
     assert has_row(full, "d[0]", "64", "64")
 
 
+def test_many_removed_blocks_are_cut_unless_verbose() -> None:
+    names = tuple(f"block.{number}" for number in range(40))
+    further = tuple(dataclasses.replace(SPACE.blocks[-1], name=name) for name in names)
+    space = dataclasses.replace(SPACE, blocks=(*SPACE.blocks, *further))
+    some = dataclasses.replace(SELECTION, removed_blocks=names)
+    short, full = (
+        " ".join(lines(decision_tables("s.json", space, some, CERTIFICATE, None, verbose=v), 999))
+        for v in (False, True)
+    )
+    assert f"40 of 42 removed: {', '.join(names[: cells.SHOWN])} and {40 - cells.SHOWN} more (-v shows all)" in short
+    assert f"40 of 42 removed: {', '.join(names)}" in full
+
+
 def test_a_proof_that_is_missing_is_said() -> None:
     open_gap = dataclasses.replace(CERTIFICATE, status="time limit", max_removed=3)
     found = shown(open_gap)

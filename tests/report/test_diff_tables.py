@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from mdp_fx.report import cells
 from mdp_fx.report.diff import Diff, DiffRow
 from mdp_fx.report.diff_tables import diff_tables
 from tests.report.rendering import has_row, lines
@@ -43,6 +44,14 @@ def test_diff_tables_in_full() -> None:
     assert has_row(shown, "stem", "Conv2d", "64x3x7x7 -> 32x3x7x7")
     assert has_row(shown, "bn", "BatchNorm2d", "64 -> 32", "128 -> 64")
     assert has_row(shown, "same", "Conv2d", "8x8x1x1 -> 8x8x1x1")
+
+
+def test_many_removed_modules_are_cut_unless_verbose() -> None:
+    names = tuple(f"layer.{number}" for number in range(40))
+    many = dataclasses.replace(DIFF, removed=names)
+    short, full = (" ".join(lines(diff_tables(many, "a.pt", "b.pt", verbose=v), 999)) for v in (False, True))
+    assert f"{', '.join(names[: cells.SHOWN])} and {40 - cells.SHOWN} more (-v shows all)" in short
+    assert ", ".join(names) in full
 
 
 def test_diff_of_equal_networks() -> None:

@@ -292,6 +292,14 @@ def test_bench_tables_with_memory_and_inputs_that_differ() -> None:
     assert has_row(shown, "wrote", "c.html")
 
 
+def test_many_blocks_that_masks_close_are_cut_unless_verbose() -> None:
+    names = tuple(f"layer.{number}" for number in range(40))
+    report = MaskReport("m.pkl", 40, Change(2000, 500), (), names, ())
+    short, full = (" ".join(lines(tables.mask_tables(report, "slim.pt", verbose=v), 999)) for v in (False, True))
+    assert f"{', '.join(names[: cells.SHOWN])} and {40 - cells.SHOWN} more (-v shows all)" in short
+    assert ", ".join(names) in full
+
+
 def test_mask_tables() -> None:
     groups = tuple(GroupRow(f"g{i}", 64, 32 if i % 2 else 64, ("conv",)) for i in range(4))
     report = MaskReport("m.pkl", 3, Change(2000, 500), groups, ("layer1.1",), ("what goes with it",))
