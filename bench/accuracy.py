@@ -35,7 +35,7 @@ from mdp_fx.train.schedule import Schedule
 from mdp_fx.train.trainer import Trainer, make_accelerator
 
 BUDGETS = (0.5, 0.3, 0.2)
-SMALL_BUDGETS = (0.5, 0.2)
+SMALL_BUDGETS = (0.3,)
 TRAINING = ("batch", "rate", "dense_rate", "timed_batch", "step")
 """What is recorded of a task."""
 IMPORTANCE_BATCHES = 30

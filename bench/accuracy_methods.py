@@ -47,7 +47,7 @@ SEARCHING = 4.0
 _PATH = 80
 _PER_STEP = 2
 _HIGHEST = 0.95
-_TRIES = 4
+_TRIES = 3
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
