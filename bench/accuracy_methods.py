@@ -37,7 +37,8 @@ IMPORTANCE = "taylor"
 
 STEPS = 30
 UNSCHEDULED = (*OURS, "mdp-steps", RANDOM, *THEIRS)
-SMALL = ("mdp", "halp", "uniform", RANDOM, *THEIRS)
+SMALL = ("mdp", "uniform", RANDOM, *THEIRS)
+"""halp takes five minutes to find that its cost model cannot get to 30 % of that network."""
 METHODS = (*UNSCHEDULED, *SCHEDULED)
 THREADS = 1
 WITHIN = (0.95, 1.02)
