@@ -1,10 +1,10 @@
 """Does the sum of measured parts predict a network? `python bench/latency.py [NETWORK ...] [--target T] [--batch N]`
 
-Per network: the latency table that pruning needs, and two whole networks, measured cold; then slim variants, random in
-their sizes and their removed blocks, each predicted from the table alone (none of its sizes is measured for it) and
-timed in turn with the dense network. The prediction is calibrated by the dense network and two slim networks that are
-none of the variants. Beside it stands the one from the regions measured at exactly the sizes of the variant (--exact):
-the difference is what reading the table costs.
+Per network: the latency table that pruning needs, and the whole networks that calibrate, measured cold; then slim
+variants, random in their sizes and their removed blocks, each predicted from the table alone (none of its sizes is
+measured for it) and timed in turn with the dense network. The networks that calibrate, dense and slim, are none of the
+variants. Beside it stands the prediction from the regions measured at exactly the sizes of the variant (--exact): the
+difference is what reading the table costs.
 Rows go into bench/results/latency.json as they come, by target, threads, batch and network.
 """
 
@@ -36,7 +36,7 @@ from mdp_fx.passes.choices import choose
 from mdp_fx.passes.importance import score
 from mdp_fx.passes.search_space import SearchSpace, Selection, normalise, violations
 from mdp_fx.pipeline import analyse, rewrite
-from mdp_fx.whole_network import exact_seconds, measure_network
+from mdp_fx.whole_network import dense_network, exact_seconds, measure_network
 
 STEP = 8
 MEAN_ERROR, WORST_ERROR = 0.03, 0.08
@@ -68,8 +68,11 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     choices = choose(analysis, STEP)
     scores = score(analysis.graph, analysis.groups, "l2", model=model)
     order = unit_order(scores, analysis.groups)
-    dense_runner = target.prepare(rewrite(analysis, {}, ()), inputs)
-    with tempfile.TemporaryDirectory() as folder, LatencyTable(Path(folder) / "table.sqlite") as table:
+    with (
+        dense_network(analysis, target, inputs) as dense_runner,
+        tempfile.TemporaryDirectory() as folder,
+        LatencyTable(Path(folder) / "table.sqlite") as table,
+    ):
         begin = time.perf_counter()
         network = measure_network(analysis, choices, target, table, inputs, dense_runner, stage=silent)
         cold_s = time.perf_counter() - begin
@@ -127,7 +130,6 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 variant["exact_error"] = calibration.whole(exact) / measured - 1
             row["variants"].append(variant)
             print(name, {key: round(value, 4) for key, value in variant.items()}, flush=True)
-    dense_runner.close()
     errors = [abs(variant["error"]) for variant in row["variants"]]
     row |= {"mean_error": fmean(errors), "worst_error": max(errors)}
     if args.exact:

@@ -134,11 +134,8 @@ class BudgetSearch:
     @contextmanager
     def _dense_runner(self) -> Iterator[Runner]:
         self._stage("prepare the dense network")
-        runner = self._target.prepare(rewrite(self._analysis, {}, ()), self._inputs)
-        try:
+        with whole_network.dense_network(self._analysis, self._target, self._inputs) as runner:
             yield runner
-        finally:
-            runner.close()
 
     def _measure(self, dense_runner: Runner) -> MeasuredNetwork:
         parts = (self._analysis, self._choices, self._target, self._table, self._inputs, dense_runner)
@@ -155,8 +152,7 @@ class BudgetSearch:
 
     def _within_latency(self, dense_runner: Runner, latency: Budget, others: Mapping[str, Budget]) -> Outcome:
         measured = self._measure(dense_runner)
-        tables, dense_s, dense_regions = measured.tables, measured.whole_s, measured.regions_s.values()
-        calibration = measured.calibration
+        tables, dense_s, calibration = measured.tables, measured.whole_s, measured.calibration
         # Shares of the dense latency that was timed in turn: the machine's speed may change between two rounds. (Not
         # so for regions, which are timed alone.)
         shares = [(parts, seconds / dense_s) for parts, seconds in measured.calibrating]
@@ -211,8 +207,7 @@ class BudgetSearch:
                 break
             dense_s = dense.median_s
             shares.append((exact, slim.median_s / dense_s))
-            networks = [(parts, share * dense_s) for parts, share in shares]
-            calibration = Calibration.through((dense_regions, dense_s), *networks)
+            calibration = Calibration.through(*((parts, share * dense_s) for parts, share in shares))
         assert best is not None
         return replace(best, rounds=attempt)
 

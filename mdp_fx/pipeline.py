@@ -64,7 +64,9 @@ def analyse(
     assert state.groups is not None
     assert state.blocks is not None
     assert state.regions is not None
-    return Analysis(state.graph, state.groups, state.blocks, state.regions)
+    assert state.traced is not None
+    given = None if state.traced.as_written else model
+    return Analysis(state.graph, state.groups, state.blocks, state.regions, given)
 
 
 def first_example(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

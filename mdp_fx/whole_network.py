@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from mdp_fx.errors import ModelError
 from mdp_fx.graph.axes import Dim
+from mdp_fx.graph.trace import shadow_of
 from mdp_fx.latency.measuring import Progress, compare
 from mdp_fx.latency.network import Calibration, Measured, RegionTables, exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
@@ -32,8 +34,8 @@ class MeasuredNetwork:
     Attributes:
         tables: of its regions at every size in play.
         regions_s: seconds of each region at its dense sizes.
-        whole_s: seconds of the whole, median.
-        calibrating: slim networks of it, timed in turn with the dense one.
+        whole_s: seconds of the whole as it was given, median.
+        calibrating: the dense network as it was traced and slim ones of it, timed in turn with the given one.
     """
 
     tables: RegionTables
@@ -48,8 +50,25 @@ class MeasuredNetwork:
 
     @property
     def calibration(self) -> Calibration:
-        """What fits the dense network and those that calibrate."""
-        return Calibration.through((self.regions_s.values(), self.whole_s), *self.calibrating)
+        """What fits the networks that calibrate."""
+        return Calibration.through(*self.calibrating)
+
+
+@contextmanager
+def dense_network(analysis: Analysis, target: Target, inputs: tuple[Any, ...]) -> Iterator[Runner]:
+    """The dense network ready to run: as it was given, or as it was traced where it cannot be brought to the target.
+
+    A share of its latency is one of what the user has: a graph that calls other operators may take less, or more.
+    """
+    runner = None
+    if analysis.given is not None:
+        with suppress(ModelError):
+            runner = target.prepare(shadow_of(analysis.given), inputs)
+    runner = runner or target.prepare(rewrite(analysis, {}, ()), inputs)
+    try:
+        yield runner
+    finally:
+        runner.close()
 
 
 def measure_network(
@@ -67,22 +86,35 @@ def measure_network(
 
     What a network takes beyond its regions is in part the same for every region (calls, what the caches lose), in part
     a share. The dense network alone cannot tell these apart.
+
+    Args:
+        analysis: the analysed network.
+        choices: what may be pruned.
+        target: where latency counts.
+        table: latency table of that target.
+        inputs: example inputs at the batch asked for.
+        dense_runner: what `dense_network` gives.
+        stage: told of each stage.
+        progress: told of each measurement.
     """
     stage("measure cost regions")
     tables = region_tables(analysis, choices, target, table, progress=progress)
     regions = exact_seconds(analysis, Selection({}, ()), target, table)
-    calibrating = {"mixed": _mixed_selection(choices), "slim": _slim_selection(choices)}
-    parts = {name: exact_seconds(analysis, each, target, table) for name, each in calibrating.items()}
+    slim = {"mixed": _mixed_selection(choices), "slim": _slim_selection(choices)}
+    parts = {name: exact_seconds(analysis, each, target, table).values() for name, each in slim.items()}
     stage("time the dense and two slim networks")
     with ExitStack() as stack:
         runners = {"dense": dense_runner}
-        for name, each in calibrating.items():
+        if analysis.given is not None:
+            slim = {"traced": Selection({}, ()), **slim}
+        for name, each in slim.items():
             kept = {group: range(size) for group, size in each.sizes.items()}
             runners[name] = target.prepare(rewrite(analysis, kept, ()), inputs)
             stack.callback(runners[name].close)
         timings = time_networks(runners)
-    measured = tuple((parts[name].values(), timings[name].median_s) for name in calibrating)
-    return MeasuredNetwork(tables, regions, timings["dense"].median_s, measured)
+    traced = timings.get("traced", timings["dense"])
+    calibrating = ((regions.values(), traced.median_s), *((parts[name], timings[name].median_s) for name in parts))
+    return MeasuredNetwork(tables, regions, timings["dense"].median_s, calibrating)
 
 
 def exact_seconds(
