@@ -57,6 +57,10 @@ class BudgetSearch:
         options: what the solver is asked.
         stage: told of each stage.
         progress: told of each measurement.
+        measured: what an earlier search of this network measured, for `plan`.
+
+    Attributes:
+        measured: that, or what `plan` measured.
     """
 
     def __init__(
@@ -71,7 +75,9 @@ class BudgetSearch:
         options: SolverOptions,
         stage: Stage,
         progress: Progress | None = None,
+        measured: MeasuredNetwork | None = None,
     ) -> None:
+        self.measured = measured
         self._analysis = analysis
         self._choices = choices
         self._importance = importance
@@ -111,9 +117,11 @@ class BudgetSearch:
         self._restricted(unmeasured)
         if latency is None:
             return self._without_latency(None, unmeasured, others)
-        with self._dense_runner() as dense_runner:
-            measured = self._measure(dense_runner)
-        asked, calibration = latency.resolve(measured.whole_s), measured.calibration
+        if self.measured is None:
+            with self._dense_runner() as dense_runner:
+                self.measured = self._measure(dense_runner)
+        measured, calibration = self.measured, self.measured.calibration
+        asked = latency.resolve(measured.whole_s)
         space, selection, certificate, exact = self._choose_within(asked, measured.whole_s, calibration, others)
         module, kept = self._build(selection)
         tables, predicted = measured.tables, calibration.whole(exact)

@@ -23,6 +23,7 @@ from mdp_fx.passes.choices import Analysis, Choices
 from mdp_fx.passes.importance import LayerImportance
 from mdp_fx.passes.search_space import SearchSpace
 from mdp_fx.report.facts import Prediction, Profile, RegionRow
+from mdp_fx.whole_network import MeasuredNetwork
 
 
 class PredictedSearch(BudgetSearch):
@@ -146,12 +147,15 @@ def search_for(
     options: SolverOptions,
     stage: Stage,
     progress: Progress | None,
+    measured: MeasuredNetwork | None = None,
 ) -> BudgetSearch:
     """What finds a structure on a target: by measurements, or on what a table says."""
     known = (analysis, choices, importance)
     if isinstance(target, TableTarget):
         return PredictedSearch(*known, target, table, inputs, batch=batch, step=step, options=options, stage=stage)
-    return BudgetSearch(*known, target, table, inputs, options=options, stage=stage, progress=progress)
+    return BudgetSearch(
+        *known, target, table, inputs, options=options, stage=stage, progress=progress, measured=measured
+    )
 
 
 def dense_seconds(analysis: Analysis, target: TableTarget) -> float:

@@ -18,6 +18,7 @@ from mdp_fx.passes.restrict import named_restrictions
 from mdp_fx.predicted_search import search_for
 from mdp_fx.train.masks import Masks
 from mdp_fx.train.schedule import Schedule, ScheduledBudget
+from mdp_fx.whole_network import MeasuredNetwork
 
 _BY_BOTH_SIZES = {"halp": "mdlm", "mgp": "mdp"}
 """The method that prunes the same, with tables by input and output size."""
@@ -57,6 +58,7 @@ class StepSearch:
         self._analysis, self._choices, self._target, self._inputs = analysis, choices, target, inputs
         self._batch, self._step, self._options, self._budgets = batch, step, options, budgets
         self._schedule, self._stage, self._progress = schedule, stage, progress
+        self._measured: MeasuredNetwork | None = None  # The dense network stays the same from step to step.
 
     def check_reach(self, scores: Sequence[LayerImportance], masks: Masks) -> None:
         """Checks that the end of the schedule can be reached, as far as this can be told before the first step.
@@ -89,13 +91,13 @@ class StepSearch:
             for what, budget in self._budgets.items()
         }
         latency, others = asked.pop("latency", None), asked
-        known = (self._analysis, self._choices, scores, self._target)
         with (
             table_for(self._target) as table,
             named_restrictions(options.min_keep, options.fixed, options.keep_blocks),
         ):
             search = search_for(
-                *known, table, self._inputs, self._batch, self._step, options, self._stage, self._progress
+                *(self._analysis, self._choices, scores, self._target, table, self._inputs, self._batch, self._step),
+                *(options, self._stage, self._progress, self._measured),
             )
             try:
                 return search.run(latency, others) if timed else search.plan(latency, others)
@@ -104,3 +106,5 @@ class StepSearch:
                     raise
                 where = f"step {number} of {self._schedule.steps} of the schedule"
                 raise BudgetError(f"{where} cannot be taken: {error}", error.smallest) from error
+            finally:
+                self._measured = search.measured

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mdp_fx
+from mdp_fx import whole_network
 from mdp_fx.budget_search import BudgetSearch
 from mdp_fx.errors import BudgetError, DataError, InputError, ModelError, ParityError
 from mdp_fx.passes.importance import KINDS
@@ -329,17 +330,20 @@ def test_accelerate_may_wrap_the_network(precision: str) -> None:
 
 def test_a_measured_target_is_timed_once_at_the_end(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path))
-    measured = {"target": "torch:cpu", "threads": 1, "step": 8}
-    found = Pruner(small(), torch.randn(1, 3, 16, 16), latency="70%", **measured, schedule=Schedule(2, "exp2", 0, 1))
     asked: list[str] = []
-    for name in ("plan", "run"):
-        way = getattr(BudgetSearch, name)
+    for owner, name in ((BudgetSearch, "plan"), (BudgetSearch, "run"), (whole_network, "measure_network")):
+        way = getattr(owner, name)
 
-        def noted(search: BudgetSearch, *budgets: Any, name: str = name, way: Any = way) -> Any:
+        def noted(*args: Any, name: str = name, way: Any = way, **options: Any) -> Any:
             asked.append(name)
-            return way(search, *budgets)
+            return way(*args, **options)
 
-        monkeypatch.setattr(BudgetSearch, name, noted)
-    train(found, optimizer_of(found), 2)
-    assert asked == ["plan", "run"]
+        monkeypatch.setattr(owner, name, noted)
+    measured = {"target": "torch:cpu", "threads": 1, "step": 8}
+    found = Pruner(small(), torch.randn(1, 3, 16, 16), latency="70%", **measured, schedule=Schedule(3, "exp2", 0, 1))
+    assert asked == ["plan", "measure_network"]
+    asked.clear()
+    train(found, optimizer_of(found), 3)
+    # The dense network is measured at the beginning, and once more in turn with the slim one.
+    assert asked == ["plan", "plan", "run", "measure_network"]
     assert found.finish().report.latency.measured_ms is not None
