@@ -12,7 +12,7 @@ import mdp_fx
 from mdp_fx import whole_network
 from mdp_fx.errors import InputError, TargetError
 from mdp_fx.passes.search_space import evaluate, importance, violations
-from tests.test_budget_search import Stages, WorkTarget, compare_fakes
+from tests.work_target import Stages, WorkTarget, compare_fakes
 from tests.zoo import image
 
 

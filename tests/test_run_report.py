@@ -14,7 +14,7 @@ from mdp_fx.latency import LatencyTable
 from mdp_fx.outcome import Outcome
 from mdp_fx.run_report import prune_report
 from tests.latency.fakes import steady
-from tests.test_budget_search import Analysed, WorkTarget, analysed, compare_fakes, search
+from tests.work_target import Analysed, WorkTarget, analysed, compare_fakes, search
 
 __all__ = ["analysed"]  # a fixture
 

@@ -20,7 +20,7 @@ from mdp_fx.passes.importance import score
 from mdp_fx.passes.search_space import Selection
 from mdp_fx.pipeline import analyse, rewrite
 from mdp_fx.whole_network import SLIM_SHARE, MeasuredNetwork, dense_network, exact_seconds, measure_network
-from tests.test_budget_search import Analysed, WorkTarget, analysed, compare_fakes, dense_time, search, work
+from tests.work_target import Analysed, WorkTarget, analysed, compare_fakes, dense_time, search, work
 
 __all__ = ["analysed"]  # a fixture
 

@@ -1,0 +1,136 @@
+"""A target whose times are a formula, and a network of two stages on it: no clocks, so every number is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdp_fx.budget_search import BudgetSearch
+from mdp_fx.latency import LatencyTable, Timing
+from mdp_fx.latency.targets import RegionSpec, Runner, Target
+from mdp_fx.latency.timing import Effort
+from mdp_fx.outcome import SolverOptions
+from mdp_fx.passes.choices import Analysis, choose
+from mdp_fx.passes.importance import LayerImportance, score
+from mdp_fx.pipeline import analyse
+from tests.latency.fakes import steady
+from tests.zoo import Head, Residual, conv_bn, image
+
+STEP = 2
+
+
+class Stages(nn.Module):
+    """A stem and two stages of two residual blocks each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 16)
+        self.one = nn.Sequential(Residual(16, 24), Residual(16, 24))
+        self.widen = conv_bn(16, 32, stride=2)
+        self.two = nn.Sequential(Residual(32, 40), Residual(32, 40))
+        self.head = Head(32)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.two(F.relu(self.widen(self.one(F.relu(self.stem(x)))))))
+
+
+def work(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    """Seconds of a network: 1 us and 1 ns per multiply-accumulate for every convolution and linear layer."""
+    total = 0.0
+
+    def count(layer: nn.Module, _: object, out: Tensor) -> None:
+        nonlocal total
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        total += 1e-6 + 1e-9 * weight.numel() * out.numel() / out.shape[1 if isinstance(layer, nn.Conv2d) else -1]
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        module(*inputs)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+class FakeRunner(Runner):
+    """Knows its time."""
+
+    def __init__(self, seconds: float, open_runners: set[FakeRunner]) -> None:
+        self.seconds = seconds
+        self._open = open_runners
+        self._open.add(self)
+
+    def __call__(self) -> None:
+        raise AssertionError("nothing is timed by a clock")
+
+    def close(self) -> None:
+        self._open.discard(self)
+
+
+class WorkTarget(Target):
+    """Takes as long as there is work, a whole network `whole` of the work of its layers."""
+
+    name = "work"
+
+    def __init__(self, threads: int | None = None, whole: Callable[[float], float] = lambda seconds: seconds) -> None:
+        self.threads = threads or 1
+        self.alignment = 2
+        self.asked: list[tuple[int, ...]] = []
+        self.prepared: list[float] = []
+        self.open: set[FakeRunner] = set()
+        self._whole = whole
+
+    def fingerprint(self) -> str:
+        return "work"
+
+    def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
+        self.prepared.append(self._whole(work(module, inputs)))
+        return FakeRunner(self.prepared[-1], self.open)
+
+    def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
+        self.asked.append(sizes)
+        return steady(work(*region.build(sizes)) + 1e-8)
+
+
+def compare_fakes(runners: Mapping[str, Runner]) -> dict[str, Timing]:
+    found: dict[str, Timing] = {}
+    for name, runner in runners.items():
+        assert isinstance(runner, FakeRunner)
+        found[name] = steady(runner.seconds)
+    return found
+
+
+@pytest.fixture(scope="module")
+def analysed() -> tuple[Analysis, tuple[LayerImportance, ...], tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    inputs = (image(side=16, batch=1),)
+    analysis = analyse(Stages().eval(), inputs)
+    return analysis, score(analysis.graph, analysis.groups, "l1"), inputs
+
+
+Analysed = tuple[Analysis, tuple[LayerImportance, ...], tuple[Tensor, ...]]
+
+
+def search(analysed: Analysed, target: Target, table: LatencyTable, **options: Any) -> BudgetSearch:
+    analysis, importance, inputs = analysed
+    return BudgetSearch(
+        analysis,
+        choose(analysis, STEP),
+        importance,
+        target,
+        table,
+        inputs,
+        options=SolverOptions(**{"gap": 1e-3, **options}),
+        stage=lambda _: None,
+    )
+
+
+def dense_time(analysed: Analysed) -> float:
+    analysis, _, inputs = analysed
+    return work(analysis.graph.module, inputs[:1])
