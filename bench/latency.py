@@ -36,7 +36,7 @@ from mdp_fx.passes.choices import choose
 from mdp_fx.passes.importance import score
 from mdp_fx.passes.search_space import SearchSpace, Selection, normalise, violations
 from mdp_fx.pipeline import analyse, rewrite
-from mdp_fx.whole_network import dense_network, exact_seconds, measure_network
+from mdp_fx.whole_network import dense_runner, exact_seconds, measure_network
 
 STEP = 8
 MEAN_ERROR, WORST_ERROR = 0.03, 0.08
@@ -69,12 +69,12 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     scores = score(analysis.graph, analysis.groups, "l2", model=model)
     order = unit_order(scores, analysis.groups)
     with (
-        dense_network(analysis, target, inputs) as dense_runner,
+        dense_runner(analysis, target, inputs) as dense,
         tempfile.TemporaryDirectory() as folder,
         LatencyTable(Path(folder) / "table.sqlite") as table,
     ):
         begin = time.perf_counter()
-        network = measure_network(analysis, choices, target, table, inputs, dense_runner, stage=silent)
+        network = measure_network(analysis, choices, target, table, inputs, dense, stage=silent)
         cold_s = time.perf_counter() - begin
         begin = time.perf_counter()
         tables = region_tables(analysis, choices, target, table)
@@ -106,7 +106,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
             selection = random_selection(space, seed)
             kept = {group: sorted(map(int, order[group][:size])) for group, size in selection.sizes.items()}
             runner = target.prepare(rewrite(analysis, kept, selection.removed_blocks), inputs)
-            timings = compare({"dense": dense_runner, "slim": runner}, min_time_s=0.3, max_time_s=6, error=0.01)
+            timings = compare({"dense": dense, "slim": runner}, min_time_s=0.3, max_time_s=6, error=0.01)
             runner.close()
             measured = timings["slim"].median_s / timings["dense"].median_s * dense_s
             gone = set(selection.removed_blocks)

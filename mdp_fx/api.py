@@ -38,7 +38,7 @@ from mdp_fx.report.facts import Inspection, Prediction, Profile, PruneReport, Re
 from mdp_fx.run_report import inspection, prune_recipe, prune_report
 from mdp_fx.scores import Scores
 from mdp_fx.scoring import analyse_and_score, importance_kind
-from mdp_fx.whole_network import dense_network, measure_network
+from mdp_fx.whole_network import dense_runner, measure_network
 
 MeasureProgress = Callable[[int, int, str], None]
 
@@ -359,11 +359,11 @@ def profile(
     subject = subject_of(model, as_inputs(example_inputs))
     inputs = subject.inputs
     device = get_target(target, threads, dtype, fill=fill, batch=batch_of(inputs))
-    analysis = subject.analyse(front_end, all_examples=device.can_run, stage=stage)
+    analysis = analyse(subject.module, inputs, front_end=front_end, all_examples=device.can_run, stage=stage)
     if isinstance(device, TableTarget):
         return predicted_profile(analysis, device, batch_of(inputs), name or type(model).__name__)
     stage("prepare the dense network")
-    with dense_network(analysis, device, inputs) as runner, table_for(device) as table:
+    with dense_runner(analysis, device, inputs) as runner, table_for(device) as table:
         parts = (analysis, choose(analysis, step), device, table, inputs, runner)
         found = measure_network(*parts, stage=stage, progress=progress)
         where = str(table.path)

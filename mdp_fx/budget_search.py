@@ -57,10 +57,6 @@ class BudgetSearch:
         options: what the solver is asked.
         stage: told of each stage.
         progress: told of each measurement.
-        measured: what an earlier search of this network measured, for `plan`.
-
-    Attributes:
-        measured: that, or what `plan` measured.
     """
 
     def __init__(
@@ -75,9 +71,7 @@ class BudgetSearch:
         options: SolverOptions,
         stage: Stage,
         progress: Progress | None = None,
-        measured: MeasuredNetwork | None = None,
     ) -> None:
-        self.measured = measured
         self._analysis = analysis
         self._choices = choices
         self._importance = importance
@@ -108,20 +102,32 @@ class BudgetSearch:
                 return self._without_latency(dense_runner, unmeasured, others)
             return self._within_latency(dense_runner, latency, others)
 
-    def plan(self, latency: Budget | None, others: Mapping[str, Budget]) -> Outcome:
+    def measure(self) -> MeasuredNetwork | None:
+        """What `plan` needs to know of the dense network, which stays the same for every plan of it."""
+        with self._dense_runner() as dense_runner:
+            return self._measure(dense_runner)
+
+    def plan(
+        self, latency: Budget | None, others: Mapping[str, Budget], measured: MeasuredNetwork | None = None
+    ) -> Outcome:
         """What `run` begins with: a structure of the right predicted latency, built and not timed.
 
-        The arguments and errors are those of `run`.
+        Args:
+            latency: as in `run`.
+            others: as in `run`.
+            measured: what `measure` gave, for a search with a latency budget.
+
+        Raises:
+            BudgetError: a budget cannot be met; the message states the smallest reachable value.
+            InputError: a restriction names what the network does not have.
         """
         unmeasured = self._space()
         self._restricted(unmeasured)
         if latency is None:
             return self._without_latency(None, unmeasured, others)
-        if self.measured is None:
-            with self._dense_runner() as dense_runner:
-                self.measured = self._measure(dense_runner)
-        measured, calibration = self.measured, self.measured.calibration
-        asked = latency.resolve(measured.whole_s)
+        measured = measured or self.measure()
+        assert measured is not None
+        calibration, asked = measured.calibration, self._asked(latency, measured.whole_s)
         space, selection, certificate, exact = self._choose_within(asked, measured.whole_s, calibration, others)
         module, kept = self._build(selection)
         tables, predicted = measured.tables, calibration.whole(exact)
@@ -142,7 +148,7 @@ class BudgetSearch:
     @contextmanager
     def _dense_runner(self) -> Iterator[Runner]:
         self._stage("prepare the dense network")
-        with whole_network.dense_network(self._analysis, self._target, self._inputs) as runner:
+        with whole_network.dense_runner(self._analysis, self._target, self._inputs) as runner:
             yield runner
 
     def _measure(self, dense_runner: Runner) -> MeasuredNetwork:
@@ -161,15 +167,10 @@ class BudgetSearch:
     def _within_latency(self, dense_runner: Runner, latency: Budget, others: Mapping[str, Budget]) -> Outcome:
         measured = self._measure(dense_runner)
         tables, dense_s, calibration = measured.tables, measured.whole_s, measured.calibration
+        self._asked(latency, dense_s)
         # Shares of the dense latency that was timed in turn: the machine's speed may change between two rounds. (Not
         # so for regions, which are timed alone.)
         shares = [(parts, seconds / dense_s) for parts, seconds in measured.calibrating]
-        if latency.amount is not None and latency.amount > dense_s:
-            msg = (
-                f"the latency budget of {1e3 * latency.amount:.4g} ms is above the {1e3 * dense_s:.4g} ms of the dense "
-                f"network on {self._target.name}: nothing needs pruning"
-            )
-            raise BudgetError(msg)
         best: Outcome | None = None
         for attempt in range(1, MOST_ROUNDS + 1):
             asked = latency.resolve(dense_s)
@@ -218,6 +219,20 @@ class BudgetSearch:
             calibration = Calibration.through(*((parts, share * dense_s) for parts, share in shares))
         assert best is not None
         return replace(best, rounds=attempt)
+
+    def _asked(self, latency: Budget, dense_s: float) -> float:
+        """Seconds of a latency budget.
+
+        Raises:
+            BudgetError: the dense network takes no more.
+        """
+        if latency.amount is not None and latency.amount > dense_s:
+            msg = (
+                f"the latency budget of {1e3 * latency.amount:.4g} ms is above the {1e3 * dense_s:.4g} ms of the dense "
+                f"network on {self._target.name}: nothing needs pruning"
+            )
+            raise BudgetError(msg)
+        return latency.resolve(dense_s)
 
     def _choose_within(
         self, asked_s: float, dense_s: float, calibration: Calibration, others: Mapping[str, Budget]

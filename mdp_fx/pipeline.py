@@ -64,9 +64,7 @@ def analyse(
     assert state.groups is not None
     assert state.blocks is not None
     assert state.regions is not None
-    assert state.traced is not None
-    given = None if state.traced.as_written else model
-    return Analysis(state.graph, state.groups, state.blocks, state.regions, given)
+    return Analysis(state.graph, state.groups, state.blocks, state.regions)
 
 
 def first_example(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

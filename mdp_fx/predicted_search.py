@@ -111,7 +111,12 @@ class PredictedSearch(BudgetSearch):
             prediction=self.prediction(predicted),
         )
 
-    def plan(self, latency: Budget | None, others: Mapping[str, Budget]) -> Outcome:
+    def measure(self) -> None:
+        """Nothing is measured."""
+
+    def plan(
+        self, latency: Budget | None, others: Mapping[str, Budget], measured: MeasuredNetwork | None = None
+    ) -> Outcome:
         """As `run`, which times nothing."""
         return self.run(latency, others)
 
@@ -147,15 +152,12 @@ def search_for(
     options: SolverOptions,
     stage: Stage,
     progress: Progress | None,
-    measured: MeasuredNetwork | None = None,
 ) -> BudgetSearch:
     """What finds a structure on a target: by measurements, or on what a table says."""
     known = (analysis, choices, importance)
     if isinstance(target, TableTarget):
         return PredictedSearch(*known, target, table, inputs, batch=batch, step=step, options=options, stage=stage)
-    return BudgetSearch(
-        *known, target, table, inputs, options=options, stage=stage, progress=progress, measured=measured
-    )
+    return BudgetSearch(*known, target, table, inputs, options=options, stage=stage, progress=progress)
 
 
 def dense_seconds(analysis: Analysis, target: TableTarget) -> float:

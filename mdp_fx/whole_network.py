@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mdp_fx.errors import ModelError
 from mdp_fx.graph.axes import Dim
-from mdp_fx.graph.trace import shadow_of
 from mdp_fx.latency.measuring import Progress, compare
 from mdp_fx.latency.network import Calibration, Measured, RegionTables, exact_sum, region_tables
 from mdp_fx.latency.tables import LatencyTable
@@ -34,8 +32,8 @@ class MeasuredNetwork:
     Attributes:
         tables: of its regions at every size in play.
         regions_s: seconds of each region at its dense sizes.
-        whole_s: seconds of the whole as it was given, median.
-        calibrating: the dense network as it was traced and slim ones of it, timed in turn with the given one.
+        whole_s: seconds of the whole, median.
+        calibrating: the dense network, and slim ones of it that were timed in turn with it.
     """
 
     tables: RegionTables
@@ -55,16 +53,9 @@ class MeasuredNetwork:
 
 
 @contextmanager
-def dense_network(analysis: Analysis, target: Target, inputs: tuple[Any, ...]) -> Iterator[Runner]:
-    """The dense network ready to run: as it was given, or as it was traced where it cannot be brought to the target.
-
-    A share of its latency is one of what the user has: a graph that calls other operators may take less, or more.
-    """
-    runner = None
-    if analysis.given is not None:
-        with suppress(ModelError):
-            runner = target.prepare(shadow_of(analysis.given), inputs)
-    runner = runner or target.prepare(rewrite(analysis, {}, ()), inputs)
+def dense_runner(analysis: Analysis, target: Target, inputs: tuple[Any, ...]) -> Iterator[Runner]:
+    """The dense network as it was traced, ready to run on a target."""
+    runner = target.prepare(rewrite(analysis, {}, ()), inputs)
     try:
         yield runner
     finally:
@@ -77,7 +68,7 @@ def measure_network(
     target: Target,
     table: LatencyTable,
     inputs: tuple[Any, ...],
-    dense_runner: Runner,
+    runner: Runner,
     *,
     stage: Stage,
     progress: Progress | None = None,
@@ -86,34 +77,21 @@ def measure_network(
 
     What a network takes beyond its regions is in part the same for every region (calls, what the caches lose), in part
     a share. The dense network alone cannot tell these apart.
-
-    Args:
-        analysis: the analysed network.
-        choices: what may be pruned.
-        target: where latency counts.
-        table: latency table of that target.
-        inputs: example inputs at the batch asked for.
-        dense_runner: what `dense_network` gives.
-        stage: told of each stage.
-        progress: told of each measurement.
     """
     stage("measure cost regions")
     tables = region_tables(analysis, choices, target, table, progress=progress)
     regions = exact_seconds(analysis, Selection({}, ()), target, table)
     slim = {"mixed": _mixed_selection(choices), "slim": _slim_selection(choices)}
-    parts = {name: exact_seconds(analysis, each, target, table).values() for name, each in slim.items()}
+    parts = {name: exact_seconds(analysis, each, target, table) for name, each in slim.items()} | {"dense": regions}
     stage("time the dense and two slim networks")
     with ExitStack() as stack:
-        runners = {"dense": dense_runner}
-        if analysis.given is not None:
-            slim = {"traced": Selection({}, ()), **slim}
+        runners = {"dense": runner}
         for name, each in slim.items():
             kept = {group: range(size) for group, size in each.sizes.items()}
             runners[name] = target.prepare(rewrite(analysis, kept, ()), inputs)
             stack.callback(runners[name].close)
         timings = time_networks(runners)
-    traced = timings.get("traced", timings["dense"])
-    calibrating = ((regions.values(), traced.median_s), *((parts[name], timings[name].median_s) for name in parts))
+    calibrating = tuple((parts[name].values(), timing.median_s) for name, timing in timings.items())
     return MeasuredNetwork(tables, regions, timings["dense"].median_s, calibrating)
 
 

@@ -468,6 +468,17 @@ def test_a_plan_is_what_the_first_round_builds(
     assert search(analysed, target, table).plan(None, {"params": Budget(share=0.6)}).asked_s is None
     with pytest.raises(BudgetError, match="the smallest reachable is"):
         search(analysed, target, table).plan(Budget(share=0.001), {})
+    with pytest.raises(BudgetError, match=r"is above the .* ms of the dense network on work: nothing needs pruning"):
+        search(analysed, target, table).plan(Budget(amount=1.1 * dense_time(analysed)), {})
+
+
+def test_plans_share_what_was_measured_of_the_dense_network(analysed: Analysed, table: LatencyTable) -> None:
+    target = WorkTarget()
+    measured = search(analysed, target, table).measure()
+    assert len(target.prepared) == 3
+    plans = [search(analysed, target, table).plan(Budget(share=share), {}, measured) for share in (0.7, 0.5)]
+    assert len(target.prepared) == 3
+    assert [plan.asked_s for plan in plans] == pytest.approx([0.7 * dense_time(analysed), 0.5 * dense_time(analysed)])
 
 
 @pytest.mark.parametrize("method", ["mdp", "mgp", "mdlm", "halp"])

@@ -48,8 +48,7 @@ class Subject:
     def analyse(self, front_end: Choice = "auto", *, all_examples: bool = True, stage: Stage = silent) -> Analysis:
         """Runs every analysis pass; the arguments are those of `pipeline.analyse`."""
         found = analyse(self.module, self.inputs, front_end=front_end, all_examples=all_examples, stage=stage)
-        graph = replace(found.graph, baked_in=(*found.graph.baked_in, *self.notes))
-        return replace(found, graph=graph, given=None if self.is_part else found.given)
+        return replace(found, graph=replace(found.graph, baked_in=(*found.graph.baked_in, *self.notes)))
 
     def taken_apart(self) -> tuple[FrozenRow, ...]:
         """The modules around those that are traced, which cannot be traced themselves, each with the reason."""

@@ -43,7 +43,6 @@ class Traced:
         front_end: what made the graph.
         why: the reason for that front end.
         fixed: why the batch is baked in, where it was tried to keep it open.
-        as_written: whether it calls as many operators as the model's forward: none was split, merged or folded.
     """
 
     module: fx.GraphModule
@@ -56,7 +55,6 @@ class Traced:
     front_end: FrontEnd = "symbolic"
     why: str = "its forward can be traced"
     fixed: str = ""
-    as_written: bool = True
 
 
 Capture: TypeAlias = Callable[[nn.Module, tuple[Any, ...], tuple[Any, ...], int | None], Traced]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_fx.graph.casting import DTYPES, cast_network
+from mdp_fx.graph.trace import copied_tensors
 from mdp_fx.latency.casting import CastRegion, check_dtype
 from mdp_fx.latency.cpu import CacheFlush, check_threads, cores_to_pin, cpu_model, vector_alignment
 from mdp_fx.latency.targets import RegionSpec, Runner, Target, results_of
@@ -37,7 +38,8 @@ class TorchCpu(Target):
         return f"{self.name} torch {torch.__version__} {device} threads {self.threads} {self.dtype} m{_METHOD}"
 
     def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
-        return self._runner(*cast_network(module, inputs, self.dtype), "the network")
+        # A forward of the user's may write to its inputs, and raise anything.
+        return self._runner(*cast_network(module, copied_tensors(inputs), self.dtype), "the network", (Exception,))
 
     def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
         """Wall-clock time of the region alone, weights cold: eager mode runs op by op in a network as well."""
@@ -54,9 +56,15 @@ class TorchCpu(Target):
             runs = time_runs(runner, effort, cold_weights_warm_inputs, self.threads, runner.core)
         return runs.timing_of(runs.seconds)
 
-    def _runner(self, module: nn.Module, inputs: tuple[Tensor, ...], what: str) -> Runner:
+    def _runner(
+        self,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        what: str,
+        kinds: tuple[type[Exception], ...] = (RuntimeError,),
+    ) -> Runner:
         runner = _TorchRunner(module, inputs, self.threads)
-        with self.refusing(what):
+        with self.refusing(what, kinds):
             runner()
         return runner
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_fx.graph.casting import cast_network
+from mdp_fx.graph.trace import copied_tensors
 from mdp_fx.latency.cuda import CudaRunner, GpuTarget
 from mdp_fx.latency.targets import RegionSpec, Runner
 from mdp_fx.latency.timing import Effort, Timing
@@ -37,8 +38,9 @@ class TorchCuda(GpuTarget):
         return [*super().settings(), *(name for name, is_set in found.items() if is_set)]
 
     def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
-        with self.refusing("the network"):
-            module, inputs = cast_network(module, inputs, self.dtype, self.place)
+        # A forward of the user's may write to its inputs, and raise anything.
+        with self.refusing("the network", (Exception,)):
+            module, inputs = cast_network(module, copied_tensors(inputs), self.dtype, self.place)
             return CudaRunner(self.timer, lambda: module(*inputs))
 
     def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:

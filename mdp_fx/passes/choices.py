@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import gcd
 
-from torch import nn
-
 from mdp_fx.errors import InputError, NothingToPruneError
 from mdp_fx.graph.axes import Axis, Dim, unordered
 from mdp_fx.graph.axis_sizes import kept_size, size_terms
@@ -24,21 +22,12 @@ MAX_OPTIONS = 32
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the analysis passes found in a network.
-
-    Attributes:
-        graph: the traced network with axis types.
-        groups: its channel groups.
-        blocks: its residual blocks.
-        regions: its cost regions.
-        given: the network as the user has it, where its graph has other operators and so another latency.
-    """
+    """What the analysis passes found in a network."""
 
     graph: PruneGraph
     groups: tuple[ChannelGroup, ...]
     blocks: Blocks
     regions: tuple[CostRegion, ...]
-    given: nn.Module | None = None
 
 
 @dataclass(frozen=True)

@@ -97,14 +97,16 @@ class StepSearch:
         ):
             search = search_for(
                 *(self._analysis, self._choices, scores, self._target, table, self._inputs, self._batch, self._step),
-                *(options, self._stage, self._progress, self._measured),
+                *(options, self._stage, self._progress),
             )
             try:
-                return search.run(latency, others) if timed else search.plan(latency, others)
+                if timed:
+                    return search.run(latency, others)
+                if latency is not None and self._measured is None:
+                    self._measured = search.measure()
+                return search.plan(latency, others, self._measured)
             except BudgetError as error:
                 if self._schedule.steps == 1:
                     raise
                 where = f"step {number} of {self._schedule.steps} of the schedule"
                 raise BudgetError(f"{where} cannot be taken: {error}", error.smallest) from error
-            finally:
-                self._measured = search.measured

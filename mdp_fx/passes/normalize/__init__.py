@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from torch import fx
 
@@ -53,9 +52,5 @@ class Normalize(Pass):
 
     def call(self, state: Compilation) -> PassResult:
         """Edits the traced graph in place."""
-        traced = state.traced
-        assert traced is not None
-        before = len(traced.module.graph.nodes)
-        modified = normalize(traced.module)
-        as_written = traced.as_written and len(traced.module.graph.nodes) == before
-        return PassResult(replace(state, traced=replace(traced, as_written=as_written)), modified)
+        assert state.traced is not None
+        return PassResult(state, normalize(state.traced.module))
