@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from mdp_fx.errors import InputError
 from mdp_fx.recipe import Recipe
 
+DEFAULT_SHAPE = (3, 224, 224)
+"""Of an image, where nothing says another one."""
+
 
 def random_inputs(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> tuple[Tensor, ...]:
     """Inputs of these shapes (with the batch) and types, the same in every call; integers are zero.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mdp_fx.data import load_function
 from mdp_fx.errors import DataError, InputError, first_line
-from mdp_fx.example_inputs import parameter_type, random_inputs
+from mdp_fx.example_inputs import DEFAULT_SHAPE, parameter_type, random_inputs
 from mdp_fx.model_source import LoadedModel, load_model
 from mdp_fx.passes.base import Stage
 from mdp_fx.recipe import Recipe
@@ -22,8 +22,6 @@ from mdp_fx.train.objective import Loss, check_labels, classes_of, split_batch
 from mdp_fx.train.pruning import Pruner
 from mdp_fx.train.run_state import random_kept
 from mdp_fx.training_data import Batches, Shard, load_batches
-
-_DEFAULT_SHAPE = (3, 224, 224)
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ def _shape(config: TrainConfig, recipe: Recipe | None) -> tuple[int, ...]:
             msg = f"data.input {text!r} is not a shape such as 3x224x224"
             raise InputError(msg)
         return tuple(map(int, parts))
-    return tuple(recipe.input_shapes[0][1:]) if recipe is not None and recipe.input_shapes else _DEFAULT_SHAPE
+    return tuple(recipe.input_shapes[0][1:]) if recipe is not None and recipe.input_shapes else DEFAULT_SHAPE
 
 
 def _check_first(loaded: LoadedModel, batches: Batches, shape: tuple[int, ...], classes: int | None) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 
 
 @click.command("apply")
@@ -45,7 +45,7 @@ def command(
         raise click.UsageError("Give one of --recipe and --masks.")
     if recipe is not None and shapes:
         raise click.UsageError("--input is for --masks: a recipe has the inputs that it was made with.")
-    options.check_outputs({"--output": output}, force, [path for path in (model, recipe, masks) if path is not None])
+    loading.check_outputs({"--output": output}, force, [path for path in (model, recipe, masks) if path is not None])
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")
         from mdp_fx.checkpoint import save_slim
@@ -56,8 +56,8 @@ def command(
             from mdp_fx.mask_file import load_mask_file
 
             found = load_mask_file(masks)  # a file that holds none is told before the network is loaded
-            loaded = options.load(model, arch, trust_pickle)
-            inputs = options.make_inputs(shapes, batch, loaded)
+            loaded = loading.load(model, arch, trust_pickle)
+            inputs = loading.make_inputs(shapes, batch, loaded)
             result = apply_masks(loaded.module, found, inputs, front_end=front_end, stage=reporter.stage)
             slim, wanted = result.module, result.recipe
             facts = {"model": loaded.name, **result.report.to_json()}
@@ -68,7 +68,7 @@ def command(
             from mdp_fx.recipe import Recipe
 
             wanted = Recipe.load(recipe)
-            loaded = options.load(model, arch, trust_pickle)
+            loaded = loading.load(model, arch, trust_pickle)
             reporter.stage("rewrite")
             slim = apply(loaded.module, wanted, front_end=front_end)
             params = {

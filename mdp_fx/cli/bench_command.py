@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 
 if TYPE_CHECKING:
     from mdp_fx.cli.console import Reporter
@@ -50,7 +50,7 @@ def command(
     """
     from mdp_fx.cli.console import Reporter, print_json, show
 
-    options.check_outputs({"--plot": plot}, force)
+    loading.check_outputs({"--plot": plot}, force)
     if plot is not None:
         from mdp_fx.report.frontier import check_plot
 
@@ -114,10 +114,10 @@ def _load(
             masks = read_masks(spec)
             if dense is None and arch is None:
                 raise InputError(f"{spec} holds layer masks: name their network before it, or with --arch")
-            dense = dense or options.load(str(arch), None, trust_pickle)
+            dense = dense or loading.load(str(arch), None, trust_pickle)
             found[label] = _Masked(dense, masks)
         else:
-            dense = found[label] = options.load(spec, arch, trust_pickle)
+            dense = found[label] = loading.load(spec, arch, trust_pickle)
     return found
 
 
@@ -133,16 +133,16 @@ def _make_inputs(
     networks = [each.dense if isinstance(each, _Masked) else each for each in found.values()]
     loaded = [each for each in networks if not isinstance(each, Path)]
     if not loaded:
-        made = [(batch, *shape) for shape in options.input_shapes(shapes)]
+        made = [(batch, *shape) for shape in loading.input_shapes(shapes)]
         return random_inputs(made, [torch.float32] * len(made))
-    own = {each.name: options.input_shapes((), each.recipe) for each in loaded if each.recipe is not None}
+    own = {each.name: loading.input_shapes((), each.recipe) for each in loaded if each.recipe is not None}
     if not shapes and len(set(own.values())) > 1:
         names = ", ".join(f"{name} {'x'.join(map(str, shape[0]))}" for name, shape in own.items())
         raise InputError(f"the slim networks were made for inputs that differ ({names}): say which with --input")
     recipe = next((each.recipe for each in loaded if each.recipe is not None), None)
-    inputs = options.make_inputs(shapes, batch, loaded[0], recipe)
+    inputs = loading.make_inputs(shapes, batch, loaded[0], recipe)
     for each in loaded:
-        options.check_forward(each, inputs)
+        loading.check_forward(each, inputs)
     return inputs
 
 

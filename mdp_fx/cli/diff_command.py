@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 
 
 @click.command("diff")
@@ -42,11 +42,11 @@ def command(
 
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the networks")
-        first, second = (options.load(spec, arch, trust_pickle) for spec in (a, b))
+        first, second = (loading.load(spec, arch, trust_pickle) for spec in (a, b))
         from mdp_fx.api import diff
         from mdp_fx.report.diff_tables import diff_tables
 
-        inputs = options.make_inputs(shapes, batch, first, second.recipe)
+        inputs = loading.make_inputs(shapes, batch, first, second.recipe)
         reporter.stage("compare")
         found = diff(
             first.module,

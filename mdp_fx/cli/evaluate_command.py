@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 
 
 @click.command("evaluate")
@@ -45,7 +45,7 @@ def command(
 
         names = [name.strip() for name in classes.split(",")] if classes is not None else None
         loader = load_detection_loader(data, batch_size=batch, classes=names)
-        loaded = options.load(model, arch, trust_pickle)
+        loaded = loading.load(model, arch, trust_pickle)
         reporter.stage("detect")
         scores = evaluate(loaded.module, loader, classes=names)
     if as_json:

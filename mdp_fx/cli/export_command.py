@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 
 
 @click.command("export")
@@ -48,12 +48,12 @@ def command(
 
     if whole and (form != "onnx" or dtype is not None):
         raise click.UsageError("--whole is for --to onnx in MODEL's own number format.")
-    options.check_outputs({"--output": output}, force, [model])
+    loading.check_outputs({"--output": output}, force, [model])
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")
-        loaded = options.load(model, arch, trust_pickle)
-        inputs = options.make_inputs(shapes, batch, loaded)
-        options.check_forward(loaded, inputs)
+        loaded = loading.load(model, arch, trust_pickle)
+        inputs = loading.make_inputs(shapes, batch, loaded)
+        loading.check_forward(loaded, inputs)
         from mdp_fx.detectors.subject import subject_of
         from mdp_fx.report.engine import engine_tables
         from mdp_fx.report.tables import export_tables

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 from mdp_fx.cli.pattern_options import pattern_options, patterns
 from mdp_fx.cli.score_options import load_scores, scores_option
 from mdp_fx.errors import InputError
@@ -95,7 +95,7 @@ def command(
         raise InputError(f"{source} is a search space, measured and scored already: leave out {', '.join(wrong)}")
     if not saved and cost not in _COSTS:
         raise InputError(f"no cost {cost!r} to sweep; a network has {', '.join(_COSTS)}")
-    options.check_outputs({"--plot": plot, "--save-space": save_space}, force, [source])
+    loading.check_outputs({"--plot": plot, "--save-space": save_space}, force, [source])
     restrictions = {"min_keep": min_keep, "fixed": fixed, "keep_blocks": keep_blocks}
     with Reporter(verbose).running() as reporter:
         if plot is not None:
@@ -171,7 +171,7 @@ def _measure(
 
     device = get_target(target, threads, dtype, fill=fill, batch=batch)
     known = load_scores(scores)
-    model = options.load_to_score(source, arch, trust_pickle, shapes, batch, data, loss, seed)
+    model = loading.load_to_score(source, arch, trust_pickle, shapes, batch, data, loss, seed)
     from mdp_fx.api import search_space
     from mdp_fx.report.tables import prediction_notes
     from mdp_fx.run_report import accuracy_warning

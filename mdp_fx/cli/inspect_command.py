@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 
 
 @click.command("inspect")
@@ -30,12 +30,12 @@ def command(
 
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")
-        loaded = options.load(model, arch, trust_pickle)
+        loaded = loading.load(model, arch, trust_pickle)
         from mdp_fx.api import inspect
         from mdp_fx.report.tables import inspect_tables
 
         reporter.stage("inspect")
-        inputs = options.make_inputs(shapes, batch, loaded)
+        inputs = loading.make_inputs(shapes, batch, loaded)
         found = inspect(loaded.module, inputs, front_end=front_end, name=loaded.name)
     if as_json:
         print_json(found.to_json())

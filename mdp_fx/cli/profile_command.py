@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 
 
 @click.command("profile")
@@ -44,13 +44,13 @@ def command(
         from mdp_fx.latency.targets import get_target
 
         get_target(target, threads, dtype, fill=fill, batch=batch)
-        loaded = options.load(model, arch, trust_pickle)
+        loaded = loading.load(model, arch, trust_pickle)
         from mdp_fx.api import profile
         from mdp_fx.report.tables import profile_tables
 
         found = profile(
             loaded.module,
-            options.make_inputs(shapes, batch, loaded),
+            loading.make_inputs(shapes, batch, loaded),
             target=target,
             threads=threads,
             dtype=dtype,

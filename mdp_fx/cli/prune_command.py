@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 from mdp_fx.cli.pattern_options import pattern_options, patterns
 from mdp_fx.cli.score_options import load_scores, scores_option
 from mdp_fx.errors import InputError, ModelError, first_line
@@ -107,7 +107,7 @@ def command(
     budgets: dict[str, Any] = {what: parse_budget(text, what) for what, text in given.items() if text is not None}
     slim_path: Path | None = output or Path(f"{_stem(model)}-slim.pt")
     outputs = {"--output": slim_path, "--onnx": onnx, "--recipe": recipe, "--save-space": save_space}
-    options.check_outputs(outputs, force, [model, *([scores] if scores is not None else [])])
+    loading.check_outputs(outputs, force, [model, *([scores] if scores is not None else [])])
     if steps > 1 and (data is None or scores is not None):
         raise InputError("--steps gathers importance anew after each step: give it --data, and no --scores")
     known = load_scores(scores)
@@ -117,7 +117,7 @@ def command(
         from mdp_fx.latency.targets import get_target
 
         device = get_target(target, threads, dtype, fill=fill, batch=batch)
-        found = options.load_to_score(model, arch, trust_pickle, shapes, batch, data, loss, seed)
+        found = loading.load_to_score(model, arch, trust_pickle, shapes, batch, data, loss, seed)
         loaded, inputs = found.loaded, found.inputs
         if loaded.recipe is not None:
             click.echo(f"mdp-fx: {model} is a slim network already; it is pruned further", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 
 
 @click.command("score")
@@ -46,10 +46,10 @@ def command(
     """
     from mdp_fx.cli.console import Reporter, print_json, show
 
-    options.check_outputs({"--output": output}, force, [model])
+    loading.check_outputs({"--output": output}, force, [model])
     with Reporter(verbose).running() as reporter:
         reporter.stage("load the network")
-        found = options.load_to_score(model, arch, trust_pickle, shapes, batch, data, loss, seed)
+        found = loading.load_to_score(model, arch, trust_pickle, shapes, batch, data, loss, seed)
         from mdp_fx.report.scores import score_facts, score_tables
         from mdp_fx.scoring import score
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 from mdp_fx.passes.solvers import SOLVERS
 
 
@@ -76,7 +76,7 @@ def command(
     given = {name: text for name, text in budgets.items() if text is not None}
     if twice := sorted(given.keys() & limits.keys()):
         raise click.BadParameter(f"the budget of {twice[0]!r} is given twice", param_hint="--limit")
-    options.check_outputs({"--output": output}, force, [space])
+    loading.check_outputs({"--output": output}, force, [space])
     with Reporter(verbose).running() as reporter:
         reporter.stage("read the search space")
         from mdp_fx.decision import solve

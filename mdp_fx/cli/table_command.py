@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mdp_fx.cli import options
+from mdp_fx.cli import loading, options
 
 if TYPE_CHECKING:
     from mdp_fx.latency.convolution_table import ConvolutionTable
@@ -103,7 +103,7 @@ def export_command(fingerprints: tuple[str, ...], output: Path, path: Path | Non
     """
     from mdp_fx.latency.table_csv import write_measurements
 
-    options.check_outputs({"--output": output}, force)
+    loading.check_outputs({"--output": output}, force)
     with _open(path) as table:
         names = dict.fromkeys(_pick_fingerprint(table, each) for each in fingerprints)
         found = [each for name in names or (None,) for each in table.measurements(name)]
@@ -131,7 +131,7 @@ def import_command(file: Path, unit: Any, output: Path | None, path: Path | None
         from mdp_fx.latency.convolution_csv import write_convolutions
 
         written = output or Path(f"{file.stem}.csv")
-        options.check_outputs({"--output": written}, force)
+        loading.check_outputs({"--output": written}, force)
         published = read_pickled_convolutions(file, unit or "ms")
         write_convolutions(published, written)
         _tell_published(published, written, as_json, wrote=True)
@@ -190,7 +190,7 @@ def plot_command(
     from mdp_fx.report.frontier import check_plot, write_figure
     from mdp_fx.report.latency_table import figure
 
-    options.check_outputs({"--output": output}, force)
+    loading.check_outputs({"--output": output}, force)
     check_plot(output)
     with _open(path) as table:
         names = [row.fingerprint for row in _fingerprints(table)]

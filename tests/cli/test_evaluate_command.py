@@ -11,7 +11,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("torchmetrics")
 pytest.importorskip("pycocotools")
 
-from mdp_fx.cli.options import load
+from mdp_fx.cli.loading import load
 from tests.cli.running import Run
 from tests.voc_folder import write_voc
 
