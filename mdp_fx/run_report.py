@@ -29,6 +29,9 @@ from mdp_fx.report.facts import (
 LOW_SHARE = 0.2
 """A layer cut below this share of its channels is warned of."""
 
+MOST_LOW = 3
+"""So many of them are named, the lowest ones."""
+
 LOW, HIGH = 0.95, 1.03
 """Measured over asked latency outside of which a run is warned of."""
 
@@ -184,15 +187,24 @@ def accuracy_warning(importance: str, has_data: bool, pretrained: bool) -> str:
     return "accuracy of the slim network is unknown until it is fine-tuned and evaluated"
 
 
+def _low(groups: Sequence[GroupRow]) -> Iterable[str]:
+    """One warning of all groups of which little is left, with the lowest of them."""
+    low = sorted(
+        (row for row in groups if 0 < row.after < LOW_SHARE * row.before), key=lambda row: row.after / row.before
+    )
+    kept = [f"{row.name} keeps {row.after} of {row.before} channels" for row in low[:MOST_LOW]]
+    if kept:
+        further = f", {len(low) - len(kept)} more below {100 * LOW_SHARE:.0f} %" if len(low) > len(kept) else ""
+        yield f"{', '.join(kept)}{further}: accuracy may collapse there"
+
+
 def _warnings(
     analysis: Analysis, outcome: Outcome, groups: Sequence[GroupRow], has_data: bool, pretrained: bool, importance: str
 ) -> Iterable[str]:
     gone = {n for b in analysis.blocks.removable if b.name in outcome.selection.removed_blocks for n in b.nodes}
     alive = {str(n.target) for n in analysis.graph.module.graph.nodes if n.name not in gone}
-    for row in groups:
-        # What a removed block takes along is not there to collapse.
-        if 0 < row.after < LOW_SHARE * row.before and any(member in alive for member in row.members):
-            yield f"{row.name} keeps {row.after} of {row.before} channels: accuracy may collapse there"
+    # What a removed block takes along is not there to collapse.
+    yield from _low([row for row in groups if any(member in alive for member in row.members)])
     if outcome.prediction is not None and outcome.prediction.counted_macs < COUNTED:
         yield (
             f"the table counts {100 * outcome.prediction.counted_macs:.1f} % of the multiply-accumulates, those of "

@@ -12,7 +12,8 @@ from mdp_fx import whole_network
 from mdp_fx.budgets import Budget
 from mdp_fx.latency import LatencyTable
 from mdp_fx.outcome import Outcome
-from mdp_fx.run_report import prune_report
+from mdp_fx.report.facts import GroupRow
+from mdp_fx.run_report import _low, prune_report
 from tests.latency.fakes import steady
 from tests.work_target import Analysed, WorkTarget, analysed, compare_fakes, search
 
@@ -43,6 +44,18 @@ def warned(outcome: Outcome, analysed: Analysed) -> str:
 def test_a_run_as_asked_is_not_warned_of(outcome: Outcome, analysed: Analysed) -> None:
     found = warned(outcome, analysed)
     assert not any(word in found for word in ("budget", "predicted", "processes"))
+
+
+def test_all_groups_of_which_little_is_left_are_one_warning() -> None:
+    def rows(*after: int) -> list[GroupRow]:
+        return [GroupRow(f"g{number}", 100, size, ()) for number, size in enumerate(after)]
+
+    assert list(_low(rows(100, 20, 0))) == []
+    assert list(_low(rows(100, 19))) == ["g1 keeps 19 of 100 channels: accuracy may collapse there"]
+    assert list(_low(rows(9, 50, 1, 12, 8, 19))) == [
+        "g2 keeps 1 of 100 channels, g4 keeps 8 of 100 channels, g0 keeps 9 of 100 channels, 2 more below 20 %: "
+        "accuracy may collapse there"
+    ]
 
 
 @pytest.mark.parametrize(
