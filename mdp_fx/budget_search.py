@@ -102,7 +102,7 @@ class BudgetSearch:
                 return self._without_latency(dense_runner, unmeasured, others)
             return self._within_latency(dense_runner, latency, others)
 
-    def measure(self) -> MeasuredNetwork | None:
+    def measure(self) -> MeasuredNetwork:
         """What `plan` needs to know of the dense network, which stays the same for every plan of it."""
         with self._dense_runner() as dense_runner:
             return self._measure(dense_runner)
@@ -126,7 +126,6 @@ class BudgetSearch:
         if latency is None:
             return self._without_latency(None, unmeasured, others)
         measured = measured or self.measure()
-        assert measured is not None
         calibration, asked = measured.calibration, self._asked(latency, measured.whole_s)
         space, selection, certificate, exact = self._choose_within(asked, measured.whole_s, calibration, others)
         module, kept = self._build(selection)
@@ -141,8 +140,7 @@ class BudgetSearch:
             InputError: a restriction names what the network does not have.
         """
         self._restricted(self._space())
-        with self._dense_runner() as dense_runner:
-            calibration = self._measure(dense_runner).calibration
+        calibration = self.measure().calibration
         return self._restricted(self._space(self._tables(), calibration))
 
     @contextmanager

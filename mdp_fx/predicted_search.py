@@ -111,9 +111,6 @@ class PredictedSearch(BudgetSearch):
             prediction=self.prediction(predicted),
         )
 
-    def measure(self) -> None:
-        """Nothing is measured."""
-
     def plan(
         self, latency: Budget | None, others: Mapping[str, Budget], measured: MeasuredNetwork | None = None
     ) -> Outcome:

@@ -44,6 +44,24 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def layer_macs(model: nn.Module, inputs: tuple[Any, ...]) -> list[int]:
+    """Multiply-accumulates of every call of a convolution or linear layer, by hooks that look at real outputs."""
+    found: list[int] = []
+
+    def count(layer: nn.Module, _: object, out: Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        found.append(weight.numel() * out.numel() // out.shape[1 if isinstance(layer, nn.Conv2d) else -1])
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        model(*inputs)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
 def random_kept(groups: Sequence[ChannelGroup], rng: np.random.Generator, share: float = 0.5) -> dict[str, list[int]]:
     """Random units of every group, at least one: each group draws its own share, a half of `share` to all of it.
 

@@ -19,6 +19,7 @@ from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.passes.importance import LayerImportance, score
 from mdp_fx.pipeline import analyse
 from tests.latency.fakes import steady
+from tests.pruning import layer_macs
 from tests.zoo import Head, Residual, conv_bn, image
 
 STEP = 2
@@ -41,21 +42,7 @@ class Stages(nn.Module):
 
 def work(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     """Seconds of a network: 1 us and 1 ns per multiply-accumulate for every convolution and linear layer."""
-    total = 0.0
-
-    def count(layer: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal total
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        total += 1e-6 + 1e-9 * weight.numel() * out.numel() / out.shape[1 if isinstance(layer, nn.Conv2d) else -1]
-
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    with torch.no_grad():
-        module(*inputs)
-    for handle in handles:
-        handle.remove()
-    return total
+    return sum(1e-6 + 1e-9 * macs for macs in layer_macs(module, inputs))
 
 
 class FakeRunner(Runner):

@@ -102,7 +102,7 @@ class StepSearch:
             try:
                 if timed:
                     return search.run(latency, others)
-                if latency is not None and self._measured is None:
+                if latency is not None and self._target.can_run and self._measured is None:
                     self._measured = search.measure()
                 return search.plan(latency, others, self._measured)
             except BudgetError as error:

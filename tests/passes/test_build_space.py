@@ -30,7 +30,7 @@ from mdp_fx.passes.search_space import (
 )
 from mdp_fx.pipeline import analyse, rewrite
 from tests.cifar_resnet import resnet56
-from tests.pruning import random_removed
+from tests.pruning import layer_macs, random_removed
 from tests.zoo import ZOO, Specimen, conv_bn, image
 
 READS_WHAT_IT_ADDS_TO = ("nested_blocks", "pre_activation")
@@ -83,26 +83,6 @@ def rewritten(analysis: Analysis, selection: Selection) -> nn.Module:
     return rewrite(analysis, kept, selection.removed_blocks)
 
 
-def counted_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Multiply-accumulates by hooks that look at real outputs."""
-    total = 0
-
-    def count(module: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal total
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        total += weight.numel() * out.numel() // out.shape[1 if isinstance(module, nn.Conv2d) else -1]
-
-    handles = [
-        module.register_forward_hook(count) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    with torch.no_grad():
-        model(*inputs)
-    for handle in handles:
-        handle.remove()
-    return total
-
-
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("specimen", ZOO, ids=str)
 def test_params_and_macs_are_those_of_the_rewritten_network(specimen: Specimen, seed: int) -> None:
@@ -113,7 +93,7 @@ def test_params_and_macs_are_those_of_the_rewritten_network(specimen: Specimen, 
     costs = evaluate(space, selection)
     assert costs["params"] == pytest.approx(sum(parameter.numel() for parameter in slim.parameters()), rel=1e-12)
     if specimen.name not in READS_WHAT_IT_ADDS_TO:
-        assert costs["macs"] == pytest.approx(counted_macs(slim, specimen.inputs()), rel=1e-12)
+        assert costs["macs"] == pytest.approx(sum(layer_macs(slim, specimen.inputs())), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", READS_WHAT_IT_ADDS_TO)
@@ -122,7 +102,7 @@ def test_macs_of_a_layer_that_reads_what_it_adds_to(name: str) -> None:
     trunk = space.dimensions[0]
     for size in trunk.sizes:
         selection = Selection(space.dense().sizes | {trunk.name: size})
-        counted = counted_macs(rewritten(analysis, selection), (image(),))
+        counted = sum(layer_macs(rewritten(analysis, selection), (image(),)))
         assert evaluate(space, selection)["macs"] == pytest.approx(counted, rel=1e-12)
 
 
@@ -135,7 +115,7 @@ def test_params_and_macs_of_a_deep_network() -> None:
         slim = rewritten(analysis, selection)
         costs = evaluate(space, selection)
         assert costs["params"] == pytest.approx(sum(parameter.numel() for parameter in slim.parameters()), rel=1e-12)
-        assert costs["macs"] == pytest.approx(counted_macs(slim, inputs), rel=1e-12)
+        assert costs["macs"] == pytest.approx(sum(layer_macs(slim, inputs)), rel=1e-12)
 
 
 @pytest.mark.parametrize("specimen", ZOO, ids=str)
@@ -249,7 +229,7 @@ def test_costs_without_branches_are_those_of_the_rewritten_network(removed: tupl
     slim = rewritten(analysis, selection)
     costs = evaluate(space, selection)
     assert costs["params"] == pytest.approx(sum(parameter.numel() for parameter in slim.parameters()), rel=1e-12)
-    assert costs["macs"] == pytest.approx(counted_macs(slim, (image(),)), rel=1e-12)
+    assert costs["macs"] == pytest.approx(sum(layer_macs(slim, (image(),))), rel=1e-12)
 
 
 def test_a_branch_beside_nothing_prunable_leaves_a_region_without_entries() -> None:
