@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mdp_fx.data import load_function
-from mdp_fx.errors import DataError, InputError, first_line
+from mdp_fx.errors import DataError, InputError
 from mdp_fx.example_inputs import DEFAULT_SHAPE, parameter_type, random_inputs
+from mdp_fx.graph.forward import run_once
 from mdp_fx.model_source import LoadedModel, load_model
 from mdp_fx.passes.base import Stage
 from mdp_fx.recipe import Recipe
@@ -63,7 +62,7 @@ def prepare(config: TrainConfig, shard: Shard, *, prune: bool, trust_pickle: boo
     shape = _shape(config, loaded.recipe)
     inputs = random_inputs([(2, *shape)], [parameter_type(loaded.module)])
     loss = None if config.tune.loss == "cross-entropy" else load_function(config.tune.loss, "loss")
-    outputs = _outputs(loaded, inputs)
+    outputs = run_once(loaded.module, inputs, loaded.name, "data.input")
     if isinstance(outputs, list | tuple) and outputs and all(isinstance(each, dict) for each in outputs):
         msg = f"{config.model} is a detector, and this trains classifiers: train it in a loop of your own"
         raise InputError(msg)
@@ -179,25 +178,9 @@ def _check_first(loaded: LoadedModel, batches: Batches, shape: tuple[int, ...], 
         check_labels(inputs, targets, shape, classes)
     if inputs and isinstance(inputs[0], Tensor) and not inputs[0].is_floating_point():
         try:
-            _outputs(loaded, inputs)
+            run_once(loaded.module, inputs, loaded.name)
         except InputError as error:
             dtype = str(inputs[0].dtype).removeprefix("torch.")
             msg = f"a batch of data has {dtype} inputs, which {loaded.name} rejects: give it floating point, scaled"
             raise DataError(msg) from error
     return True
-
-
-def _outputs(loaded: LoadedModel, inputs: tuple[Tensor, ...]) -> Any:
-    """What a network gives.
-
-    Raises:
-        InputError: it rejects the inputs.
-    """
-    loaded.module.eval()
-    try:
-        with torch.no_grad():
-            return loaded.module(*inputs)
-    except Exception as error:  # the network's own code
-        shape = "x".join(map(str, inputs[0].shape))
-        msg = f"{loaded.name} rejects an input of shape {shape}: {first_line(error)}; set the shape with data.input"
-        raise InputError(msg) from error

@@ -129,6 +129,7 @@ def _make_inputs(
 
     from mdp_fx.errors import InputError
     from mdp_fx.example_inputs import random_inputs
+    from mdp_fx.graph.forward import run_once
 
     networks = [each.dense if isinstance(each, _Masked) else each for each in found.values()]
     loaded = [each for each in networks if not isinstance(each, Path)]
@@ -142,7 +143,7 @@ def _make_inputs(
     recipe = next((each.recipe for each in loaded if each.recipe is not None), None)
     inputs = loading.make_inputs(shapes, batch, loaded[0], recipe)
     for each in loaded:
-        loading.check_forward(each, inputs)
+        run_once(each.module, inputs, each.name)
     return inputs
 
 

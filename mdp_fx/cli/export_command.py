@@ -50,10 +50,12 @@ def command(
         raise click.UsageError("--whole is for --to onnx in MODEL's own number format.")
     loading.check_outputs({"--output": output}, force, [model])
     with Reporter(verbose).running() as reporter:
+        from mdp_fx.graph.forward import run_once
+
         reporter.stage("load the network")
         loaded = loading.load(model, arch, trust_pickle)
         inputs = loading.make_inputs(shapes, batch, loaded)
-        loading.check_forward(loaded, inputs)
+        run_once(loaded.module, inputs, loaded.name)
         from mdp_fx.detectors.subject import subject_of
         from mdp_fx.report.engine import engine_tables
         from mdp_fx.report.tables import export_tables

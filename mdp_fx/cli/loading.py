@@ -112,23 +112,3 @@ def make_inputs(
     if recipe is not None and not shapes:
         return random_inputs(wanted, recipe_types(recipe))
     return random_inputs(wanted, [parameter_type(loaded.module)] * len(wanted))
-
-
-def check_forward(loaded: LoadedModel, inputs: tuple[Any, ...]) -> None:
-    """Runs a network once, in eval mode, for commands that do not trace it.
-
-    Raises:
-        InputError: it rejects the inputs.
-    """
-    import torch
-
-    from mdp_fx.errors import InputError, first_line
-
-    loaded.module.eval()
-    try:
-        with torch.no_grad():
-            loaded.module(*inputs)
-    except Exception as error:  # the network's own code: whatever it raises, it rejects the inputs
-        shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
-        msg = f"{loaded.name} rejects an input of shape {shapes}: {first_line(error)}; set the shape with --input CxHxW"
-        raise InputError(msg) from error

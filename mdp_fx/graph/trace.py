@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
 import keyword
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 from mdp_fx.errors import InputError, MdpFxError, ModelError, first_line
 from mdp_fx.graph.copies import copy_network
 from mdp_fx.graph.eval_flag import EvalFlag
+from mdp_fx.graph.forward import run_once
 from mdp_fx.graph.held_state import held_tensors
 from mdp_fx.graph.proxy import ValueProxy
 from mdp_fx.graph.tracer import MadeTensorWrittenError, ValueTracer
@@ -285,14 +285,8 @@ def _refusing(function: Any, what: str) -> Any:
 
 def _explanation(model: nn.Module, example_inputs: tuple[Any, ...], failure: Exception | None, done: str) -> MdpFxError:
     """Why a trace failed: the inputs' fault if the model alone fails on them too, the tracer's otherwise."""
-    shapes = ", ".join(
-        "x".join(map(str, leaf.shape)) for leaf in pytree.tree_leaves(example_inputs) if _is_tensor(leaf)
-    )
     try:
-        with torch.no_grad():
-            detached_copy(model).eval()(*copy.deepcopy(example_inputs))
-    except Exception as error:  # noqa: BLE001 - as above
-        return InputError(
-            f"the network rejects an input of shape {shapes}: {first_line(error)}; set the shape with --input CxHxW"
-        )
+        run_once(detached_copy(model), example_inputs)
+    except InputError as error:
+        return error
     return ModelError(f"{type(model).__name__} runs but cannot be {done}: {first_line(failure)}")

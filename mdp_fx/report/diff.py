@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdp_fx.errors import InputError, first_line
-from mdp_fx.graph.modes import eval_mode
+from mdp_fx.errors import InputError
+from mdp_fx.graph.forward import run_once
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,7 @@ def _entries(network: nn.Module, inputs: tuple[Any, ...]) -> dict[str, _Entry]:
     multiplying = [part for part in holders.values() if hasattr(part, "out_channels") or hasattr(part, "out_features")]
     hooks = [part.register_forward_hook(count) for part in multiplying]
     try:
-        with eval_mode(network), torch.no_grad():
-            network(*inputs)
-    except Exception as error:  # the network's own code: whatever it raises, it rejects the inputs
-        msg = f"the network rejects the example inputs: {first_line(error)}; set their shape with --input CxHxW"
-        raise InputError(msg) from error
+        run_once(network, inputs)
     finally:
         for hook in hooks:
             hook.remove()

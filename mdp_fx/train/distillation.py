@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from mdp_fx.errors import InputError
 from mdp_fx.graph.axes import Axis, free_dims
 from mdp_fx.graph.axis_sizes import kept_mask
-from mdp_fx.graph.modes import eval_mode
+from mdp_fx.graph.forward import run_once
 from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.slice_channels import unit_masks
 from mdp_fx.train.objective import first_tensor
@@ -196,18 +196,10 @@ def check_teacher(teacher: nn.Module, student: nn.Module, inputs: tuple[Any, ...
 
     Raises:
         InputError: the teacher rejects the inputs, or has other outputs, such as other classes.
+        DataError: a network gives no tensor.
     """
-    from mdp_fx.errors import first_line
-
-    shapes = []
-    for network, what in ((teacher, "teacher"), (student, "network")):
-        try:
-            with eval_mode(network), torch.no_grad():
-                shapes.append(tuple(first_tensor(network(*inputs)).shape))
-        except Exception as error:  # the network's own code
-            shown = ", ".join("x".join(map(str, value.shape)) for value in inputs if isinstance(value, Tensor))
-            msg = f"the {what} rejects an input of shape {shown}: {first_line(error)}"
-            raise InputError(msg) from error
+    networks = ((teacher, "the teacher"), (student, "the network"))
+    shapes = [tuple(first_tensor(run_once(network, inputs, name, None)).shape) for network, name in networks]
     if shapes[0] != shapes[1]:
         mine, its = shapes[1][-1], shapes[0][-1]
         msg = f"the teacher has {its} outputs, the network has {mine}: a teacher must have the same classes"

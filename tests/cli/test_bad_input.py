@@ -61,7 +61,7 @@ def test_prune(run: Run, folder: Path, args: tuple[str, ...], says: str) -> None
         (("profile", TINY, "--input", "1x8x8", *TORCH), "rejects an input of shape 1x1x8x8"),
         (("bench", TINY, "--input", "1x8x8", *TORCH), "make_network rejects an input of shape 1x1x8x8"),
         (("export", TINY, "--input", "1x8x8", "-o", "x.onnx"), "make_network rejects an input of shape 1x1x8x8"),
-        (("diff", TINY, TINY, "--input", "1x8x8"), "rejects the example inputs"),
+        (("diff", TINY, TINY, "--input", "1x8x8"), "rejects an input of shape 1x1x8x8"),
         (("diff", TINY, FROZEN, *SHAPE), "share no module name"),
         (("apply", TINY, "--recipe", "bad.json", "-o", "x.pt"), "bad.json is not an mdp-fx recipe"),
         (("apply", TINY, "--recipe", "none.json", "-o", "x.pt"), "cannot read recipe none.json"),

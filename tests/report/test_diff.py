@@ -140,7 +140,7 @@ def test_networks_without_a_common_name_are_refused() -> None:
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
     net = Net().train()
-    with pytest.raises(InputError, match=r"rejects the example inputs: .*; set their shape with --input CxHxW"):
+    with pytest.raises(InputError, match=r"rejects an input of shape 1x5x8x8: .*; set the shape with --input CxHxW"):
         diff(net, net, (torch.zeros(1, 5, 8, 8),))
     assert net.training
     assert not net.stem._forward_hooks
