@@ -137,18 +137,20 @@ def region_tables(
         measured += measure_regions(
             analysis.regions, {key: tuple(at) for key, at in wanted.items()}, target, table, told
         )
-        known = {
-            key: {at: timing.low_s for at, timing in table.points(fingerprint, key).items()} for key, _ in samplers
-        }
+        known = {key: {at: timing.low_s for at, timing in table.points(fingerprint, key).items()} for key in wanted}
         total = sum(known[region.key][dense[region.name]] for region in analysis.regions)
         unfinished = [sampler for (key, _), sampler in samplers.items() if sampler.refine(known[key], total)]
         if not unfinished:
             break
+    read = {
+        (key, each): (points := thinned(each), _with_measured(sampler.model(known[key]), points, known[key]))
+        for (key, each), sampler in samplers.items()
+    }
     seconds, error = {}, 0.0
     for region in analysis.regions:
-        sampler, points = samplers[region.key, sizes[region.name]], thinned(sizes[region.name])
-        seconds[region.name] = (points, _with_measured(sampler.model(known[region.key]), points, known[region.key]))
-        error += sampler.expected_error * known[region.key][dense[region.name]]
+        alike = region.key, sizes[region.name]
+        seconds[region.name] = read[alike]
+        error += samplers[alike].expected_error * known[region.key][dense[region.name]]
     return RegionTables(seconds, error / total if total else 0.0, measured, len(asked) - measured)
 
 
