@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -291,6 +292,35 @@ def scaled(space: SearchSpace, factor: float) -> SearchSpace:
     """The same space with its importance in another unit."""
     terms = (dataclasses.replace(t, values=tuple(factor * v for v in t.values)) for t in space.importance)
     return dataclasses.replace(space, importance=tuple(terms))
+
+
+def wide_space(layers: int) -> SearchSpace:
+    """Layers of a hidden size each, all of one width, which they share: as in a transformer."""
+    widths, hidden = tuple(range(1, 13)), tuple(range(1, 17))
+    names = [f"h{i}" for i in range(layers)]
+    shared = axis("in", "width", points=widths)
+    return SearchSpace(
+        dimensions=(Dimension("width", widths), *(Dimension(name, hidden) for name in names)),
+        blocks=(),
+        exclusive=(),
+        importance=(
+            ImportanceTerm("width", "width", None, tuple(float(w) for w in widths)),
+            *(
+                ImportanceTerm(name, name, None, tuple((1.0 + 0.13 * i) * math.sqrt(h) for h in hidden))
+                for i, name in enumerate(names)
+            ),
+        ),
+        costs={
+            "latency": CostModel(
+                "us",
+                0.0,
+                tuple(
+                    CostTerm(name, None, (axis("out", name, points=hidden), shared), np.outer(hidden, widths) + 0.1 * i)
+                    for i, name in enumerate(names)
+                ),
+            )
+        },
+    )
 
 
 def sum_space(layers: int, options: int) -> SearchSpace:

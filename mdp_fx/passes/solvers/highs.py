@@ -7,6 +7,7 @@ is compiled once by Pyomo and passed to highspy here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,11 @@ class HighsModel:
         if found:
             for variable, value in zip(self.columns, highs.getSolution().col_value, strict=True):
                 variable.set_value(value, skip_validation=True)
-        return Answer(info.objective_function_value if found else None, info.mip_dual_bound, status == ends.kInfeasible)
+        bound = info.mip_dual_bound
+        if found and status == ends.kOptimal and not math.isfinite(bound):
+            # Where presolve leaves nothing but the first solution, HiGHS says that it is optimal and names no bound.
+            bound = info.objective_function_value
+        return Answer(info.objective_function_value if found else None, bound, status == ends.kInfeasible)
 
     def _run(self, start: Mapping[int, float] | None) -> Any:
         highs = highspy.Highs()

@@ -5,6 +5,9 @@ selection within the budgets that keeps W is worth at least W at the dual's pric
 below W are fixed away, and the selections that are left are listed (labels.py), for W from just below the bound
 downwards, until one lies within the budgets: it is the best. Where the lists would be too long, the exact model decides
 on the options that are left; where the decisions are too entangled for elimination, it decides on all.
+
+A dimension that most regions share, such as the width of a transformer, makes the gap wide: at the prices one size of
+it is as good as another far away, and none between them. It is decided first, each of its sizes with a dual of its own.
 """
 
 from __future__ import annotations
@@ -12,8 +15,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+
+import numpy as np
 
 from mdp_fx.passes.search_space import FloatArray, Selection
 from mdp_fx.passes.solvers import Limits, Outcome
@@ -23,6 +29,7 @@ from mdp_fx.passes.solvers.elimination import DecisionGraph
 from mdp_fx.passes.solvers.labels import OutOfTimeError, TooManyLabelsError, best_above
 from mdp_fx.passes.solvers.local import filled, local_search
 from mdp_fx.passes.solvers.problem import Problem
+from mdp_fx.passes.solvers.tolerances import closed
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +37,9 @@ FIRST_REACH = 1e-4
 """First guess of how far below the bound the best selection lies, relative."""
 
 REACH_GROWTH = 3.0
+
+MOSTLY = 0.5
+"""Share of the cost factors from which on a dimension is shared by most."""
 
 OVERTIME = 5.0
 """Seconds past the time limit at most that the quick search may take: it needs some tenths of one."""
@@ -65,7 +75,15 @@ def solve_lagrangian(problem: Problem, budgets: Mapping[str, float], limits: Lim
 
 
 def _solve(graph: DecisionGraph, budgets: Mapping[str, float], limits: Limits) -> Outcome:
-    dual = minimise(graph, budgets, limits)
+    dual, shared = minimise(graph, budgets, limits), _shared_by_most(graph.problem)
+    if shared is None or dual.closed(limits.gap) or dual.bound < 0 or not limits.seconds_left():
+        return _proven(dual, budgets, limits)
+    return _size_by_size(shared, dual, budgets, limits)
+
+
+def _proven(dual: Dual, budgets: Mapping[str, float], limits: Limits) -> Outcome:
+    """The best selection, by listing what the dual leaves open."""
+    graph = dual.graph
     beliefs: list[FloatArray] = []
     top = dual.bound
     reach = max(FIRST_REACH, limits.gap) * abs(top)
@@ -99,12 +117,58 @@ def _best_known(dual: Dual, budgets: Mapping[str, float]) -> Selection | None:
 
     Prices jump from one selection to another far from it, and may leave most of the budgets unspent between the two.
     """
-    problem, deadline = dual.graph.problem, time.monotonic() + OVERTIME
-    found = [local_search(problem, budgets, deadline)]
-    if dual.best is not None:
-        met = dual.graph.selection(dual.best.options)
-        found += [met, filled(problem, budgets, met, deadline)]
+    problem = dual.graph.problem
+    return _better(problem, local_search(problem, budgets, time.monotonic() + OVERTIME), _met(dual, budgets))
+
+
+def _shared_by_most(problem: Problem) -> str | None:
+    """The dimension that takes part in most cost factors, where that is most of them and it has a choice."""
+    counts = Counter(dim for factor in problem.factors for dim in {d for axis in factor.axes for d in axis.dims})
+    open_to = {dim: count for dim, count in counts.items() if sum(size > 0 for size in problem.options[dim]) > 1}
+    most = max(open_to, key=open_to.__getitem__, default=None)
+    return most if most is not None and open_to[most] >= MOSTLY * len(problem.factors) else None
+
+
+def _size_by_size(dim: str, dual: Dual, budgets: Mapping[str, float], limits: Limits) -> Outcome:
+    """The best selection over the sizes of one dimension: the duals of all of them first, then the most promising."""
+    problem, beliefs = dual.graph.problem, dual.graph.beliefs(dual.valuation)
+    logger.info("lagrangian: %s is shared by most regions; its sizes are decided one by one", dim)
+    best = _met(dual, budgets)
+    known = 0.0 if best is None else problem.worth(best)
+    allowed = dual.graph.allowed(beliefs, dual.graph.floor(dual.valuation.prices, dual.budgets, known))
+    parts: list[Dual] = []
+    left = -math.inf
+    for option in np.flatnonzero(allowed[dim]):
+        if not limits.seconds_left():
+            left = dual.bound
+            break
+        only = np.arange(len(allowed[dim])) == option
+        part = DecisionGraph(problem.restricted({**allowed, dim: only}), tuple(budgets))
+        parts.append(minimise(part, budgets, limits))
+        best = _better(problem, best, _met(parts[-1], budgets))
+    for each in sorted(parts, key=lambda each: each.bound, reverse=True):
+        if not limits.seconds_left() or (best is not None and closed(problem.worth(best), each.bound, limits.gap)):
+            left = max(left, each.bound)
+            break
+        outcome = _proven(each, budgets, limits)
+        left = max(left, outcome.bound)
+        best = _better(problem, best, outcome.selection)
+    best = best or _best_known(dual, budgets)
+    if best is None:
+        return Outcome(None, -math.inf, left)
+    return Outcome(best, problem.worth(best), max(problem.worth(best), min(left, dual.bound)))
+
+
+def _better(problem: Problem, *found: Selection | None) -> Selection | None:
     return max(filter(None, found), key=problem.worth, default=None)
+
+
+def _met(dual: Dual, budgets: Mapping[str, float]) -> Selection | None:
+    """The best selection that the prices met, with what the budgets still have room for."""
+    if dual.best is None:
+        return None
+    deadline = time.monotonic() + OVERTIME
+    return filled(dual.graph.problem, budgets, dual.graph.selection(dual.best.options), deadline)
 
 
 def _exact_on_the_rest(dual: Dual, beliefs: list[FloatArray], budgets: Mapping[str, float], limits: Limits) -> Outcome:

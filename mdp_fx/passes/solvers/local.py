@@ -62,7 +62,7 @@ class _Search:
         self.scales[self.scales == 0] = 1.0
         self.users: dict[str, list[int]] = {dim: [] for dim in problem.options}
         for i, factor in enumerate(problem.factors):
-            for dim in dict.fromkeys(d for axis in factor.axes for d in _dims(axis)):
+            for dim in dict.fromkeys(d for axis in factor.axes for d in axis.dims):
                 self.users[dim].append(i)
         self.values: dict[str, list[tuple[str | None, FloatArray]]] = {dim: [] for dim in problem.options}
         for (dim, block), values in problem.importance.items():
@@ -273,7 +273,3 @@ class _Search:
                 term = term * (np.array(options) if d == dim else options[self.at[d]])
             sizes = sizes + term
         return sizes
-
-
-def _dims(axis: TableAxis) -> tuple[str, ...]:
-    return (axis.dim,) if isinstance(axis, DimAxis) else axis.dims

@@ -44,6 +44,11 @@ class DimAxis:
 
     dim: str
 
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """That one."""
+        return (self.dim,)
+
 
 @dataclass(frozen=True)
 class SizeAxis:

@@ -86,6 +86,7 @@ def check(
 @pytest.mark.parametrize("names", [("latency",), ("latency", "params")])
 @example(make=emptying_space, seed=738, percent=60, combinations=1, method="mdp", tight=False, most=None)
 @example(make=random_space, seed=8409, percent=0, combinations=1, method="mdp", tight=True, most=None)
+@example(make=random_space, seed=9654, percent=12, combinations=1, method="mdp", tight=True, most=None)
 @given(
     **spaces,
     method=st.sampled_from(["mdp", "mdp", "mgp", "mdlm", "halp"]),

@@ -9,10 +9,19 @@ from unittest.mock import patch
 import pytest
 
 from mdp_fx.passes.search_space import SearchSpace, evaluate, importance
-from mdp_fx.passes.solvers import Limits, elimination, labels
+from mdp_fx.passes.solvers import Limits, elimination, labels, lagrangian
+from mdp_fx.passes.solvers.exact import solve_exact
 from mdp_fx.passes.solvers.lagrangian import solve_auto, solve_lagrangian
 from mdp_fx.passes.solvers.problem import compile_problem
-from tests.passes.spaces import MINLP_DATA, best_importance, chain_space, emptying_space, needs_minlp_data, random_space
+from tests.passes.spaces import (
+    MINLP_DATA,
+    best_importance,
+    chain_space,
+    emptying_space,
+    needs_minlp_data,
+    random_space,
+    wide_space,
+)
 
 LIMITS = Limits(gap=0.0, deadline=math.inf, threads=1, seed=0)
 
@@ -48,6 +57,31 @@ def test_the_answer_at_the_time_limit_is_a_good_one() -> None:
     assert outcome.selection is not None
     assert outcome.objective == importance(space, outcome.selection) > 0.95 * 4648466
     assert outcome.bound >= 4648466
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_a_width_that_all_share_is_decided_first(share: float) -> None:
+    space = wide_space(8)
+    budgets = {"latency": share * evaluate(space, space.dense())["latency"]}
+    problem = compile_problem(space, budgets)
+    # Far fewer than the whole would take (at a tenth and three tenths of the cost).
+    with patch.object(labels, "MOST_LABELS", 20_000), patch.object(lagrangian, "_exact_on_the_rest", None):
+        outcome = solve_lagrangian(problem, budgets, LIMITS)
+    optimum = solve_exact(problem, budgets, LIMITS).objective
+    assert (outcome.objective, outcome.bound) == pytest.approx((optimum, optimum))
+
+
+@pytest.mark.parametrize("checks", [0, 20, 30, 40])
+def test_of_a_width_that_is_not_decided_in_time_the_best_known_counts(checks: int) -> None:
+    space = wide_space(8)
+    budgets = {"latency": 0.3 * evaluate(space, space.dense())["latency"]}
+    problem = compile_problem(space, budgets)
+    best = solve_lagrangian(problem, budgets, LIMITS).objective
+    left = iter([1.0] * checks)  # The clock is looked at so often before the time is over.
+    with patch.object(Limits, "seconds_left", lambda _: next(left, 0.0)):
+        outcome = solve_lagrangian(problem, budgets, LIMITS)
+    assert outcome.selection is not None
+    assert 0.9 * best < outcome.objective <= best <= outcome.bound + 1e-9
 
 
 def test_auto_says_who_decided() -> None:
