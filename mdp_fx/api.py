@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,17 +140,17 @@ def prune(
     batch = batch_of(inputs)
     device = get_target(target, threads, dtype, fill=fill, batch=batch)
     watch = Stopwatch(stage)
-    subject = subject_of(model, inputs)
-    analysis, choices, worth = analyse_and_score(
-        *(subject, kind, data, loss, step, keep, only, front_end, seed, watch, progress),
-        all_examples=device.can_run,
-        scores=scores,
-    )
-    timed = subject.inputs
-    if not device.can_run:
-        timed = analysis.graph.example_inputs  # Those few that the network was traced with: no other will be needed.
     options = SolverOptions(method, gap, time_limit, seed, min_keep, dict(fixed or {}), tuple(keep_blocks), max_removed)
     with table_for(device) as table, named_restrictions(min_keep, fixed, keep_blocks):
+        subject = subject_of(model, inputs)
+        analysis, choices, worth = analyse_and_score(
+            *(subject, kind, data, loss, step, keep, only, front_end, seed, watch, progress),
+            all_examples=device.can_run,
+            scores=scores,
+        )
+        timed = subject.inputs
+        if not device.can_run:
+            timed = analysis.graph.example_inputs  # Those few that the network was traced with: no other is needed.
         search = search_for(analysis, choices, worth, device, table, timed, batch, step, options, watch, progress)
         outcome = search.run(budgets.get("latency"), {k: v for k, v in budgets.items() if k != "latency"})
     module = subject.returned(analysis, outcome.module)
@@ -226,17 +227,17 @@ def search_space(
     inputs = as_inputs(example_inputs)
     batch = batch_of(inputs)
     device = None if target is None else get_target(target, threads, dtype, fill=fill, batch=batch)
-    subject = subject_of(model, inputs)
-    analysis, choices, worth = analyse_and_score(
-        *(subject, kind, data, loss, step, keep, only, front_end, seed, stage, progress),
-        all_examples=device is None or device.can_run,
-        scores=scores,
-    )
-    if device is None:
-        space = build_space(analysis, choices, worth, {})
-        return restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
     options = SolverOptions(min_keep=min_keep, fixed=dict(fixed or {}), keep_blocks=tuple(keep_blocks))
-    with table_for(device) as table:
+    with nullcontext() if device is None else table_for(device) as table:
+        subject = subject_of(model, inputs)
+        analysis, choices, worth = analyse_and_score(
+            *(subject, kind, data, loss, step, keep, only, front_end, seed, stage, progress),
+            all_examples=device is None or device.can_run,
+            scores=scores,
+        )
+        if device is None or table is None:
+            space = build_space(analysis, choices, worth, {})
+            return restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
         search = search_for(
             analysis, choices, worth, device, table, subject.inputs, batch, step, options, stage, progress
         )
@@ -363,7 +364,7 @@ def profile(
     if isinstance(device, TableTarget):
         return predicted_profile(analysis, device, batch_of(inputs), name or type(model).__name__)
     stage("prepare the dense network")
-    with dense_runner(analysis, device, inputs) as runner, table_for(device) as table:
+    with table_for(device) as table, dense_runner(analysis, device, inputs) as runner:
         parts = (analysis, choose(analysis, step), device, table, inputs, runner)
         found = measure_network(*parts, stage=stage, progress=progress)
         where = str(table.path)

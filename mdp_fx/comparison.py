@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from mdp_fx.detectors.subject import Subject, subject_of
 from mdp_fx.errors import InputError, ModelError, TargetError
 from mdp_fx.files import reading
+from mdp_fx.graph.trace import detached_copy
 from mdp_fx.latency.measuring import time_in_turn, timings_of
 from mdp_fx.latency.peak_memory import peak_memory
 from mdp_fx.latency.ratio import FEWEST_ROUNDS, ratio_of
-from mdp_fx.latency.targets import Runner, RunsEngines, RunsOnnx, Target, get_target
+from mdp_fx.latency.targets import Runner, RunsEngines, RunsOnnx, Target, get_target, runs_nothing
 from mdp_fx.onnx_inputs import onnx_inputs
 from mdp_fx.passes.arguments import check_time_limit
 from mdp_fx.pipeline import as_inputs
@@ -102,17 +103,20 @@ def check_runnable(models: Mapping[str, object], device: Target, memory: bool = 
 
     Raises:
         InputError: it does not.
+        TargetError: it is a table.
         ModelError: a file is missing.
     """
+    if not device.can_run:
+        raise runs_nothing(device.name)
     for model in models.values():
         if not isinstance(model, str | os.PathLike):
             continue
         path = Path(model)
-        if path.suffix == ONNX_SUFFIX:
+        if path.suffix.lower() == ONNX_SUFFIX:
             if not isinstance(device, RunsOnnx):
                 hint = "use --target onnxruntime:cpu"
                 raise InputError(f"{path} is an ONNX file, which {device.name} does not run: {hint}")
-        elif path.suffix not in ENGINE_SUFFIXES:
+        elif path.suffix.lower() not in ENGINE_SUFFIXES:
             raise InputError(f"{path} is neither an ONNX file (.onnx) nor a TensorRT engine (.engine, .plan)")
         elif not isinstance(device, RunsEngines):
             raise InputError(f"{path} is a TensorRT engine, which {device.name} does not run: use --target tensorrt")
@@ -141,16 +145,16 @@ def _networks_and_inputs(
 
 
 def _own_inputs(model: nn.Module | str | os.PathLike[str], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(model, nn.Module) or Path(model).suffix != ONNX_SUFFIX:
+    if isinstance(model, nn.Module) or Path(model).suffix.lower() != ONNX_SUFFIX:
         return inputs
     return onnx_inputs(Path(model), [value for value in inputs if isinstance(value, Tensor)])
 
 
 def _prepare(model: nn.Module | str | os.PathLike[str], inputs: tuple[Any, ...], device: Target) -> Runner:
     if isinstance(model, nn.Module):
-        return device.prepare(model.eval(), inputs)
+        return device.prepare(detached_copy(model).eval(), inputs)
     path = Path(model)
-    if path.suffix == ONNX_SUFFIX:
+    if path.suffix.lower() == ONNX_SUFFIX:
         assert isinstance(device, RunsOnnx)
         return device.prepare_onnx(path, inputs)
     assert isinstance(device, RunsEngines)

@@ -84,7 +84,9 @@ def _shape(
     fits = like is not None and like.ndim == len(axes)
     shape: list[int] = []
     for i, axis in enumerate(axes):
-        if axis.WhichOneof("value") == "dim_value":
+        if axis.WhichOneof("value") == "dim_value" and axis.dim_value >= 0:  # -1 leaves it open, as in ONNX Runtime
+            if not axis.dim_value:
+                raise ModelError(f"input {value.name} of {path} has no entries: its axis {i} has size 0")
             shape.append(axis.dim_value)
             continue
         size = int(like.shape[i]) if fits and like is not None else batch if i == 0 else 1

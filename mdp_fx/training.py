@@ -19,6 +19,7 @@ from mdp_fx import checkpoint
 from mdp_fx.files import atomic_write
 from mdp_fx.passes.base import Stage, silent
 from mdp_fx.passes.choices import Analysis
+from mdp_fx.passes.slice_channels import dense_network
 from mdp_fx.pipeline import analyse
 from mdp_fx.recipe import Recipe, fingerprint
 from mdp_fx.report.training import Accuracy, TrainReport
@@ -197,7 +198,7 @@ class _Run:
                     self._known_recipe.front_end if self._pruner is None else self._pruner.analysis.graph.front_end
                 )
                 self._taught = analyse(network.cpu(), self._setup.inputs, front_end=front_end)
-            network = self._taught.graph.module
+            network = dense_network(self._taught.graph)
             if self._pruner is None:
                 recipe = self._known_recipe
                 pairs = correspondences(self._taught, self._trainer.module, recipe.kept, recipe.group_sizes)

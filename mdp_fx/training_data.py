@@ -6,6 +6,7 @@ the number of loading processes, of what was loaded before, or of where a run wa
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from mdp_fx.data import IMAGE_FOLDER, image_folder, load_loader
 from mdp_fx.errors import DataError, InputError
 from mdp_fx.passes.importance import guarded
-from mdp_fx.train.run_state import mixed_seed
+from mdp_fx.train.run_state import mixed_seed, random_kept, seed_all
 
 if TYPE_CHECKING:
     from mdp_fx.train.config import DataConfig
@@ -78,7 +79,7 @@ class Batches:
             raise DataError(msg)
         try:
             whole = len(self._loader)
-        except TypeError as error:  # a DataLoader over an iterable data set
+        except (TypeError, NotImplementedError) as error:  # a DataLoader over an iterable data set, or a wrapper
             if self._limit is not None:
                 return self._limit
             msg = "the loader does not know its length: set data.epoch_batches"
@@ -107,7 +108,7 @@ class Batches:
         if self._order is not None:
             self._order.move(number, start)
             return itertools.islice(guarded(self._loader), count - start)
-        rest = _counted(self._mine(), count, number)
+        rest = _counted(self._mine(self._loader), count, number)
         for _ in range(start):
             next(rest)
         return rest
@@ -117,22 +118,34 @@ class Batches:
         if self._order is not None:
             self._order.move(0, 0)
         states = [(generator, generator.get_state()) for generator in self._generators()]
-        try:
-            for generator, _ in states:
-                generator.manual_seed(mixed_seed(self._seed, 0))
-            yield from itertools.islice(self._mine(), self._limit)
-        finally:
-            for generator, state in states:
-                generator.set_state(state)
+        with random_kept():
+            try:
+                # A loader without a generator of its own shuffles by the global one, in all processes alike.
+                seed_all(mixed_seed(self._seed, 0))
+                for generator, _ in states:
+                    generator.manual_seed(mixed_seed(self._seed, 0))
+                yield from itertools.islice(self._mine(_apart(self._loader)), self._limit)
+            finally:
+                for generator, state in states:
+                    generator.set_state(state)
 
-    def _mine(self) -> Iterator[Any]:
+    def _mine(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The batches of this process."""
-        return itertools.islice(guarded(self._loader), self._shard.rank, None, self._shard.world)
+        return itertools.islice(guarded(loader), self._shard.rank, None, self._shard.world)
 
     def _generators(self) -> set[torch.Generator]:
         """The random generators that the loader has of its own."""
         found = (getattr(holder, "generator", None) for holder in self._holders)
         return {generator for generator in found if isinstance(generator, torch.Generator)}
+
+
+def _apart(loader: Iterable[Any]) -> Iterable[Any]:
+    """The loader; a copy of one whose workers stay, which has one iterator only: that of the epoch under way."""
+    if not isinstance(loader, DataLoader) or not loader.persistent_workers:
+        return loader
+    apart = copy.copy(loader)
+    apart._iterator = None
+    return apart
 
 
 def load_batches(

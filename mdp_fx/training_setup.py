@@ -22,6 +22,8 @@ from mdp_fx.train.pruning import Pruner
 from mdp_fx.train.run_state import random_kept
 from mdp_fx.training_data import Batches, Shard, load_batches
 
+_IMAGE_AXES = 3  # channels, height, width
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -62,6 +64,9 @@ def prepare(config: TrainConfig, shard: Shard, *, prune: bool, trust_pickle: boo
     shape = _shape(config, loaded.recipe)
     inputs = random_inputs([(2, *shape)], [parameter_type(loaded.module)])
     loss = None if config.tune.loss == "cross-entropy" else load_function(config.tune.loss, "loss")
+    if (config.tune.mixup or config.tune.cutmix) and len(shape) != _IMAGE_AXES:
+        msg = f"mixup and cutmix mix images, and data.input is {'x'.join(map(str, shape))}: leave them out"
+        raise InputError(msg)
     outputs = run_once(loaded.module, inputs, loaded.name, "data.input")
     if isinstance(outputs, list | tuple) and outputs and all(isinstance(each, dict) for each in outputs):
         msg = f"{config.model} is a detector, and this trains classifiers: train it in a loop of your own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,18 @@ def test_an_unknown_target_is_refused(network: nn.Module, inputs: Tensor, monkey
     monkeypatch.undo()
     with pytest.raises(TargetError, match="nowhere"):
         mdp_fx.search_space(network, inputs, target="nowhere")
+
+
+@pytest.mark.parametrize("what", ["prune", "search_space"])
+def test_a_table_that_cannot_be_used_is_told_before_the_data_are_read(
+    what: str, network: nn.Module, inputs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path))
+    (tmp_path / "latency.sqlite").write_bytes(b"SQLite format 3\x00" + b"\xff" * 2000)
+
+    def data() -> Iterator[object]:
+        raise AssertionError("a batch was read")
+        yield
+
+    with pytest.raises(TargetError, match="is damaged"):
+        getattr(mdp_fx, what)(network, inputs, data=data(), target="torch:cpu", threads=1)

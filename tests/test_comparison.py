@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mdp_fx
 from mdp_fx import comparison
-from mdp_fx.errors import InputError, MdpFxError
+from mdp_fx.errors import InputError, MdpFxError, TargetError
 from mdp_fx.latency.ratio import FEWEST_ROUNDS
 from mdp_fx.latency.targets import Runner
 from tests.latency.fakes import FormulaTarget
@@ -70,6 +70,22 @@ def test_networks_are_timed_in_turn_with_an_interval() -> None:
     assert 0 <= slow.disturbed <= 1
     assert slow.memory_bytes is slow.memory_failure is None
     assert slow.to_json()["proven"] is True
+
+
+def test_the_networks_stay_as_they_are() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(64), nn.Dropout()).train()
+    network[0].eval()
+    mdp_fx.bench({"it": network}, torch.randn(8, 64), target="torch:cpu", threads=1, time_limit=0.1)
+    assert [part.training for part in network.modules()] == [True, False, True]
+
+
+def test_a_table_runs_nothing() -> None:
+    class Unrunnable(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("it was run")
+
+    with pytest.raises(TargetError, match="titan-v is a table: it predicts latency and runs no network"):
+        mdp_fx.bench({"it": Unrunnable()}, torch.randn(1, 64), target="titan-v")
 
 
 def test_timing_ends_at_its_limit() -> None:

@@ -68,11 +68,17 @@ def test_what_cannot_be_made_up_is_refused(tmp_path: Path) -> None:
     for name, value, says in (
         ("text", (TensorProto.STRING, (1,)), "input x of .*text.onnx is of type STRING, for which no values"),
         ("rank", (FLOAT, None), "input x of .*rank.onnx is no tensor of a known rank"),
+        ("none", (FLOAT, (2, 0)), "input x of .*none.onnx has no entries: its axis 1 has size 0"),
         ("huge", (FLOAT, (2**40, 2**20)), "no memory for input x of .*huge.onnx, of shape"),
     ):
         path = write_onnx(tmp_path / f"{name}.onnx", {"x": value})
         with pytest.raises(MdpFxError, match=says):
             onnx_inputs(path, ())
+
+
+def test_a_size_below_nothing_is_open(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "open.onnx", {"x": (FLOAT, (-1, 3))})
+    assert [tuple(x.shape) for x in onnx_inputs(path, (torch.zeros(4, 3),))] == [(4, 3)]
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mdp_fx import training
 from mdp_fx.errors import DataError, TrainingError
 from mdp_fx.train.run_state import FILE
 from tests.train.small_runs import slim_file
-from tests.training_runs import SMALL, Files, Regression, kill_at, same
+from tests.training_runs import SMALL, Files, Flat, Regression, kill_at, same
 
 ROOT = Path(__file__).parent.parent
 RICH = (
@@ -173,6 +173,17 @@ def test_a_network_that_is_no_classifier_is_trained_by_a_loss_of_ones_own(files:
     assert sum(losses[-4:]) < sum(losses[:4])
     with pytest.raises(DataError, match=r"no classes: name a tune.loss of your own"):
         files.tune("other", model=model, **keys)
+
+
+def test_a_teacher_that_writes_its_batch_teaches_features(files: Files, tmp_path: Path) -> None:
+    model = str(slim_file(tmp_path / "flat.pt", Flat()))
+    teacher = ("distill.teacher=tests.training_runs:make_flat", "distill.features=1")
+    assert files.tune("out", *teacher, model=model).steps == 8
+
+
+def test_labels_of_any_whole_number_are_mixed(files: Files) -> None:
+    keys = {"data.train": "tests.training_runs:make_short_labels", "data.val": "tests.training_runs:make_short_labels"}
+    assert files.tune("out", "tune.mixup=0.5", "tune.cutmix=0.5", **keys).final is not None
 
 
 def test_batches_without_inputs_are_told_with_a_loss_of_ones_own_too(files: Files) -> None:

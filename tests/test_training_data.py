@@ -116,6 +116,43 @@ def test_loaders_that_cannot_be_used_are_told() -> None:
         list(short.epoch(1))
 
 
+def test_measuring_is_on_the_same_batches_whatever_shuffles() -> None:
+    shuffled = Batches(DataLoader(TensorDataset(torch.arange(64)), batch_size=8, shuffle=True), Shard(), seed=3)
+    state = torch.get_rng_state()
+    first = [batch[0].tolist() for batch in shuffled.all()]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    assert [batch[0].tolist() for batch in shuffled.all()] == first != sorted(first)
+    parts = [Batches(shuffled._loader, Shard(rank, 2), seed=3) for rank in (0, 1)]
+    found = []
+    for part in parts:
+        torch.rand(1)  # Processes draw numbers of their own.
+        found += [batch[0].tolist() for batch in part.all()]
+    assert sorted(found) == sorted(first)
+
+
+def test_measuring_leaves_an_epoch_alone_whose_workers_stay() -> None:
+    kept = DataLoader(TensorDataset(torch.arange(16)), batch_size=2, num_workers=1, persistent_workers=True)
+    batches = Batches(kept, Shard())
+    epoch = batches.epoch(0)
+    found = [next(epoch)[0] for _ in range(3)]
+    assert next(batches.all())[0].tolist() == [0, 1]
+    assert torch.cat([*found, *(batch[0] for batch in epoch)]).tolist() == list(range(16))
+
+
+def test_a_loader_that_will_not_tell_its_length() -> None:
+    class Stream:
+        def __iter__(self) -> Any:
+            return iter([1, 2])
+
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+    assert len(Batches(Stream(), Shard(), 2)) == 2
+    with pytest.raises(DataError, match=r"does not know its length: set data\.epoch_batches"):
+        len(Batches(Stream(), Shard()))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_named(tmp_path: Path, workers: int) -> None:
     bad = broken_folder(tmp_path)

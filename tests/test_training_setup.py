@@ -47,6 +47,10 @@ def make_detector() -> nn.Module:
     return Detector()
 
 
+def make_flat_classifier() -> nn.Module:
+    return nn.Linear(16, 4)
+
+
 def make_ten_classes() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
 
@@ -86,6 +90,11 @@ def make_ten_classes() -> nn.Module:
             "the teacher has 10 outputs, the network has 4",
         ),
         (["precision=float16"], InputError, "float16 training needs a GPU"),
+        (
+            ["tune.mixup=1", "data.input=16", "model=tests.test_training_setup:make_flat_classifier"],
+            InputError,
+            "mixup and cutmix mix images, and data.input is 16",
+        ),
         (["tune.accumulate=100"], InputError, r"batches an epoch, and a step takes 100 \(tune.accumulate\)"),
         (["tune.loss=tests.nowhere:loss"], DataError, "cannot be imported"),
     ],

@@ -107,6 +107,29 @@ def make_no_inputs() -> list[tuple[list[Tensor], Tensor]]:
     return [([], labels) for _, labels in batches(4)]
 
 
+class Flat(nn.Module):
+    """Writes the size of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+        self.head = nn.Linear(16 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.adaptive_avg_pool2d(self.two(self.one(x).relu()).relu(), 2)
+        flat: Tensor = self.head(x.view(x.size(0), -1))
+        return flat
+
+
+def make_flat() -> nn.Module:
+    return Flat()
+
+
+def make_short_labels() -> list[tuple[Tensor, Tensor]]:
+    return [(images, labels.int()) for images, labels in batches(4)]
+
+
 def make_numbers() -> list[tuple[Tensor, Tensor]]:
     return [(images, labels.float()) for images, labels in batches(4)]
 

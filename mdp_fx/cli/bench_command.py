@@ -103,7 +103,8 @@ def _load(
     from mdp_fx.mask_file import is_mask_file, read_masks
 
     specs = dict(zip(_labels(models), models, strict=True))
-    files = {label: Path(spec) for label, spec in specs.items() if spec.endswith((ONNX_SUFFIX, *ENGINE_SUFFIXES))}
+    files_end = (ONNX_SUFFIX, *ENGINE_SUFFIXES)
+    files = {label: Path(spec) for label, spec in specs.items() if spec.lower().endswith(files_end)}
     check_runnable(files, device, memory)
     found: dict[str, LoadedModel | Path | _Masked] = {}
     dense: LoadedModel | None = None

@@ -72,11 +72,11 @@ def command(
         distill__teacher_arch=teacher_arch,
     )
     plain = read_config(config, overrides, {k: v for k, v in further.items() if not k.startswith("distill.")})
-    if teacher is not None and not (plain.distill.logits or plain.distill.features):
-        further["distill.logits"] = _LOGITS
+    # Where only the teacher is named, its outputs teach.
+    defaults = {"distill.logits": _LOGITS} if teacher is not None and not plain.distill.features else {}
     if output is None and plain.output is None:
         further["output"] = f"{Path(model).stem}-tuned.pt"
-    read = read_config(config, overrides, further)
+    read = read_config(config, overrides, further, defaults)
     training.run_command(
         read,
         prune=False,

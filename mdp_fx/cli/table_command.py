@@ -103,7 +103,7 @@ def export_command(fingerprints: tuple[str, ...], output: Path, path: Path | Non
     """
     from mdp_fx.latency.table_csv import write_measurements
 
-    loading.check_outputs({"--output": output}, force)
+    loading.check_outputs({"--output": output}, force, [_where(path)])
     with _open(path) as table:
         names = dict.fromkeys(_pick_fingerprint(table, each) for each in fingerprints)
         found = [each for name in names or (None,) for each in table.measurements(name)]
@@ -131,7 +131,7 @@ def import_command(file: Path, unit: Any, output: Path | None, path: Path | None
         from mdp_fx.latency.convolution_csv import write_convolutions
 
         written = output or Path(f"{file.stem}.csv")
-        loading.check_outputs({"--output": written}, force)
+        loading.check_outputs({"--output": written}, force, [file])
         published = read_pickled_convolutions(file, unit or "ms")
         write_convolutions(published, written)
         _tell_published(published, written, as_json, wrote=True)
@@ -163,10 +163,9 @@ def merge_command(other: Path, path: Path | None, as_json: bool) -> None:
     """
     from mdp_fx.errors import InputError
     from mdp_fx.latency.table_file import is_sqlite
-    from mdp_fx.latency.tables import LatencyTable, cache_dir
+    from mdp_fx.latency.tables import LatencyTable
 
-    mine = path or cache_dir() / "latency.sqlite"
-    if other.resolve() == mine.resolve():
+    if other.resolve() == _where(path).resolve():
         raise InputError(f"{other} is the latency table itself: name another one")
     if other.is_file() and not is_sqlite(other):
         raise InputError(f"{other} is no SQLite file: mdp-fx table import reads CSV files and pickles")
@@ -190,7 +189,7 @@ def plot_command(
     from mdp_fx.report.frontier import check_plot, write_figure
     from mdp_fx.report.latency_table import figure
 
-    loading.check_outputs({"--output": output}, force)
+    loading.check_outputs({"--output": output}, force, [_where(path)])
     check_plot(output)
     with _open(path) as table:
         names = [row.fingerprint for row in _fingerprints(table)]
@@ -253,6 +252,13 @@ def _agreed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise InputError(f"nobody is there to agree that {count:,} points go: pass --force to delete them")
     return click.confirm(f"Delete {count:,} points?")
+
+
+def _where(path: Path | None) -> Path:
+    """The latency table that was named, or the user's."""
+    from mdp_fx.latency.tables import cache_dir
+
+    return path or cache_dir() / "latency.sqlite"
 
 
 def _open(path: Path | None) -> LatencyTable:

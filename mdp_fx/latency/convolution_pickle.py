@@ -133,7 +133,8 @@ def _load(path: Path) -> Any:
 
 def _entry(path: Path, key: object, value: object, digits: int) -> Entry:
     if not isinstance(key, str) or not _KEY.fullmatch(key):
-        msg = f"{path}: the key {str(key)[:60]!r} is not of the form batch_cin_cout_fmap_k_stride[_groups]"
+        text = key[:60] if isinstance(key, str) else type(key).__name__
+        msg = f"{path}: the key {text!r} is not of the form batch_cin_cout_fmap_k_stride[_groups]"
         raise InputError(msg)
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise InputError(f"{path}: the latency of {key!r} is a {type(value).__name__}, not a number")

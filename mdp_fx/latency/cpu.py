@@ -87,10 +87,13 @@ def check_threads(threads: int | None) -> int:
     """The thread count to use: `threads`, or the physical cores this process may run on.
 
     Raises:
-        TargetError: `threads` is below 1, or above the logical processors.
+        TargetError: `threads` is no whole number, below 1, or above the logical processors.
     """
     if threads is None:
         return physical_cores()
+    if not isinstance(threads, int) or isinstance(threads, bool):
+        message = f"threads is {threads!r}; it must be an int of at least 1"
+        raise TargetError(message)
     most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads > most:
         message = f"{threads} threads asked for: this process may use {most} processor{'s' * (most > 1)}"

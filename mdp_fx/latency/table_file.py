@@ -43,6 +43,9 @@ def check_place(path: Path, read_only: bool) -> None:
     if path.is_dir():
         message = f"{path} is a folder: name a latency table, such as {path / 'latency.sqlite'}"
         raise TargetError(message)
+    if path.is_file() and not is_sqlite(path):
+        message = f"{path} is no SQLite file: name a latency table, or move this one away if it should be one"
+        raise TargetError(message)
     if read_only:
         if not path.is_file():
             message = f"there is no latency table {path}: mdp-fx profile makes one"

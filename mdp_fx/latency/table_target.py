@@ -15,7 +15,7 @@ from mdp_fx.latency.convolution_pickle import is_pickle
 from mdp_fx.latency.convolution_table import ConvolutionTable
 from mdp_fx.latency.cpu import check_threads
 from mdp_fx.latency.roofline import Roofline
-from mdp_fx.latency.targets import SHIPPED_TABLES, TABLE_PREFIX, RegionSpec, Runner, Target
+from mdp_fx.latency.targets import SHIPPED_TABLES, TABLE_PREFIX, RegionSpec, Runner, Target, runs_nothing
 from mdp_fx.latency.timing import Effort, Timing
 from mdp_fx.passes.convolutions import Convolution
 
@@ -94,8 +94,7 @@ class TableTarget(Target):
         Raises:
             TargetError: a table runs no networks.
         """
-        msg = f"the target {self.name} is a table: it predicts latency and runs no network; name a device to time on"
-        raise TargetError(msg)
+        raise runs_nothing(self.name)
 
     def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:
         """What the table says, without any spread.

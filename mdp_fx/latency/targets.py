@@ -215,6 +215,9 @@ def get_target(
             cannot run in, a bad thread count, or another batch than a table has.
         InputError: the table cannot be read.
     """
+    if not isinstance(name, str):
+        message = f"target is {name!r}; it must be a name, such as onnxruntime:cpu"
+        raise TargetError(message)
     if name in SHIPPED_TABLES or name.startswith(TABLE_PREFIX):
         from mdp_fx.latency.table_target import TableTarget
 
@@ -231,6 +234,13 @@ def get_target(
         message = f"--fill is for targets that are tables ({', '.join(_TABLES)}); {name} measures what it does not know"
         raise TargetError(message)
     return target_class(name)(threads, dtype)
+
+
+def runs_nothing(name: str) -> TargetError:
+    """What is raised where a table is asked to run a network."""
+    return TargetError(
+        f"the target {name} is a table: it predicts latency and runs no network; name a device to time on"
+    )
 
 
 def target_class(name: str) -> type[Target]:

@@ -26,7 +26,7 @@ class LatencyFacts:
         calibration: factor from a region alone to the same in a network.
         calibration_per_region_us: microseconds that each region takes beside that.
         rounds: how often the solver was asked.
-        regions_measured: table points measured in this run.
+        regions_measured: points of the tables measured in this run, but for those at exactly the sizes of a network.
         regions_cached: table points that were known before.
         disturbed: share of the timed rounds in which a processor was shared or slowed down.
         spread: interquartile range of the slim network's runs over their median.
@@ -231,7 +231,8 @@ class Profile:
         calibration: what a region takes in a network over what it takes alone, before `calibration_per_region_us` is
             added: so it fits this network and two slim ones of it.
         regions: where the time goes.
-        regions_measured: points measured now, `regions_cached` those that were known.
+        regions_measured: points of the tables measured now, `regions_cached` those that were known. What is measured
+            at exactly the sizes of a network, besides, is not counted.
         table: where they are kept.
         prediction: where the target only predicts; `calibration` is 1 then.
         expected_error: mean share by which reading a region's table between its points errs.

@@ -118,6 +118,8 @@ def list_tables(path: str, rows: Sequence[FingerprintRow]) -> Iterator[Renderabl
     table = cells.table(
         *("#", "target", "runtime", "device", "threads", "dtype", "regions", "points", "age", "size"), left=text
     )
+    for name in ("target", "dtype"):  # What one looks for stays whole.
+        next(column for column in table.columns if column.header == name).no_wrap = True
     for row in rows:
         runtime = f"{row.runtime} {row.version}{' (not installed now)' if row.stale else ''}" if row.runtime else "-"
         table.add_row(

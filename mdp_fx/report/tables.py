@@ -117,7 +117,8 @@ def prediction_notes(prediction: Prediction, *, verbose: bool) -> Iterator[tuple
         without = cells.names(prediction.not_counted, verbose=verbose)
         yield "not counted", f"{without}: no convolutions, so no table has them; {share}", ""
     if prediction.held:
-        yield "held", f"{cells.names(prediction.held, verbose=verbose)}: the table has no smaller size", ""
+        held = cells.names(prediction.held, verbose=verbose)
+        yield "held", f"{held}: the table has no smaller size at this --step", ""
 
 
 def _change(change: Change, budget: float | None) -> list[str]:
@@ -308,7 +309,8 @@ def profile_tables(found: Profile, *, verbose: bool) -> Iterator[RenderableType]
     )
     far = abs(found.residual_ms) > _FAR * found.dense_ms
     if far:
-        why += "; that is much: see that the machine is quiet, and measure again (mdp-fx table gc)"
+        again = f"delete what was measured (mdp-fx table gc --fingerprint '{found.device}') and measure again"
+        why += f"; that is much: see that the machine is quiet, {again}"
     known = f"{found.regions_measured} measured now, {found.regions_cached} known"
     yield cells.Notes(
         (

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from mdp_fx.graph.modes import eval_mode
 
@@ -60,17 +61,25 @@ def find_collapse(module: nn.Module, inputs: tuple[Any, ...]) -> Collapse | None
 
 
 class _Watch(fx.Interpreter):
-    """Runs a graph and looks at every value that has one entry per example."""
+    """Runs a graph and looks at every value that has one entry per example and comes from the examples.
+
+    A class token that is repeated for every example has such entries too, and they are the same by intention.
+    """
 
     def __init__(self, module: fx.GraphModule, examples: int) -> None:
         super().__init__(module)
         self.found: Collapse | None = None
         self._examples = examples
         self._bad: set[str] = set()
+        self._from_examples: set[str] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         """The node's value, looked at on the way."""
         value = super().run_node(n)
+        fed = n.op == "placeholder" or any(source.name in self._from_examples for source in n.all_input_nodes)
+        if not fed or not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):  # a size is no example
+            return value
+        self._from_examples.add(n.name)
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim < 2:
             return value
         if len(value) != self._examples or n.op not in ("call_module", "call_function", "call_method"):

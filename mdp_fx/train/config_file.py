@@ -18,7 +18,10 @@ from mdp_fx.train.config import TrainConfig
 
 
 def read_config(
-    path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), further: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str] | None,
+    overrides: Sequence[str] = (),
+    further: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
     """Reads a YAML config file.
 
@@ -26,6 +29,7 @@ def read_config(
         path: the file; without one, all keys have their defaults.
         overrides: "section.key=value" texts, which come before the file; values are written as in YAML.
         further: values by dotted key, which come before both.
+        defaults: values by dotted key of what none of them names.
 
     Raises:
         InputError: the file is no YAML mapping, a key is unknown, or a value is of a wrong kind or out of range.
@@ -39,6 +43,9 @@ def read_config(
         _put(content, name.strip(), _yaml(value, f"--set {text}"), f"--set {text}")
     for name, value in (further or {}).items():
         _put(content, name, value, name)
+    for name, value in (defaults or {}).items():
+        if not _names(content, name):
+            _put(content, name, value, name)
     return from_data(content, where)
 
 
@@ -167,14 +174,24 @@ def _check_keys(node: Any, where: str) -> None:
             lines: dict[Any, int] = {}
             for name, value in node.value:
                 line = name.start_mark.line + 1
+                if not isinstance(name, yaml.ScalarNode):
+                    raise InputError(f"{where}: the key in line {line} is no word; is a {{{{...}}}} left to fill in?")
                 if name.value in lines:
                     text = (
                         f"{name.value} is given twice, in lines {lines[name.value]} and {line}: leave one of them out"
                     )
                     raise InputError(f"{where}: {text}")
-                if isinstance(name, yaml.ScalarNode):
-                    lines[name.value] = line
+                lines[name.value] = line
                 open_.append(value)
+
+
+def _names(content: Any, name: str) -> bool:
+    """Whether parsed YAML has a dotted key."""
+    for part in name.split("."):
+        if not isinstance(content, dict) or part not in content:
+            return False
+        content = content[part]
+    return True
 
 
 def _put(content: dict[str, Any], name: str, value: Any, where: str) -> None:

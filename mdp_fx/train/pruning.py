@@ -24,7 +24,7 @@ from mdp_fx.passes.arguments import check_limits, check_restrictions
 from mdp_fx.passes.base import Stage, batch_of, silent
 from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.passes.front_end import Choice
-from mdp_fx.passes.importance import ImportanceAccumulator, observe, score
+from mdp_fx.passes.importance import ImportanceAccumulator, observe, score, taken
 from mdp_fx.passes.search_space import importance as kept_importance
 from mdp_fx.passes.space_blocks import unused
 from mdp_fx.pipeline import Stopwatch, analyse, as_inputs, rewrite
@@ -193,6 +193,7 @@ class Pruner:
         self._masks = Masks(self._analysis, masks)
         self.module = self._masks.module.train(model.training)
         self._gathered = ImportanceAccumulator(self._analysis.graph, self._analysis.groups, self._kind, seed=seed)
+        self._check_trained()
         watching = self._gathered.needs == "activations"
         self._observers = observe(self._analysis.graph, self.module) if watching else {}
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -209,6 +210,18 @@ class Pruner:
         )
         on_first(lambda: self._search.check_reach(weights, self._masks))
         self._watch("")
+
+    def _check_trained(self) -> None:
+        """Checks that what has no gradients is not scored by them."""
+        if self._gathered.needs != "gradients":
+            return
+        free = {group.name for group in self._analysis.groups} - self._choices.held
+        for name in self._gathered.tensors_of(free):
+            if not self._masks.network.tensor(name).requires_grad:
+                raise InputError(
+                    f"{name} is frozen, and {self._kind} importance goes by its gradients: let it train, keep its "
+                    "layer as it is (keep), or take an importance without gradients, such as l2"
+                )
 
     @property
     def analysis(self) -> Analysis:
@@ -230,11 +243,11 @@ class Pruner:
             scale: what the loss was multiplied by (the gradient scaler's scale in float16). Batches whose gradients are
                 not finite are not counted.
         """
+        seen = taken(self._observers)
         if not self._schedule.gathers(self.iteration, self._taken + 1) or self._gathered.needs == "nothing":
             return
         if self._observers:
-            latest = {node: each.latest for node, each in self._observers.items() if each.latest is not None}
-            self._gathered.accumulate_activations(latest)
+            self._gathered.accumulate_activations(seen)
             return
         values = {name: self._masks.network.tensor(name) for name in self._gathered.tensors}
         gradients = {

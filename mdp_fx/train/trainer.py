@@ -176,13 +176,14 @@ class Trainer:
             inputs, targets = split_batch(next(batches))
             if self._classes is not None:
                 check_labels(inputs, targets, self._shape, self._classes)
+                targets = targets.long()
             inputs, targets = pytree.tree_map(self._place, (inputs, targets))
             sound = sound & all_finite((inputs, targets))
-            if self._mixing is not None:
-                image, targets = self._mixing(inputs[0], targets)
-                inputs = (image, *inputs[1:])
             alone = self._accelerator.no_sync(self._wrapped) if number < count - 1 else contextlib.nullcontext()
             with alone, self._told(inputs):
+                if self._mixing is not None:
+                    image, targets = self._mixing(inputs[0], targets)
+                    inputs = (image, *inputs[1:])
                 outputs = self._wrapped(*inputs)
                 loss = self._loss(outputs, targets)
                 if self.teaching is not None:

@@ -53,6 +53,13 @@ def test_a_teacher_alone_teaches_by_half(run: Run) -> None:
     assert ran.json["final"]["examples"] == 32
 
 
+def test_a_teacher_that_is_told_to_teach_nothing_is_refused(run: Run) -> None:
+    teacher = ("--teacher", "tests.cli.tiny:make_network", "--set", "distill.logits=0")
+    ran = run("finetune", "slim.pt", *DATA, *COMMON, *teacher)
+    assert (ran.code, ran.out) == (1, "")
+    assert "distill.teacher teaches nothing: set distill.logits or distill.features" in ran.err
+
+
 def test_options_come_before_the_file(run: Run) -> None:
     Path("config.yaml").write_text("tune: {epochs: 7, momentum: 0.5}\noutput: other.pt\n")
     ran = run("finetune", "slim.pt", *DATA, *COMMON, "--config", "config.yaml", "--json", "--force")

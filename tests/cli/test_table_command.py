@@ -217,6 +217,24 @@ def test_pickles_need_no_suffix(run: Run, folder: Path) -> None:
     assert done.out.startswith("wrote lut.csv: 1 convolution at batch 256, the fastest at 6.23 TMAC/s;"), done.err
 
 
+def test_what_is_read_is_not_overwritten(run: Run, table: Path, folder: Path) -> None:
+    before, content = table.read_bytes(), pickle.dumps({KEY: 9.5})
+    (folder / "lut.pkl").write_bytes(content)
+    for args in (
+        ("export", "-o", str(table)),
+        ("export", "-o", "again.sqlite", "--table", "again.sqlite"),
+        ("plot", DEEP, "-o", str(table)),
+        ("import", "lut.pkl", "-o", "lut.pkl"),
+    ):
+        (folder / "again.sqlite").write_bytes(before)
+        done = run("table", *args, "--force")
+        assert done.code == 1, done.out
+        assert "is what is read; name another output file" in done.err
+        assert (folder / "again.sqlite").read_bytes() == before
+    assert table.read_bytes() == before
+    assert (folder / "lut.pkl").read_bytes() == content
+
+
 def test_a_slow_table_is_doubted(run: Run, folder: Path) -> None:
     (folder / "lut.pkl").write_bytes(pickle.dumps({KEY: 9500.0}))
     done = run("table", "import", "lut.pkl")
@@ -262,6 +280,7 @@ def test_the_table_of_another_user_is_left_alone(run: Run, folder: Path) -> None
         (("import", "conv.csv"), "conv.csv, line 2: a latency must be a number above 0"),
         (("import", "class.pkl"), "class.pkl needs the class collections.OrderedDict"),
         (("import", "keys.pkl"), "keys.pkl: the key '64_64' is not of the form batch_cin_cout_fmap_k_stride[_groups]"),
+        (("import", "numbers.pkl"), "numbers.pkl: the key 'int' is not of the form batch_cin_cout"),
         (("import", "negative.pkl"), f"negative.pkl: the entry '{KEY}': a latency must be a number above 0"),
         (("import", "damaged.pkl"), "damaged.pkl is damaged or no pickle"),
         (("import", "row.csv", "--unit", "ms"), "--unit is for pickles"),
@@ -290,6 +309,7 @@ def test_bad_input_is_one_line(run: Run, table: Path, folder: Path, args: tuple[
     (folder / "conv.csv").write_text(f"{CONVOLUTIONS}\n8,8,8,3,1,1,1,nan\n")
     (folder / "class.pkl").write_bytes(pickle.dumps(OrderedDict({KEY: 1.0})))
     (folder / "keys.pkl").write_bytes(pickle.dumps({"64_64": 1.0}))
+    (folder / "numbers.pkl").write_bytes(pickle.dumps({10**5000: 1.0}))
     (folder / "negative.pkl").write_bytes(pickle.dumps({KEY: -1.0}))
     (folder / "damaged.pkl").write_bytes(b"\x80\x04")
     before = {path.name for path in folder.iterdir()}

@@ -67,9 +67,17 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "table.sqlite"
-    path.write_bytes(b"this is not a database" * 100)
+    path.write_bytes(b"SQLite format 3\x00" + b"\xff" * 2000)
     with pytest.raises(TargetError, match=r"table\.sqlite is damaged .* delete it"):
         LatencyTable(path)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_file_that_is_no_table_is_not_to_be_deleted(tmp_path: Path, read_only: bool) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"this is not a database" * 100)
+    with pytest.raises(TargetError, match=r"model\.onnx is no SQLite file: name a latency table, or move"):
+        LatencyTable(path, read_only=read_only)
 
 
 def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def test_every_target_describes_itself(name: str) -> None:
 def test_bad_thread_counts_are_refused(name: str) -> None:
     with pytest.raises(TargetError, match="0 threads"):
         get_target(name, threads=0)
+    for wrong in ("1", True, 1.0):
+        with pytest.raises(TargetError, match=r"^threads is .*; it must be an int of at least 1"):
+            get_target(name, threads=wrong)  # type: ignore[arg-type]
+
+
+def test_a_target_has_a_name() -> None:
+    with pytest.raises(TargetError, match=r"^target is None; it must be a name"):
+        get_target(None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ON_CPU)

@@ -73,3 +73,29 @@ class Nothing(nn.Module):
 
 def test_a_network_that_is_no_graph_is_not_looked_into() -> None:
     assert find_collapse(Nothing(), INPUTS) is None
+
+
+class Tokens(nn.Module):
+    """A transformer's beginning: patches, and a token that is the same for every example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.mix = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), patches], 1)
+        return self.head(self.mix(tokens).mean(1))
+
+
+def test_a_token_of_all_examples_is_no_collapse() -> None:
+    network = fx.symbolic_trace(Tokens())
+    assert find_collapse(network, INPUTS) is None
+    with torch.no_grad():
+        network.get_submodule("mix").weight.zero_()
+    found = find_collapse(network, INPUTS)
+    assert found is not None
+    assert found.layer == "mix"

@@ -59,6 +59,7 @@ def test_every_key_is_documented() -> None:
         ),
         ("prune.keep=" + 5000 * "[", "its brackets are too deep"),
         ("tune={rate: 1, rate: 2}", "rate is given twice, in lines 1 and 1: leave one of them out"),
+        ("data.train={{ DATA }}", "the key in line 1 is no word; is a {{...}} left to fill in?"),
         ("tune.rate", "--set tune.rate is not of the form key=value"),
     ],
 )

@@ -195,6 +195,32 @@ def test_an_importance_that_batch_norms_hide_is_refused() -> None:
         pruner(importance="taylor-filter")
 
 
+def test_what_is_frozen_is_not_scored_by_gradients() -> None:
+    network = small()
+    network.get_submodule("one").requires_grad_(False)
+    with pytest.raises(InputError, match=r"^one\.\S+ is frozen, and taylor importance goes by its gradients: let it"):
+        Pruner(network, images(), latency="60%", **PREDICTED)
+    assert not Pruner(network, images(), latency="60%", **PREDICTED, importance="l2").done
+    network.requires_grad_(True).get_submodule("head").requires_grad_(False)
+    assert not Pruner(network, images(), latency="60%", **PREDICTED).done  # Nothing is pruned by it.
+
+
+def test_activations_of_all_accumulated_batches_count() -> None:
+    scores = []
+    for batches in ((1,), (2,), (1, 2)):
+        found = pruner(importance="activation")
+        found.module.eval()
+        for number in batches:
+            found.module(batch(number)[0])
+        with torch.no_grad():
+            found.module(batch(7)[0])  # What is only evaluated does not count.
+        found.after_backward()
+        scores.append(torch.from_numpy(found._gathered.scores()[0].values))
+    one, two, both = scores
+    assert torch.allclose(both, (one + two) / 2)
+    assert not torch.allclose(one, two)
+
+
 def decided(network: nn.Module, found: Pruner, part: slice) -> list[Any]:
     """The step that is taken after three parts of batches, with norms in eval mode, as plain data."""
     found.module.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mdp_fx.passes.importance.accumulator import ImportanceAccumulator
-from mdp_fx.passes.importance.activations import observe
+from mdp_fx.passes.importance.activations import observe, taken
 from mdp_fx.passes.importance.batches import guarded
 from mdp_fx.passes.importance.kinds import KINDS, NEEDS, SMALLEST, check_kind
 from mdp_fx.passes.importance.layers import FloatArray, Layer, LayerImportance, find_layers, find_readers
@@ -26,4 +26,5 @@ __all__ = [
     "guarded",
     "observe",
     "score",
+    "taken",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,12 @@ class ImportanceAccumulator:
     def tensors(self) -> tuple[str, ...]:
         """Names of the stored tensors whose values, and gradients, are looked at."""
         return tuple(dict.fromkeys(name for source in self._sources for name, _ in source.tensors))
+
+    def tensors_of(self, groups: Collection[str]) -> tuple[str, ...]:
+        """Names of the tensors that some groups are scored by."""
+        wanted = set(groups)
+        found = (source for source, sums in zip(self._sources, self._sums, strict=True) if not wanted.isdisjoint(sums))
+        return tuple(dict.fromkeys(name for source in found for name, _ in source.tensors))
 
     def reset(self) -> None:
         """Forgets all batches."""

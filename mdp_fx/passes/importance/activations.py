@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import fx, nn
 
@@ -16,19 +18,33 @@ class Observer(nn.Module):
 
     Attributes:
         axis: the axis that is not averaged over.
-        latest: of the last call, shape (entries of that axis,), float64; None before there was one.
     """
 
     def __init__(self, axis: int) -> None:
         super().__init__()
         self.axis = axis
-        self.latest: torch.Tensor | None = None
+        self._sum: torch.Tensor | None = None
+        self._calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns `x`."""
-        with torch.no_grad():
-            self.latest = x.detach().abs().double().movedim(self.axis, 0).flatten(1).mean(1)
+        if torch.is_grad_enabled():  # What is evaluated in between is not trained on.
+            mean = x.detach().abs().double().movedim(self.axis, 0).flatten(1).mean(1)
+            self._sum = mean if self._sum is None else self._sum + mean
+            self._calls += 1
         return x
+
+    def take(self) -> torch.Tensor | None:
+        """The mean over the calls since the last time, shape (entries of that axis,), float64; None without any."""
+        mean = None if self._sum is None else self._sum / self._calls
+        self._sum, self._calls = None, 0
+        return mean
+
+
+def taken(observers: Mapping[str, Observer]) -> dict[str, torch.Tensor]:
+    """What the observers saw since the last time, those that saw anything."""
+    found = {node: each.take() for node, each in observers.items()}
+    return {node: mean for node, mean in found.items() if mean is not None}
 
 
 def observe(graph: PruneGraph, module: fx.GraphModule) -> dict[str, Observer]:

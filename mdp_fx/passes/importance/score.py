@@ -16,7 +16,7 @@ from mdp_fx.graph.modes import eval_mode
 from mdp_fx.graph.prune_graph import PruneGraph
 from mdp_fx.passes.channel_groups import ChannelGroup
 from mdp_fx.passes.importance.accumulator import ImportanceAccumulator
-from mdp_fx.passes.importance.activations import observe
+from mdp_fx.passes.importance.activations import observe, taken
 from mdp_fx.passes.importance.batches import guarded
 from mdp_fx.passes.importance.layers import LayerImportance
 from mdp_fx.passes.slice_channels import dense_network
@@ -107,8 +107,7 @@ def gather(
         for batch in guarded(data):
             gradients = batch_gradients(network, batch, loss, wanted)
             if by_activation:
-                latest = {node: each.latest for node, each in observers.items() if each.latest is not None}
-                gathered.accumulate_activations(latest)
+                gathered.accumulate_activations(taken(observers))
             else:
                 gathered.accumulate(wanted, gradients)
             done += 1
