@@ -164,6 +164,13 @@ def test_data_that_are_no_numbers_are_told_as_such(files: Files) -> None:
         files.tune("out", "log.checkpoint=1", **keys)
 
 
+def test_statistics_that_are_no_numbers_are_not_written(files: Files) -> None:
+    keys = {"data.train": "tests.training_runs:make_huge", "data.val": None}
+    with pytest.raises(TrainingError, match=r"stem\.1\.running_var is not finite after step"):
+        files.tune("out", "tune.epochs=1", **keys)
+    assert not (files.folder / "out.pt").exists()
+
+
 def test_a_network_that_is_no_classifier_is_trained_by_a_loss_of_ones_own(files: Files, tmp_path: Path) -> None:
     model = str(slim_file(tmp_path / "regression.pt", Regression()))
     keys = {"data.train": "tests.training_runs:make_numbers", "data.val": "tests.training_runs:make_numbers"}

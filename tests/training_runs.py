@@ -81,6 +81,13 @@ def batches(
     return [(x, torch.randint(low, high, (4,), generator=generator)) for x in images]
 
 
+def make_huge() -> list[tuple[Tensor, Tensor]]:
+    """An image of the third batch overflows the statistics of a batch norm, and the loss stays a number."""
+    found = batches(4)
+    found[2][0][0].mul_(1e25)
+    return found
+
+
 def make_plain() -> list[tuple[Tensor, Tensor]]:
     return batches(4)
 

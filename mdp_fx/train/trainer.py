@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -242,13 +243,13 @@ class Trainer:
             raise TrainingError(msg) from error
 
     def check_finite(self) -> None:
-        """Checks the weights, before they are written.
+        """Checks the weights and the statistics, before they are written.
 
         Raises:
             TrainingError: some are not finite.
         """
-        for name, value in self.module.named_parameters():
-            if not bool(torch.isfinite(value).all()):
+        for name, value in itertools.chain(self.module.named_parameters(), self.module.named_buffers()):
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise weights_not_finite(name, self.step)
 
     def bare(self) -> nn.Module:
