@@ -195,7 +195,7 @@ class Pruner:
         self._gathered = ImportanceAccumulator(self._analysis.graph, self._analysis.groups, self._kind, seed=seed)
         self._check_trained()
         watching = self._gathered.needs == "activations"
-        self._observers = observe(self._analysis.graph, self.module) if watching else {}
+        self._observers = observe(self._analysis.graph, self.module, in_training=True) if watching else {}
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self.module.to(device)
         self.iteration = 0

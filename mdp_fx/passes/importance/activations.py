@@ -18,18 +18,20 @@ class Observer(nn.Module):
 
     Attributes:
         axis: the axis that is not averaged over.
+        in_training: only calls with gradients count: what is evaluated in between is not trained on.
     """
 
-    def __init__(self, axis: int) -> None:
+    def __init__(self, axis: int, *, in_training: bool = False) -> None:
         super().__init__()
-        self.axis = axis
+        self.axis, self.in_training = axis, in_training
         self._sum: torch.Tensor | None = None
         self._calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns `x`."""
-        if torch.is_grad_enabled():  # What is evaluated in between is not trained on.
-            mean = x.detach().abs().double().movedim(self.axis, 0).flatten(1).mean(1)
+        if torch.is_grad_enabled() or not self.in_training:
+            with torch.no_grad():
+                mean = x.detach().abs().double().movedim(self.axis, 0).flatten(1).mean(1)
             self._sum = mean if self._sum is None else self._sum + mean
             self._calls += 1
         return x
@@ -47,12 +49,13 @@ def taken(observers: Mapping[str, Observer]) -> dict[str, torch.Tensor]:
     return {node: mean for node, mean in found.items() if mean is not None}
 
 
-def observe(graph: PruneGraph, module: fx.GraphModule) -> dict[str, Observer]:
+def observe(graph: PruneGraph, module: fx.GraphModule, *, in_training: bool = False) -> dict[str, Observer]:
     """Puts an observer behind every layer, the norm and the functions of one operand that alone follow it.
 
     Args:
         graph: the typed network.
         module: a network with the same nodes, edited in place.
+        in_training: of the observers.
 
     Returns:
         The observers by the name of the layer's node.
@@ -64,7 +67,7 @@ def observe(graph: PruneGraph, module: fx.GraphModule) -> dict[str, Observer]:
     observers: dict[str, Observer] = {}
     for layer in layers:
         last, axis = _seen(graph, typed[layer.node], layer.out, weighted)
-        observers[layer.node] = Observer(axis)
+        observers[layer.node] = Observer(axis, in_training=in_training)
         target = f"observer_{layer.node}"
         module.add_submodule(target, observers[layer.node])
         users = tuple(nodes[last.name].users)
