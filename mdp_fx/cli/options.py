@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -50,6 +51,13 @@ def _above_zero(_ctx: click.Context, _param: click.Parameter, value: float) -> f
     """A number that is not nan either."""
     if not value > 0:
         raise click.BadParameter(f"{value:g} is not a number of seconds above 0")
+    return value
+
+
+def not_nan(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    """A number that is not nan, which click takes to be in every range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number")
     return value
 
 

@@ -209,7 +209,13 @@ def plot_command(
 
 
 @command.command("gc")
-@click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Points from before so many days.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    callback=options.not_nan,
+    metavar="DAYS",
+    help="Points from before so many days.",
+)
 @click.option("--fingerprint", "fingerprints", metavar="FINGERPRINT", multiple=True, help="Its points, repeatable.")
 @_table_option
 @click.option("--force", is_flag=True, help="Delete without a question.")

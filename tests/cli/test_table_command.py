@@ -329,6 +329,7 @@ def test_bad_input_is_one_line(run: Run, table: Path, folder: Path, args: tuple[
         (("export",), "Missing option '-o'"),
         (("import", "x.pkl", "--unit", "min"), "'min' is not one of"),
         (("gc", "--older-than", "-1"), "--older-than"),
+        (("gc", "--older-than", "nan"), "'--older-than': nan is not a number"),
         ((), "Usage: mdp-fx table"),
     ],
 )
