@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -228,14 +227,14 @@ def search_space(
     batch = batch_of(inputs)
     device = None if target is None else get_target(target, threads, dtype, fill=fill, batch=batch)
     options = SolverOptions(min_keep=min_keep, fixed=dict(fixed or {}), keep_blocks=tuple(keep_blocks))
-    with nullcontext() if device is None else table_for(device) as table:
+    with table_for(device) as table:
         subject = subject_of(model, inputs)
         analysis, choices, worth = analyse_and_score(
             *(subject, kind, data, loss, step, keep, only, front_end, seed, stage, progress),
             all_examples=device is None or device.can_run,
             scores=scores,
         )
-        if device is None or table is None:
+        if device is None:
             space = build_space(analysis, choices, worth, {})
             return restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
         search = search_for(

@@ -16,14 +16,11 @@ from mdp_fx.graph.trace import detached_copy
 from mdp_fx.latency.measuring import time_in_turn, timings_of
 from mdp_fx.latency.peak_memory import peak_memory
 from mdp_fx.latency.ratio import FEWEST_ROUNDS, ratio_of
-from mdp_fx.latency.targets import Runner, RunsEngines, RunsOnnx, Target, get_target, runs_nothing
+from mdp_fx.latency.targets import Runner, RunsEngines, RunsOnnx, Target, get_target, is_engine, is_onnx, runs_nothing
 from mdp_fx.onnx_inputs import onnx_inputs
 from mdp_fx.passes.arguments import check_time_limit
 from mdp_fx.pipeline import as_inputs
 from mdp_fx.report.facts import BenchRow
-
-ONNX_SUFFIX = ".onnx"
-ENGINE_SUFFIXES = (".engine", ".plan")
 
 
 def bench(
@@ -112,11 +109,11 @@ def check_runnable(models: Mapping[str, object], device: Target, memory: bool = 
         if not isinstance(model, str | os.PathLike):
             continue
         path = Path(model)
-        if path.suffix.lower() == ONNX_SUFFIX:
+        if is_onnx(path):
             if not isinstance(device, RunsOnnx):
                 hint = "use --target onnxruntime:cpu"
                 raise InputError(f"{path} is an ONNX file, which {device.name} does not run: {hint}")
-        elif path.suffix.lower() not in ENGINE_SUFFIXES:
+        elif not is_engine(path):
             raise InputError(f"{path} is neither an ONNX file (.onnx) nor a TensorRT engine (.engine, .plan)")
         elif not isinstance(device, RunsEngines):
             raise InputError(f"{path} is a TensorRT engine, which {device.name} does not run: use --target tensorrt")
@@ -129,14 +126,18 @@ def check_runnable(models: Mapping[str, object], device: Target, memory: bool = 
 def _networks_and_inputs(
     models: Mapping[str, nn.Module | str | os.PathLike[str]], inputs: tuple[Any, ...]
 ) -> tuple[dict[str, nn.Module | str | os.PathLike[str]], dict[str, tuple[Any, ...]]]:
-    """What is timed by name, and on which inputs; detectors get the same boxes, however many each finds."""
+    """What is timed by name, and on which inputs: copies in eval mode, for networks stay the user's as they are.
+
+    Detectors get the same boxes, however many each finds.
+    """
     made: dict[str, nn.Module | str | os.PathLike[str]] = {}
     own: dict[str, tuple[Any, ...]] = {}
     first: Subject | None = None
     for name, model in models.items():
         subject = subject_of(model, inputs) if isinstance(model, nn.Module) else None
         if subject is None or not subject.is_part:
-            made[name], own[name] = model, _own_inputs(model, inputs)
+            made[name] = detached_copy(model).eval() if isinstance(model, nn.Module) else model
+            own[name] = _own_inputs(model, inputs)
             continue
         first = first or subject
         alike = [value.shape[2:] for value in first.inputs] == [value.shape[2:] for value in subject.inputs]
@@ -145,16 +146,16 @@ def _networks_and_inputs(
 
 
 def _own_inputs(model: nn.Module | str | os.PathLike[str], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(model, nn.Module) or Path(model).suffix.lower() != ONNX_SUFFIX:
+    if isinstance(model, nn.Module) or not is_onnx(Path(model)):
         return inputs
     return onnx_inputs(Path(model), [value for value in inputs if isinstance(value, Tensor)])
 
 
 def _prepare(model: nn.Module | str | os.PathLike[str], inputs: tuple[Any, ...], device: Target) -> Runner:
     if isinstance(model, nn.Module):
-        return device.prepare(detached_copy(model).eval(), inputs)
+        return device.prepare(model, inputs)
     path = Path(model)
-    if path.suffix.lower() == ONNX_SUFFIX:
+    if is_onnx(path):
         assert isinstance(device, RunsOnnx)
         return device.prepare_onnx(path, inputs)
     assert isinstance(device, RunsEngines)

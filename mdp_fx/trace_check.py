@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import ParityError, first_line
 from mdp_fx.exporters.parity import compare
+from mdp_fx.graph.forward import copied_tensors
 from mdp_fx.graph.prune_graph import PruneGraph
-from mdp_fx.graph.trace import copied_tensors, shadow_of
+from mdp_fx.graph.trace import shadow_of
 from mdp_fx.graph.tracer import plain_output
 from mdp_fx.passes.slice_channels import dense_network
 

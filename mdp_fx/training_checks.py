@@ -49,8 +49,7 @@ class Checks:
         """The layer that has collapsed, on the first batch of the validation data, or else of the training data."""
         if self._probed is None:
             batches = self._setup.train if self._setup.val is None else self._setup.val
-            with random_kept():
-                first = next(batches.all(), None)
+            first = next(batches.all(), None)
             self._probed = () if first is None else split_batch(first)[0]
         if not self._probed:  # There are fewer batches than processes.
             return None

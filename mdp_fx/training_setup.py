@@ -19,7 +19,6 @@ from mdp_fx.train.config import TrainConfig
 from mdp_fx.train.distillation import check_teacher
 from mdp_fx.train.objective import Loss, check_labels, classes_of, split_batch
 from mdp_fx.train.pruning import Pruner
-from mdp_fx.train.run_state import random_kept
 from mdp_fx.training_data import Batches, Shard, load_batches
 
 _IMAGE_AXES = 3  # channels, height, width
@@ -174,8 +173,7 @@ def _check_first(loaded: LoadedModel, batches: Batches, shape: tuple[int, ...], 
     Raises:
         DataError: it cannot be read, or does not fit the network.
     """
-    with random_kept():
-        first = next(batches.all(), None)
+    first = next(batches.all(), None)
     if first is None:
         return False
     inputs, targets = split_batch(first)

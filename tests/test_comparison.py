@@ -79,6 +79,14 @@ def test_the_networks_stay_as_they_are() -> None:
     assert [part.training for part in network.modules()] == [True, False, True]
 
 
+def test_memory_is_that_of_a_network_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(comparison, "peak_memory", lambda _, network, __: seen.append(network.training) or 1)
+    network = nn.Dropout().train()
+    mdp_fx.bench({"it": network}, torch.randn(1, 4), target="torch:cpu", threads=1, memory=True, time_limit=0.1)
+    assert seen == [False]
+
+
 def test_a_table_runs_nothing() -> None:
     class Unrunnable(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

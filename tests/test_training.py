@@ -56,12 +56,10 @@ def test_fine_tuning_learns_and_writes_a_slim_network(files: Files) -> None:
 
 
 @pytest.mark.parametrize(("step", "every"), [(1, 1), (3, 1), (4, 3), (6, 1), (8, 1)])
-def test_a_run_that_is_taken_up_ends_with_the_same_weights(
-    files: Files, monkeypatch: pytest.MonkeyPatch, step: int, every: int
-) -> None:
+def test_a_run_that_is_taken_up_ends_with_the_same_weights(files: Files, step: int, every: int) -> None:
     options = (*RICH, "log.checkpoint=1", f"log.every={every}")
     files.tune("whole", *options)
-    kill_at(step, files, monkeypatch, *options)
+    kill_at(step, files, *options)
     assert not (files.folder / "killed.pt").exists()
     report = files.tune("killed", *options, resume=True)
     assert report.resumed == step
@@ -111,7 +109,7 @@ def test_a_checkpoint_comes_before_the_validation(files: Files, monkeypatch: pyt
             files.tune("out")
     with monkeypatch.context() as patch:
         patch.setattr(training.Checks, "collapse", lambda *_: "a layer has collapsed")
-        kill_at(8, files, patch)
+        kill_at(8, files)
     report = files.tune("out", resume=True)
     assert report.resumed == 4
     assert [line["step"] for line in files.log("out", "evaluate")] == [4, 8]
@@ -199,10 +197,10 @@ def test_batches_without_inputs_are_told_with_a_loss_of_ones_own_too(files: File
         files.tune("out", "tune.loss=tests.training_runs:squares", **keys)
 
 
-def test_a_loader_of_ones_own_is_taken_up_exactly(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loader_of_ones_own_is_taken_up_exactly(files: Files) -> None:
     keys = {"data.train": "tests.training_runs:make_plain", "data.val": "tests.training_runs:make_plain"}
     files.tune("whole", "log.checkpoint=1", "tune.mixup=0.5", **keys)
-    kill_at(6, files, monkeypatch, "log.checkpoint=1", "tune.mixup=0.5", **keys)
+    kill_at(6, files, "log.checkpoint=1", "tune.mixup=0.5", **keys)
     files.tune("killed", "log.checkpoint=1", "tune.mixup=0.5", resume=True, **keys)
     assert same(files.weights("killed"), files.weights("whole"))
 

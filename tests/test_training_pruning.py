@@ -20,6 +20,7 @@ from mdp_fx.report.training import TrainReport
 from mdp_fx.train.config_file import read_config
 from tests.cli.tiny import make_network
 from tests.train.small_runs import image_folder
+from tests.training_runs import killed_at, log, same
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -59,11 +60,6 @@ def train(
     return training.run(config, prune=True, resume=resume, force=force)
 
 
-def log(folder: Path, name: str, kind: str) -> list[dict[str, Any]]:
-    lines = (folder / f"{name}-run" / "log.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if line["kind"] == kind]
-
-
 def test_one_shot(images: Path, tmp_path: Path) -> None:
     report = train(tmp_path, images, "out", "prune.recalibrate=2", "tune.epochs=8", "tune.ema=0.5")
     assert report.final is not None
@@ -88,32 +84,16 @@ def test_a_schedule_with_a_teacher(images: Path, tmp_path: Path, masks: str) -> 
     assert [len(log(tmp_path, "out", kind)) for kind in ("pruned", "evaluate", "train")] == [3, 4, 16]
 
 
-class Killed(BaseException):
-    """Stands for a kill."""
-
-
 @pytest.mark.parametrize("step", [2, 4, 6, 7])
-def test_a_killed_schedule_is_taken_up_exactly(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_a_killed_schedule_is_taken_up_exactly(images: Path, tmp_path: Path, step: int) -> None:
     more = ("prune.steps=2", "prune.masks=soft", "tune.mixup=0.2", "tune.ema=0.9", "distill.logits=0.5")
     train(tmp_path, images, "whole", *more)
-    save = training.save_run
-
-    def save_and_die(folder: Path, state: dict[str, Any]) -> None:
-        save(folder, state)
-        if state["trainer"]["step"] == step:
-            raise Killed
-
-    monkeypatch.setattr(training, "save_run", save_and_die)
-    with pytest.raises(Killed):
+    with killed_at(step):
         train(tmp_path, images, "killed", *more)
-    monkeypatch.setattr(training, "save_run", save)
     report = train(tmp_path, images, "killed", *more, resume=True)
     assert report.resumed == step
     a, b = (mdp_fx.load(tmp_path / f"{name}.pt").state_dict() for name in ("whole", "killed"))
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert same(a, b)
     assert report.dense is not None
 
 

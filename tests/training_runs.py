@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -44,8 +46,13 @@ class Files:
 
     def log(self, name: str, kind: str = "train") -> list[dict[str, Any]]:
         """Lines of a run's log."""
-        lines = (self.folder / f"{name}-run" / "log.jsonl").read_text().splitlines()
-        return [line for line in map(json.loads, lines) if line["kind"] == kind]
+        return log(self.folder, name, kind)
+
+
+def log(folder: Path, name: str, kind: str) -> list[dict[str, Any]]:
+    """Lines of one kind of a run's log."""
+    lines = (folder / f"{name}-run" / "log.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -57,8 +64,9 @@ class Killed(BaseException):
     """Stands for a kill: nothing in the program may catch it."""
 
 
-def kill_at(step: int, files: Files, monkeypatch: pytest.MonkeyPatch, *overrides: str, **keys: Any) -> None:
-    """Runs `killed` until its checkpoint at a step."""
+@contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """Kills the run within at its checkpoint of a step."""
     save = training.save_run
 
     def save_and_die(folder: Path, state: dict[str, Any]) -> None:
@@ -66,11 +74,15 @@ def kill_at(step: int, files: Files, monkeypatch: pytest.MonkeyPatch, *overrides
         if state["trainer"]["step"] == step:
             raise Killed
 
-    monkeypatch.setattr(training, "save_run", save_and_die)
-    with pytest.raises(Killed):
-        files.tune("killed", *overrides, **keys)
-    monkeypatch.setattr(training, "save_run", save)
+    with patch.object(training, "save_run", save_and_die), pytest.raises(Killed):
+        yield
     torch.rand(7)  # The state of the process that goes on is another one.
+
+
+def kill_at(step: int, files: Files, *overrides: str, **keys: Any) -> None:
+    """Runs `killed` until its checkpoint at a step."""
+    with killed_at(step):
+        files.tune("killed", *overrides, **keys)
 
 
 def batches(

@@ -98,13 +98,13 @@ def _load(
     models: Sequence[str], device: Target, arch: str | None, trust_pickle: bool, memory: bool
 ) -> dict[str, LoadedModel | Path | _Masked]:
     """What is named on the command line, by label; files that the target runs as they are stay files."""
-    from mdp_fx.comparison import ENGINE_SUFFIXES, ONNX_SUFFIX, check_runnable
+    from mdp_fx.comparison import check_runnable
     from mdp_fx.errors import InputError
+    from mdp_fx.latency.targets import is_engine, is_onnx
     from mdp_fx.mask_file import is_mask_file, read_masks
 
     specs = dict(zip(_labels(models), models, strict=True))
-    files_end = (ONNX_SUFFIX, *ENGINE_SUFFIXES)
-    files = {label: Path(spec) for label, spec in specs.items() if spec.lower().endswith(files_end)}
+    files = {label: Path(spec) for label, spec in specs.items() if is_onnx(Path(spec)) or is_engine(Path(spec))}
     check_runnable(files, device, memory)
     found: dict[str, LoadedModel | Path | _Masked] = {}
     dense: LoadedModel | None = None

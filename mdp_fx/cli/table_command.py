@@ -102,8 +102,9 @@ def export_command(fingerprints: tuple[str, ...], output: Path, path: Path | Non
     Columns: fingerprint, region, sizes ("64x128"), median_us, p90_us, low_us, spread, runs.
     """
     from mdp_fx.latency.table_csv import write_measurements
+    from mdp_fx.latency.tables import table_path
 
-    loading.check_outputs({"--output": output}, force, [_where(path)])
+    loading.check_outputs({"--output": output}, force, [table_path(path)])
     with _open(path) as table:
         names = dict.fromkeys(_pick_fingerprint(table, each) for each in fingerprints)
         found = [each for name in names or (None,) for each in table.measurements(name)]
@@ -163,9 +164,9 @@ def merge_command(other: Path, path: Path | None, as_json: bool) -> None:
     """
     from mdp_fx.errors import InputError
     from mdp_fx.latency.table_file import is_sqlite
-    from mdp_fx.latency.tables import LatencyTable
+    from mdp_fx.latency.tables import LatencyTable, table_path
 
-    if other.resolve() == _where(path).resolve():
+    if other.resolve() == table_path(path).resolve():
         raise InputError(f"{other} is the latency table itself: name another one")
     if other.is_file() and not is_sqlite(other):
         raise InputError(f"{other} is no SQLite file: mdp-fx table import reads CSV files and pickles")
@@ -186,10 +187,11 @@ def plot_command(
 ) -> None:
     """Plot REGION: a staircase of one size, or a heat map of two."""
     from mdp_fx.errors import InputError
+    from mdp_fx.latency.tables import table_path
     from mdp_fx.report.frontier import check_plot, write_figure
     from mdp_fx.report.latency_table import figure
 
-    loading.check_outputs({"--output": output}, force, [_where(path)])
+    loading.check_outputs({"--output": output}, force, [table_path(path)])
     check_plot(output)
     with _open(path) as table:
         names = [row.fingerprint for row in _fingerprints(table)]
@@ -258,13 +260,6 @@ def _agreed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise InputError(f"nobody is there to agree that {count:,} points go: pass --force to delete them")
     return click.confirm(f"Delete {count:,} points?")
-
-
-def _where(path: Path | None) -> Path:
-    """The latency table that was named, or the user's."""
-    from mdp_fx.latency.tables import cache_dir
-
-    return path or cache_dir() / "latency.sqlite"
 
 
 def _open(path: Path | None) -> LatencyTable:

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdp_fx.errors import InputError, first_line
-from mdp_fx.graph.trace import copied_tensors, shadow_of
+from mdp_fx.graph.forward import copied_tensors
+from mdp_fx.graph.trace import shadow_of
 
 _TRANSFORM = "torchvision.models.detection.transform.GeneralizedRCNNTransform"
 _FEW = 10

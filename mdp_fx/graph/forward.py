@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -11,6 +10,11 @@ from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, first_line
 from mdp_fx.graph.modes import eval_mode
+
+
+def copied_tensors(value: Any) -> Any:
+    """A nested value with copies of its tensors."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, value)
 
 
 def run_once(
@@ -29,7 +33,7 @@ def run_once(
     """
     try:
         with eval_mode(network), torch.no_grad():
-            return network(*copy.deepcopy(inputs))
+            return network(*copied_tensors(inputs))
     except Exception as error:  # the network's own code: whatever it raises, it rejects the inputs
         tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors)

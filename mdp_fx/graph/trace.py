@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from mdp_fx.errors import InputError, MdpFxError, ModelError, first_line
 from mdp_fx.graph.copies import copy_network
 from mdp_fx.graph.eval_flag import EvalFlag
-from mdp_fx.graph.forward import run_once
+from mdp_fx.graph.forward import copied_tensors, run_once
 from mdp_fx.graph.held_state import held_tensors
 from mdp_fx.graph.proxy import ValueProxy
 from mdp_fx.graph.tracer import MadeTensorWrittenError, ValueTracer
@@ -128,11 +128,6 @@ def _told(failure: Exception) -> str:
 
 def _is_tensor(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor)
-
-
-def copied_tensors(value: Any) -> Any:
-    """A nested value with copies of its tensors."""
-    return pytree.tree_map(lambda leaf: leaf.clone() if _is_tensor(leaf) else leaf, value)
 
 
 def shadow_of(model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mdp_fx.errors import TargetError, first_line
 from mdp_fx.exporters.onnx_model import to_onnx_bytes
 from mdp_fx.graph.casting import cast_network
-from mdp_fx.latency.targets import RunsOnnx, Target, get_target
+from mdp_fx.latency.targets import RunsOnnx, Target, get_target, is_onnx
 
 _RUNS = 3
 _TIMEOUT_S = 600.0
@@ -53,7 +53,7 @@ def peak_memory(target: Target, network: nn.Module | Path, inputs: tuple[Tensor,
             "dtype": target.dtype,
             "network": str(file.resolve()),
             "inputs": str(folder / "inputs.pt"),
-            "imports": [] if file.suffix == ".onnx" else _sources(network),
+            "imports": [] if is_onnx(file) else _sources(network),
             "answer": str(answer),
         }
         # -P: a file of the working folder must not come in place of one that Python or torch imports
@@ -124,7 +124,7 @@ def _measure(job: Mapping[str, Any]) -> int:
     inputs = torch.load(job["inputs"], weights_only=True)
     network = Path(job["network"])
     before = _resident_peak()
-    if network.suffix == ".onnx":
+    if is_onnx(network):
         runner = cast("RunsOnnx", target).prepare_onnx(network, inputs)
     else:
         runner = target.prepare(torch.load(network, weights_only=False), inputs)  # our own file, written just before

@@ -113,7 +113,7 @@ class LatencyTable:
             TargetError: the file is missing or cannot be created, is not a latency table, or was written by a newer
                 version.
         """
-        self.path = cache_dir() / "latency.sqlite" if path is None else path
+        self.path = table_path(path)
         if in_memory:
             where = "file::memory:"
         else:
@@ -346,13 +346,18 @@ class LatencyTable:
             raise self._damage(error) from error
 
 
-def table_for(target: Target) -> LatencyTable:
-    """The user's table; for a target that only predicts, and so keeps nothing, an empty one that no file holds.
+def table_path(path: Path | None = None) -> Path:
+    """The table that was named, or the user's."""
+    return cache_dir() / "latency.sqlite" if path is None else path
+
+
+def table_for(target: Target | None) -> LatencyTable:
+    """The user's table; without a target, or for one that only predicts, an empty one that no file holds.
 
     Raises:
         TargetError: it cannot be opened.
     """
-    return LatencyTable(in_memory=not target.can_run)
+    return LatencyTable(in_memory=target is None or not target.can_run)
 
 
 def _row(measurement: Measurement) -> tuple[str | float | None, ...]:

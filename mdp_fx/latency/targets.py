@@ -147,6 +147,11 @@ class Target(ABC):
         """
 
 
+def is_onnx(path: Path) -> bool:
+    """Whether a file is an ONNX file, by its name."""
+    return path.suffix.lower() == ".onnx"
+
+
 @runtime_checkable
 class RunsOnnx(Protocol):
     """A target that runs ONNX files as they are."""
@@ -157,6 +162,11 @@ class RunsOnnx(Protocol):
         Raises:
             ModelError: the runtime refuses the file, or the inputs.
         """
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a file is a TensorRT engine, by its name."""
+    return path.suffix.lower() in (".engine", ".plan")
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_fx.graph.casting import DTYPES, cast_network
-from mdp_fx.graph.trace import copied_tensors
+from mdp_fx.graph.forward import copied_tensors
 from mdp_fx.latency.casting import CastRegion, check_dtype
 from mdp_fx.latency.cpu import CacheFlush, check_threads, cores_to_pin, cpu_model, vector_alignment
 from mdp_fx.latency.targets import RegionSpec, Runner, Target, results_of

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_fx.graph.casting import cast_network
-from mdp_fx.graph.trace import copied_tensors
+from mdp_fx.graph.forward import copied_tensors
 from mdp_fx.latency.cuda import CudaRunner, GpuTarget
 from mdp_fx.latency.targets import RegionSpec, Runner
 from mdp_fx.latency.timing import Effort, Timing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
@@ -36,11 +37,12 @@ class Notes:
         yield grid
 
 
-def table(*columns: str, left: Sequence[int] = (0,)) -> Table:
-    """A table without lines; the columns `left` are text, the others numbers."""
+def table(*columns: str, left: Sequence[int] = (0,), whole: Sequence[int] = ()) -> Table:
+    """A table without lines; the columns `left` are text, the others numbers; `whole` ones stay on one line."""
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i in left else "right", overflow="fold", header_style="dim")
+        side: Literal["left", "right"] = "left" if i in left else "right"
+        grid.add_column(column, justify=side, overflow="fold", no_wrap=i in whole, header_style="dim")
     return grid
 
 

@@ -114,12 +114,8 @@ def list_tables(path: str, rows: Sequence[FingerprintRow]) -> Iterator[Renderabl
     if not rows:
         yield Text("no measurements")
         return
-    text = (1, 2, 3, 5)
-    table = cells.table(
-        *("#", "target", "runtime", "device", "threads", "dtype", "regions", "points", "age", "size"), left=text
-    )
-    for name in ("target", "dtype"):  # What one looks for stays whole.
-        next(column for column in table.columns if column.header == name).no_wrap = True
+    columns = ("#", "target", "runtime", "device", "threads", "dtype", "regions", "points", "age", "size")
+    table = cells.table(*columns, left=(1, 2, 3, 5), whole=(1, 5))  # What one looks for stays whole.
     for row in rows:
         runtime = f"{row.runtime} {row.version}{' (not installed now)' if row.stale else ''}" if row.runtime else "-"
         table.add_row(

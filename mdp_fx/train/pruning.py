@@ -193,7 +193,7 @@ class Pruner:
         self._masks = Masks(self._analysis, masks)
         self.module = self._masks.module.train(model.training)
         self._gathered = ImportanceAccumulator(self._analysis.graph, self._analysis.groups, self._kind, seed=seed)
-        self._check_trained()
+        self._check_not_frozen()
         watching = self._gathered.needs == "activations"
         self._observers = observe(self._analysis.graph, self.module, in_training=True) if watching else {}
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -211,7 +211,7 @@ class Pruner:
         on_first(lambda: self._search.check_reach(weights, self._masks))
         self._watch("")
 
-    def _check_trained(self) -> None:
+    def _check_not_frozen(self) -> None:
         """Checks that what has no gradients is not scored by them."""
         if self._gathered.needs != "gradients":
             return

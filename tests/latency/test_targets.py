@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mdp_fx.graph.casting import DTYPES
 from mdp_fx.latency import Effort, get_target, target_names
 from mdp_fx.latency.cpu import physical_cores, vector_alignment
 from mdp_fx.latency.measuring import compare
-from mdp_fx.latency.targets import results_of, target_class
+from mdp_fx.latency.targets import is_engine, is_onnx, results_of, target_class
 
 from .regions import conv_region, depthwise_region
 
@@ -68,6 +69,13 @@ def test_bad_thread_counts_are_refused(name: str) -> None:
     for wrong in ("1", True, 1.0):
         with pytest.raises(TargetError, match=r"^threads is .*; it must be an int of at least 1"):
             get_target(name, threads=wrong)  # type: ignore[arg-type]
+
+
+def test_files_are_known_by_their_names() -> None:
+    assert is_onnx(Path("M.ONNX"))
+    assert is_engine(Path("m.Plan"))
+    assert not is_onnx(Path("m.pt"))
+    assert not is_engine(Path("engine"))
 
 
 def test_a_target_has_a_name() -> None:

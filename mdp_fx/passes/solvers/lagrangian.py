@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from mdp_fx.passes.search_space import FloatArray, Selection
 from mdp_fx.passes.solvers import Limits, Outcome
@@ -134,8 +135,7 @@ def _size_by_size(dim: str, dual: Dual, budgets: Mapping[str, float], limits: Li
     problem, beliefs = dual.graph.problem, dual.graph.beliefs(dual.valuation)
     logger.info("lagrangian: %s is shared by most regions; its sizes are decided one by one", dim)
     best = _met(dual, budgets)
-    known = 0.0 if best is None else problem.worth(best)
-    allowed = dual.graph.allowed(beliefs, dual.graph.floor(dual.valuation.prices, dual.budgets, known))
+    allowed = _allowed(dual, beliefs, best)
     parts: list[Dual] = []
     left = -math.inf
     for option in np.flatnonzero(allowed[dim]):
@@ -159,6 +159,12 @@ def _size_by_size(dim: str, dual: Dual, budgets: Mapping[str, float], limits: Li
     return Outcome(best, problem.worth(best), max(problem.worth(best), min(left, dual.bound)))
 
 
+def _allowed(dual: Dual, beliefs: list[FloatArray], known: Selection | None) -> dict[str, npt.NDArray[np.bool_]]:
+    """The options that a selection better than the one known may have."""
+    worth = 0.0 if known is None else dual.graph.problem.worth(known)
+    return dual.graph.allowed(beliefs, dual.graph.floor(dual.valuation.prices, dual.budgets, worth))
+
+
 def _better(problem: Problem, *found: Selection | None) -> Selection | None:
     return max(filter(None, found), key=problem.worth, default=None)
 
@@ -175,11 +181,10 @@ def _exact_on_the_rest(dual: Dual, beliefs: list[FloatArray], budgets: Mapping[s
     """The exact model on the options that a selection better than the best one known may have."""
     graph = dual.graph
     start = _best_known(dual, budgets)
-    known = 0.0 if start is None else graph.problem.worth(start)
-    allowed = graph.allowed(beliefs, graph.floor(dual.valuation.prices, dual.budgets, known))
+    allowed = _allowed(dual, beliefs, start)
     if not all(mask.any() for mask in allowed.values()):
         # Nothing better is left.
-        objective = -math.inf if start is None else known
+        objective = -math.inf if start is None else graph.problem.worth(start)
         return Outcome(start, objective, objective)
     logger.info("lagrangian: too many selections to list; the exact model decides on what is left")
     inside = _improve(graph.problem.restricted(allowed), budgets, limits, start)
