@@ -210,11 +210,12 @@ class BudgetSearch:
             )
             best = outcome if best is None or _better(outcome, best) else best
             settled = UNDER <= outcome.ratio <= OVER and outcome.miss <= MISS
-            if settled or not selection_changes(selection, self._analysis):
+            if settled or (outcome.ratio <= OVER and not selection_changes(selection, self._analysis)):
                 break
             dense_s = dense.median_s
             shares.append((exact, slim.median_s / dense_s))
-            calibration = Calibration.through(*((parts, share * dense_s) for parts, share in shares))
+            networks = ((parts, share * dense_s) for parts, share in shares)
+            calibration = Calibration.through(*networks, near_s=latency.resolve(dense_s))
         assert best is not None
         return replace(best, rounds=attempt)
 

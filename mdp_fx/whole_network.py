@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mdp_fx.graph.axes import Dim
@@ -15,14 +17,17 @@ from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
 from mdp_fx.passes.base import Stage
+from mdp_fx.passes.build_space import build_space
 from mdp_fx.passes.choices import Analysis, Choices
-from mdp_fx.passes.search_space import Selection
+from mdp_fx.passes.search_space import Selection, normalise, violations
 from mdp_fx.pipeline import rewrite
 
 SLIM_SHARE = 0.25
-"""Share of its units that every channel group has in the slimmer network that calibrates."""
-MIXED_SHARES = (0.2, 0.8)
-"""Between which the shares lie in the other one: sizes that fit each other badly cost more than their regions say."""
+"""Share of its units that every channel group has in the slimmest network that calibrates."""
+MIXED_SHARES = (0.8, 0.65, 0.5, 0.35)
+"""Share of its units that a channel group has on average in the others between it and the dense one."""
+_SPREAD = 0.3  # about the average: sizes that fit each other badly cost more than their regions say
+_REMOVED = 0.25  # of the blocks that may go
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class MeasuredNetwork:
         tables: of its regions at every size in play.
         regions_s: seconds of each region at its dense sizes.
         whole_s: seconds of the whole, median.
-        calibrating: the dense network, and slim ones of it that were timed in turn with it.
+        calibrating: the dense network, and slim ones of it that were timed in turn with it, the slimmest last.
     """
 
     tables: RegionTables
@@ -76,23 +81,51 @@ def measure_network(
     """Measures what `table` lacks of a network's regions, then the dense network and slim ones of it.
 
     What a network takes beyond its regions is in part the same for every region (calls, what the caches lose), in part
-    a share. The dense network alone cannot tell these apart.
+    a share. The dense network alone cannot tell these apart, and of few slim ones each would bend what is found by what
+    only it has.
     """
     stage("measure cost regions")
     tables = region_tables(analysis, choices, target, table, progress=progress)
-    regions = exact_seconds(analysis, Selection({}, ()), target, table)
-    slim = {"mixed": _mixed_selection(choices), "slim": _slim_selection(choices)}
-    parts = {name: exact_seconds(analysis, each, target, table) for name, each in slim.items()} | {"dense": regions}
-    stage("time the dense and two slim networks")
+    selections = {"dense": Selection({}, ())} | calibrating_selections(analysis, choices)
+    parts = {name: exact_seconds(analysis, each, target, table) for name, each in selections.items()}
+    stage("time the dense network and slim ones")
     with ExitStack() as stack:
         runners = {"dense": runner}
-        for name, each in slim.items():
-            kept = {group: range(size) for group, size in each.sizes.items()}
-            runners[name] = target.prepare(rewrite(analysis, kept, ()), inputs)
-            stack.callback(runners[name].close)
+        for name, each in selections.items():
+            if name not in runners:
+                kept = {group: range(size) for group, size in each.sizes.items()}
+                runners[name] = target.prepare(rewrite(analysis, kept, each.removed_blocks), inputs)
+                stack.callback(runners[name].close)
         timings = time_networks(runners)
     calibrating = tuple((parts[name].values(), timing.median_s) for name, timing in timings.items())
-    return MeasuredNetwork(tables, regions, timings["dense"].median_s, calibrating)
+    return MeasuredNetwork(tables, parts["dense"], timings["dense"].median_s, calibrating)
+
+
+def calibrating_selections(analysis: Analysis, choices: Choices) -> dict[str, Selection]:
+    """Slim networks of all latencies, by name, the same every time: each group at about a share of its units.
+
+    Blocks are removed from the mixed ones, so that what goes with a region is told from what stays.
+    """
+    space, draw = build_space(analysis, choices, (), {}), random.Random(0)
+
+    def sizes(share: Callable[[], float]) -> dict[str, int]:
+        """At random sizes, 0 excepted, or at those next to one share."""
+        found = {}
+        for dimension in space.dimensions:
+            wanted = share() * dimension.dense
+            found[dimension.name] = min(
+                filter(None, space.options(dimension.name)), key=lambda size: abs(size - wanted)
+            )
+        return found
+
+    found = {}
+    for average in MIXED_SHARES:
+        mixed = Selection(sizes(partial(draw.uniform, average - _SPREAD, average + _SPREAD)))
+        for block in draw.sample(space.blocks, math.ceil(_REMOVED * len(space.blocks))):
+            without = normalise(space, Selection(mixed.sizes, (*mixed.removed_blocks, block.name)))
+            mixed = mixed if violations(space, without) else without
+        found[f"mixed {average:.0%}"] = mixed
+    return found | {"slim": Selection(sizes(lambda: SLIM_SHARE))}
 
 
 def exact_seconds(
@@ -113,23 +146,3 @@ def exact_seconds(
 def time_networks(runners: Mapping[str, Runner]) -> dict[str, Timing]:
     """Networks timed in turn, to about 1 %."""
     return compare(runners, min_time_s=0.5, max_time_s=5.0, error=0.01)
-
-
-def _slim_selection(choices: Choices) -> Selection:
-    """Every group at about `SLIM_SHARE` of its units."""
-    return _selection(choices, lambda: SLIM_SHARE)
-
-
-def _mixed_selection(choices: Choices) -> Selection:
-    """Every group at some share of its units between `MIXED_SHARES`, the same every time."""
-    draw = random.Random(0)
-    return _selection(choices, lambda: draw.uniform(*MIXED_SHARES))
-
-
-def _selection(choices: Choices, share: Callable[[], float]) -> Selection:
-    sizes = {}
-    for dimension in choices.dimensions:
-        if dimension.name not in choices.held:
-            wanted = share() * dimension.dense
-            sizes[dimension.name] = min(filter(None, dimension.sizes), key=lambda size: abs(size - wanted))
-    return Selection(sizes, ())

@@ -27,8 +27,8 @@ from mdp_fx.passes.restrict import restrict
 from mdp_fx.passes.search_space import Selection, evaluate
 from mdp_fx.pipeline import analyse, rewrite
 from tests.latency.fakes import steady
-from tests.pruning import error, randomise, reference
-from tests.work_target import Analysed, WorkTarget, analysed, compare_fakes, dense_time, search, work
+from tests.pruning import error, layer_macs, randomise, reference
+from tests.work_target import CALIBRATING, Analysed, WorkTarget, analysed, compare_fakes, dense_time, search, work
 from tests.zoo import FireModules, image
 
 __all__ = ["analysed"]  # a fixture
@@ -106,16 +106,17 @@ def test_unknown_restrictions_are_refused_before_anything_is_measured(analysed: 
 def test_the_measured_space_is_what_the_first_round_is_asked(
     analysed: Analysed, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = WorkTarget(whole=lambda seconds: 2 * seconds)
+    target = WorkTarget(whole=lambda seconds, _: 2 * seconds)
     space = search(analysed, target, table, min_keep=0.25).measured_space()
     assert evaluate(space, space.unpruned())["latency"] == pytest.approx(2e6 * dense_time(analysed), rel=1e-4)
     assert set(space.costs) == {"latency", "params", "macs"}
     assert target.open == set()
-    # Only the dense network is built for it, and the two that calibrate.
-    dense, mixed, slim = target.prepared
+    # Only the dense network is built for it, and the slim ones that calibrate.
+    dense, *mixed, slim = target.prepared
+    assert len(target.prepared) == CALIBRATING
     assert dense == pytest.approx(2 * dense_time(analysed))
     assert slim < 0.3 * dense
-    assert slim < mixed < dense
+    assert max(mixed) < dense
     monkeypatch.setattr(budget_search, "MOST_ROUNDS", 1)
     outcome = search(analysed, target, table, min_keep=0.25).run(Budget(share=0.6), {})
     assert restrict(replace(outcome.space, budgets={}), min_keep=0.25) == space
@@ -134,9 +135,10 @@ def test_the_most_important_units_are_kept(analysed: Analysed, table: LatencyTab
         assert not left_out or worth[kept].min() >= worth[sorted(left_out)].max()
 
 
-def test_a_constant_beside_the_regions_costs_no_round(analysed: Analysed, table: LatencyTable) -> None:
+def test_a_constant_beside_every_region_costs_no_round(analysed: Analysed, table: LatencyTable) -> None:
     dense = dense_time(analysed)
-    target = WorkTarget(whole=lambda seconds: 0.2 * dense + 0.8 * seconds)
+    per_layer = 0.2 * dense / len(layer_macs(analysed[0].graph.module, analysed[2]))
+    target = WorkTarget(whole=lambda seconds, layers: 0.8 * seconds + per_layer * layers)
     outcome = search(analysed, target, table).run(Budget(share=0.5), {})
     assert outcome.rounds == 1
     assert LEAST <= outcome.ratio <= OVER
@@ -145,8 +147,8 @@ def test_a_constant_beside_the_regions_costs_no_round(analysed: Analysed, table:
 
 
 SLOWER_WHEN_SLIM: dict[str, Callable[[float, float], float]] = {
-    "slim networks are slower than their regions": lambda s, dense: s * (1 + 0.6 * (1 - s / dense)),
-    "slim networks are faster than their regions": lambda s, dense: s * (1 - 0.4 * (1 - s / dense)),
+    "slim networks are slower than their regions": lambda s, dense: s * (1 + 0.9 * (1 - s / dense)),
+    "slim networks are faster than their regions": lambda s, dense: s * (1 - 0.6 * (1 - s / dense)),
 }
 
 
@@ -156,12 +158,12 @@ def test_a_biased_table_is_corrected_within_three_rounds(
     bias: str, share: float, analysed: Analysed, table: LatencyTable
 ) -> None:
     dense = dense_time(analysed)
-    target = WorkTarget(whole=lambda seconds: SLOWER_WHEN_SLIM[bias](seconds, dense))
+    target = WorkTarget(whole=lambda seconds, _: SLOWER_WHEN_SLIM[bias](seconds, dense))
     outcome = search(analysed, target, table).run(Budget(share=share), {})
-    # Prepared are the dense network, the two that calibrate, then one for each round.
-    first = target.prepared[3] / (share * dense)
+    # Prepared are the networks that calibrate, then one for each round.
+    first = target.prepared[CALIBRATING] / (share * dense)
     assert not UNDER <= first <= OVER
-    assert 1 < outcome.rounds <= len(target.prepared) - 3 <= 3
+    assert 1 < outcome.rounds <= len(target.prepared) - CALIBRATING <= 3
     assert LEAST <= outcome.ratio <= OVER
     assert target.open == set()
 
@@ -182,7 +184,7 @@ def test_a_machine_that_changes_its_speed_is_no_error_of_the_model(
 
     def found(table: str, timed: Callable[[Mapping[str, Runner]], dict[str, Timing]]) -> Outcome:
         monkeypatch.setattr(whole_network, "time_networks", timed)
-        target = WorkTarget(whole=lambda seconds: biased(seconds, dense))
+        target = WorkTarget(whole=lambda seconds, _: biased(seconds, dense))
         with LatencyTable(tmp_path / table) as opened:
             return search(analysed, target, opened).run(Budget(share=share), {})
 
@@ -201,7 +203,7 @@ def scripted(ratios: Sequence[float], asked_s: float) -> Callable[[Mapping[str, 
 
     def compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:
         found = compare_fakes(runners)
-        if "mixed" not in found and "slim" in found:
+        if len(found) < CALIBRATING:
             found["slim"] = steady(left.pop(0) * asked_s)
         return found
 
@@ -270,7 +272,7 @@ def test_a_round_that_hits_by_luck_is_not_the_last(
     monkeypatch.setattr(whole_network, "time_networks", scripted((1.0, 0.9, 0.9), 0.6 * dense_time(analysed)))
     target = WorkTarget()
     search(analysed, target, table).run(Budget(share=0.6), {})
-    assert len(target.prepared) - 3 > 1
+    assert len(target.prepared) - CALIBRATING > 1
 
 
 @pytest.mark.parametrize("ratio", [0.8, 1.5])
@@ -326,7 +328,7 @@ def test_a_latency_above_the_dense_one_is_refused(analysed: Analysed, table: Lat
     with pytest.raises(BudgetError, match=message):
         search(analysed, target, table).run(Budget(amount=2 * dense), {})
     assert target.open == set()
-    assert len(target.prepared) == 3
+    assert len(target.prepared) == CALIBRATING
 
 
 @pytest.mark.parametrize("share", [0.7, 0.4])
@@ -393,7 +395,7 @@ def test_stages_are_told_in_order(analysed: Analysed, table: LatencyTable) -> No
         stage=told.append,
         progress=lambda *call: measured.append(call),
     ).run(Budget(share=0.5), {})
-    assert told[:3] == ["prepare the dense network", "measure cost regions", "time the dense and two slim networks"]
+    assert told[:3] == ["prepare the dense network", "measure cost regions", "time the dense network and slim ones"]
     assert told[3:7] == ["solve", "measure the chosen regions", "rewrite", "time dense and slim in turn"]
     assert measured[-1][0] == measured[-1][1] > 10
 
@@ -457,7 +459,7 @@ def test_a_plan_is_what_the_first_round_builds(
     monkeypatch.setattr(budget_search, "MOST_ROUNDS", 1)
     target = WorkTarget()
     plan = search(analysed, target, table).plan(Budget(share=0.5), {})
-    assert len(target.prepared) == 3, "only the dense network is timed, and the two that calibrate"
+    assert len(target.prepared) == CALIBRATING, "only the networks that calibrate are timed"
     assert target.open == set()
     assert (plan.dense, plan.slim) == (None, None)
     outcome = search(analysed, WorkTarget(), table).run(Budget(share=0.5), {})
@@ -475,9 +477,9 @@ def test_a_plan_is_what_the_first_round_builds(
 def test_plans_share_what_was_measured_of_the_dense_network(analysed: Analysed, table: LatencyTable) -> None:
     target = WorkTarget()
     measured = search(analysed, target, table).measure()
-    assert len(target.prepared) == 3
+    assert len(target.prepared) == CALIBRATING
     plans = [search(analysed, target, table).plan(Budget(share=share), {}, measured) for share in (0.7, 0.5)]
-    assert len(target.prepared) == 3
+    assert len(target.prepared) == CALIBRATING
     assert [plan.asked_s for plan in plans] == pytest.approx([0.7 * dense_time(analysed), 0.5 * dense_time(analysed)])
 
 

@@ -18,11 +18,13 @@ from mdp_fx.outcome import SolverOptions
 from mdp_fx.passes.choices import Analysis, choose
 from mdp_fx.passes.importance import LayerImportance, score
 from mdp_fx.pipeline import analyse
+from mdp_fx.whole_network import MIXED_SHARES
 from tests.latency.fakes import steady
 from tests.pruning import layer_macs
 from tests.zoo import Head, Residual, conv_bn, image
 
 STEP = 2
+CALIBRATING = len(MIXED_SHARES) + 2  # with the dense network and the slimmest
 
 
 class Stages(nn.Module):
@@ -61,11 +63,13 @@ class FakeRunner(Runner):
 
 
 class WorkTarget(Target):
-    """Takes as long as there is work, a whole network `whole` of the work of its layers."""
+    """Takes as long as there is work, a whole network `whole` of the work of its layers and their number."""
 
     name = "work"
 
-    def __init__(self, threads: int | None = None, whole: Callable[[float], float] = lambda seconds: seconds) -> None:
+    def __init__(
+        self, threads: int | None = None, whole: Callable[[float, int], float] = lambda seconds, _: seconds
+    ) -> None:
         self.threads = threads or 1
         self.alignment = 2
         self.asked: list[tuple[int, ...]] = []
@@ -77,7 +81,7 @@ class WorkTarget(Target):
         return "work"
 
     def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
-        self.prepared.append(self._whole(work(module, inputs)))
+        self.prepared.append(self._whole(work(module, inputs), len(layer_macs(module, inputs))))
         return FakeRunner(self.prepared[-1], self.open)
 
     def time_region(self, region: RegionSpec, sizes: tuple[int, ...], effort: Effort) -> Timing:

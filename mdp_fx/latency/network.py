@@ -22,7 +22,7 @@ from mdp_fx.passes.cost_regions import CostRegion
 
 _CLOSE = 0.1  # of the largest sum: sums no further apart tell nothing
 _MISSING = 0.25  # of the latency may be gained beside the regions
-_LAST_WEIGHT = 10.0
+_AROUND = 0.1  # networks this share from a latency count half as much as one at it
 _FITS = 5
 
 
@@ -69,11 +69,12 @@ class Calibration:
         return float(self.of_regions(np.array(list(regions))).sum())
 
     @classmethod
-    def through(cls, *networks: Measured) -> Calibration:
-        """The one whose squared relative errors on measured networks are least, the last of which counts most.
+    def through(cls, *networks: Measured, near_s: float | None = None) -> Calibration:
+        """The one whose squared relative errors on measured networks are least.
 
-        It is proportional to the last network where all are too close to tell; and no other is taken that costs could
-        not have: a slimmer network is not faster, or by so much that a quarter of the latency is missing.
+        Where it is to hold around so many seconds, the networks next to these count more. It is proportional to the
+        last network where all are too close to tell; and no other is taken that costs could not have: a slimmer network
+        is not faster, or by so much that a quarter of the latency is missing.
         """
         regions = [np.array(list(parts)) for parts, _ in networks]
         whole = np.array([seconds for _, seconds in networks])
@@ -83,7 +84,9 @@ class Calibration:
         tried = [cls(float(whole[-1] / sums[-1]))]
         if sums.max() - sums.min() <= _CLOSE * sums.max():
             return tried[0]
-        weights = np.array([*[1.0] * (len(networks) - 1), _LAST_WEIGHT]) / whole
+        weights = 1.0 / whole
+        if near_s is not None:
+            weights /= _AROUND + np.abs(np.log(whole / near_s))
         most, found = int(np.argmax(sums)), cls(1.0)
         # What takes nothing drops out, which changes what fits the others, perhaps in circles.
         for _ in range(_FITS):
