@@ -198,7 +198,7 @@ def search_space(
     Args:
         model: the trained dense network; left unchanged.
         example_inputs: a tensor, or the positional arguments of its forward; axis 0 is the batch that counts.
-        target: where latency counts, measured as `prune` does and calibrated by the dense network, or predicted; with
+        target: where latency counts, measured as `prune` does and calibrated by whole networks, or predicted; with
             None nothing is measured, and the space has the costs "params" and "macs" only.
         threads: see `prune`, as for all that follow.
         fill: how to estimate what a table does not have.

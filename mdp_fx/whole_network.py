@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from statistics import median
 from typing import Any
 
+from mdp_fx.errors import ModelError
 from mdp_fx.graph.axes import Dim
-from mdp_fx.latency.measuring import Progress, compare
-from mdp_fx.latency.network import Calibration, Measured, RegionTables, exact_sum, region_tables
+from mdp_fx.latency.measuring import Progress, compare, measure_regions
+from mdp_fx.latency.network import Calibration, Measured, RegionTables, exact_sizes, exact_sum, region_tables
+from mdp_fx.latency.sampling import Sizes
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
 from mdp_fx.passes.base import Stage
 from mdp_fx.passes.build_space import build_space
 from mdp_fx.passes.choices import Analysis, Choices
-from mdp_fx.passes.search_space import Selection, normalise, violations
+from mdp_fx.passes.cost_regions import CostRegion
+from mdp_fx.passes.search_space import Selection, evaluate, normalise, violations
 from mdp_fx.pipeline import rewrite
 
 SLIM_SHARE = 0.25
-"""Share of its units that every channel group has in the slimmest network that calibrates."""
+"""Share of its units that every channel group has in the network that calibrates at the lower end."""
 MIXED_SHARES = (0.8, 0.65, 0.5, 0.35)
-"""Share of its units that a channel group has on average in the others between it and the dense one."""
+"""Share of its units that a channel group has on average in the others that calibrate."""
 _SPREAD = 0.3  # about the average: sizes that fit each other badly cost more than their regions say
-_REMOVED = 0.25  # of the blocks that may go
+_REMOVED = 0.25  # of the multiply-accumulates, at most, are those of the blocks that are removed
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class MeasuredNetwork:
         tables: of its regions at every size in play.
         regions_s: seconds of each region at its dense sizes.
         whole_s: seconds of the whole, median.
-        calibrating: the dense network, and slim ones of it that were timed in turn with it, the slimmest last.
+        calibrating: the dense network, and slim ones of it that were timed in turn with it.
     """
 
     tables: RegionTables
@@ -83,64 +88,96 @@ def measure_network(
     What a network takes beyond its regions is in part the same for every region (calls, what the caches lose), in part
     a share. The dense network alone cannot tell these apart, and of few slim ones each would bend what is found by what
     only it has.
+
+    Raises:
+        ModelError: the target takes some region, or every slim network, not.
     """
     stage("measure cost regions")
     tables = region_tables(analysis, choices, target, table, progress=progress)
-    selections = {"dense": Selection({}, ())} | calibrating_selections(analysis, choices)
-    parts = {name: exact_seconds(analysis, each, target, table) for name, each in selections.items()}
+    selections = calibrating_selections(analysis, choices)
+    dense, *parts = _all_exact_seconds(analysis, [Selection({}, ()), *selections], target, table, progress)
     stage("time the dense network and slim ones")
-    with ExitStack() as stack:
-        runners = {"dense": runner}
-        for name, each in selections.items():
-            if name not in runners:
-                kept = {group: range(size) for group, size in each.sizes.items()}
-                runners[name] = target.prepare(rewrite(analysis, kept, each.removed_blocks), inputs)
-                stack.callback(runners[name].close)
-        timings = time_networks(runners)
-    calibrating = tuple((parts[name].values(), timing.median_s) for name, timing in timings.items())
-    return MeasuredNetwork(tables, parts["dense"], timings["dense"].median_s, calibrating)
+    seconds: list[float] = []
+    shares: list[tuple[Collection[float], float]] = []
+    refused: list[ModelError] = []
+    for each, selection in zip(parts, selections, strict=True):
+        kept = {group: range(size) for group, size in selection.sizes.items()}
+        try:
+            slim = target.prepare(rewrite(analysis, kept, selection.removed_blocks), inputs)
+        except ModelError as error:
+            # That a network of no use to anyone does not run need not be the end.
+            _log.info("not among the networks that calibrate: %s", error)
+            refused.append(error)
+            continue
+        with closing(slim):
+            timings = time_networks({"dense": runner, "slim": slim})
+        seconds.append(timings["dense"].median_s)
+        shares.append((each.values(), timings["slim"].median_s / timings["dense"].median_s))
+    if not shares:
+        raise refused[0]
+    whole_s = median(seconds)
+    calibrating = ((dense.values(), whole_s), *((each, share * whole_s) for each, share in shares))
+    return MeasuredNetwork(tables, dense, whole_s, calibrating)
 
 
-def calibrating_selections(analysis: Analysis, choices: Choices) -> dict[str, Selection]:
-    """Slim networks of all latencies, by name, the same every time: each group at about a share of its units.
+def calibrating_selections(analysis: Analysis, choices: Choices) -> list[Selection]:
+    """Slim networks of all latencies, the same every time.
 
     Blocks are removed from the mixed ones, so that what goes with a region is told from what stays.
     """
     space, draw = build_space(analysis, choices, (), {}), random.Random(0)
 
-    def sizes(share: Callable[[], float]) -> dict[str, int]:
-        """At random sizes, 0 excepted, or at those next to one share."""
-        found = {}
+    def drawn(low: float, high: float) -> Selection:
+        """Every group at about a share of its units between two, and never at none."""
+        sizes = {}
         for dimension in space.dimensions:
-            wanted = share() * dimension.dense
-            found[dimension.name] = min(
-                filter(None, space.options(dimension.name)), key=lambda size: abs(size - wanted)
-            )
-        return found
+            wanted = draw.uniform(low, high) * dimension.dense
+            offered = filter(None, space.options(dimension.name))
+            sizes[dimension.name] = min(offered, key=lambda size: abs(size - wanted))
+        return Selection(sizes)
 
-    found = {}
+    found = []
     for average in MIXED_SHARES:
-        mixed = Selection(sizes(partial(draw.uniform, average - _SPREAD, average + _SPREAD)))
-        for block in draw.sample(space.blocks, math.ceil(_REMOVED * len(space.blocks))):
+        mixed = drawn(average - _SPREAD, average + _SPREAD)
+        least = (1 - _REMOVED) * evaluate(space, mixed)["macs"]
+        for block in draw.sample(space.blocks, len(space.blocks)):
             without = normalise(space, Selection(mixed.sizes, (*mixed.removed_blocks, block.name)))
-            mixed = mixed if violations(space, without) else without
-        found[f"mixed {average:.0%}"] = mixed
-    return found | {"slim": Selection(sizes(lambda: SLIM_SHARE))}
+            if evaluate(space, without)["macs"] >= least and not violations(space, without):
+                mixed = without
+        found.append(mixed)
+    return [*found, drawn(SLIM_SHARE, SLIM_SHARE)]
 
 
-def exact_seconds(
-    analysis: Analysis, selection: Selection, target: Target, table: LatencyTable, progress: Progress | None = None
-) -> dict[str, float]:
+def exact_seconds(analysis: Analysis, selection: Selection, target: Target, table: LatencyTable) -> dict[str, float]:
     """Seconds of each region that a selection leaves, measured at exactly its sizes where unknown, by region name."""
+    return exact_sum(*_left(analysis, selection), target, table)
+
+
+def _all_exact_seconds(
+    analysis: Analysis,
+    selections: Sequence[Selection],
+    target: Target,
+    table: LatencyTable,
+    progress: Progress | None,
+) -> list[dict[str, float]]:
+    """`exact_seconds` of each; all is measured together, so that a drifting machine bends none of them."""
+    wanted: dict[str, list[Sizes]] = {}
+    for selection in selections:
+        regions, size_of = _left(analysis, selection)
+        at = exact_sizes(regions, size_of)
+        for region in regions:
+            if region.name in at:
+                wanted.setdefault(region.key, []).append(at[region.name])
+    measure_regions(analysis.regions, wanted, target, table, progress)
+    return [exact_seconds(analysis, selection, target, table) for selection in selections]
+
+
+def _left(analysis: Analysis, selection: Selection) -> tuple[list[CostRegion], Callable[[Dim], int]]:
+    """The regions that a selection leaves, and the sizes of their dimensions."""
     removed = set(selection.removed_blocks)
     gone = {node for block in analysis.blocks.removable if block.name in removed for node in block.nodes}
     sizes = {group.dim: selection.sizes[group.name] for group in analysis.groups if group.name in selection.sizes}
-
-    def size_of(dim: Dim) -> int:
-        return sizes.get(dim, dim.size)
-
-    alive = [region for region in analysis.regions if region.nodes[0] not in gone]
-    return exact_sum(alive, size_of, target, table, progress)
+    return [region for region in analysis.regions if region.nodes[0] not in gone], lambda dim: sizes.get(dim, dim.size)
 
 
 def time_networks(runners: Mapping[str, Runner]) -> dict[str, Timing]:

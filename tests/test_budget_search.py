@@ -148,7 +148,7 @@ def test_a_constant_beside_every_region_costs_no_round(analysed: Analysed, table
 
 SLOWER_WHEN_SLIM: dict[str, Callable[[float, float], float]] = {
     "slim networks are slower than their regions": lambda s, dense: s * (1 + 0.9 * (1 - s / dense)),
-    "slim networks are faster than their regions": lambda s, dense: s * (1 - 0.6 * (1 - s / dense)),
+    "slim networks are faster than their regions": lambda s, dense: s * (1 - 0.4 * (1 - s / dense)),
 }
 
 
@@ -168,12 +168,38 @@ def test_a_biased_table_is_corrected_within_three_rounds(
     assert target.open == set()
 
 
+@pytest.mark.parametrize("miss", [0.85, 1.15])
+@pytest.mark.parametrize("share", [0.6, 0.42, 0.2])
+def test_a_miss_of_what_was_chosen_alone_is_corrected(
+    share: float, miss: float, analysed: Analysed, table: LatencyTable
+) -> None:
+    """Whatever networks that calibrate lie around the budget: they do not show it."""
+
+    def whole(seconds: float, _: int) -> float:
+        return seconds * (miss if len(target.prepared) >= CALIBRATING else 1.0)
+
+    target = WorkTarget(whole=whole)
+    outcome = search(analysed, target, table).run(Budget(share=share), {})
+    assert outcome.rounds > 1
+    assert LEAST <= outcome.ratio <= OVER
+
+
+def test_a_dense_network_above_the_budget_is_not_the_end(analysed: Analysed, table: LatencyTable) -> None:
+    # The line through networks that gain more than their regions say meets the dense one far below its latency.
+    dense = dense_time(analysed)
+    target = WorkTarget(whole=lambda seconds, _: seconds if seconds > 0.99 * dense else 0.9 * seconds)
+    outcome = search(analysed, target, table).run(Budget(share=0.95), {})
+    assert target.prepared[CALIBRATING] == pytest.approx(dense), "nothing was pruned in the first round"
+    assert outcome.rounds > 1
+    assert outcome.ratio <= OVER
+
+
 @pytest.mark.parametrize("share", [0.7, 0.4])
 @pytest.mark.parametrize("speeds", [(1.0, 1.25, 0.9, 1.2), (1.4, 1.0, 1.3, 1.0)])
 def test_a_machine_that_changes_its_speed_is_no_error_of_the_model(
     speeds: tuple[float, ...], share: float, analysed: Analysed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = list(speeds)
+    left = [*speeds[:1] * (CALIBRATING - 1), *speeds[1:]]
 
     def compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:
         speed = left.pop(0)
@@ -199,12 +225,12 @@ def test_a_machine_that_changes_its_speed_is_no_error_of_the_model(
 
 def scripted(ratios: Sequence[float], asked_s: float) -> Callable[[Mapping[str, Runner]], dict[str, Timing]]:
     """Measured times of the rounds, whatever was built."""
-    left = list(ratios)
+    left = [None] * (CALIBRATING - 1) + [ratio * asked_s for ratio in ratios]
 
     def compare(runners: Mapping[str, Runner]) -> dict[str, Timing]:
         found = compare_fakes(runners)
-        if len(found) < CALIBRATING:
-            found["slim"] = steady(left.pop(0) * asked_s)
+        if (seconds := left.pop(0)) is not None:
+            found["slim"] = steady(seconds)
         return found
 
     return compare
@@ -397,7 +423,8 @@ def test_stages_are_told_in_order(analysed: Analysed, table: LatencyTable) -> No
     ).run(Budget(share=0.5), {})
     assert told[:3] == ["prepare the dense network", "measure cost regions", "time the dense network and slim ones"]
     assert told[3:7] == ["solve", "measure the chosen regions", "rewrite", "time dense and slim in turn"]
-    assert measured[-1][0] == measured[-1][1] > 10
+    assert measured[-1][0] == measured[-1][1]
+    assert max(total for _, total, _ in measured) > 10
 
 
 def test_a_selection_that_changes_something(analysed: Analysed) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from mdp_fx import whole_network
+from mdp_fx.errors import ModelError
 from mdp_fx.latency import LatencyTable
+from mdp_fx.latency.targets import Runner
 from mdp_fx.passes.build_space import build_space
 from mdp_fx.passes.choices import choose
 from mdp_fx.passes.search_space import Selection, evaluate, normalise, violations
 from mdp_fx.pipeline import analyse
 from mdp_fx.whole_network import (
-    MIXED_SHARES,
     SLIM_SHARE,
     MeasuredNetwork,
     calibrating_selections,
@@ -25,7 +28,7 @@ from mdp_fx.whole_network import (
 )
 from tests.pruning import layer_macs
 from tests.work_target import CALIBRATING, Analysed, WorkTarget, analysed, compare_fakes, dense_time
-from tests.zoo import FireModules, image
+from tests.zoo import FireModules, NestedBlocks, Residual, conv_bn, image
 
 __all__ = ["analysed"]  # a fixture
 
@@ -39,6 +42,17 @@ def table(tmp_path: Path) -> Iterator[LatencyTable]:
 @pytest.fixture(autouse=True)
 def _no_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole_network, "time_networks", compare_fakes)
+
+
+class OuterResidual(nn.Module):
+    """One block holds all there is, and two within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv_bn(3, 16), Residual(16, 24), Residual(16, 24), nn.Conv2d(16, 3, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return x + self.body(x)
 
 
 def measure(analysed: Analysed, target: WorkTarget, table: LatencyTable, told: list[str]) -> MeasuredNetwork:
@@ -76,7 +90,7 @@ def test_the_slim_networks_are_timed_in_turn_with_the_dense_one(analysed: Analys
 def test_every_group_of_the_slim_network_has_its_share(analysed: Analysed) -> None:
     analysis = analysed[0]
     choices = choose(analysis, 2, keep=["two.1"])
-    slim = calibrating_selections(analysis, choices)["slim"]
+    slim = calibrating_selections(analysis, choices)[-1]
     assert slim.removed_blocks == ()
     assert choices.held
     for group in analysis.groups:
@@ -84,23 +98,56 @@ def test_every_group_of_the_slim_network_has_its_share(analysed: Analysed) -> No
         assert abs(slim.sizes[group.name] - share * group.size) <= 1
 
 
-@pytest.mark.parametrize("name", ["stages", "fire_modules"])
+@pytest.mark.parametrize("name", ["stages", "fire_modules", "nested_blocks", "outer_residual"])
 def test_the_mixed_networks_are_structures_that_a_search_may_choose(name: str, analysed: Analysed) -> None:
+    torch.manual_seed(0)
+    networks = {"fire_modules": FireModules, "nested_blocks": NestedBlocks, "outer_residual": OuterResidual}
     analysis = analysed[0]
-    if name == "fire_modules":
-        torch.manual_seed(0)
-        analysis = analyse(FireModules().eval(), (image(side=16, batch=1),))
+    if name in networks:
+        analysis = analyse(networks[name]().eval(), (image(side=16, batch=1),))
     choices = choose(analysis, 2)
     space = build_space(analysis, choices, (), {})
     found = calibrating_selections(analysis, choices)
     assert found == calibrating_selections(analysis, choices), "the same every time: what is measured counts again"
-    assert len(found) == len(MIXED_SHARES) + 1
-    macs = {each: evaluate(space, selection)["macs"] for each, selection in found.items()}
-    assert macs["mixed 35%"] < macs["mixed 50%"] < macs["mixed 80%"]
-    assert [bool(selection.removed_blocks) for selection in found.values()] == [True] * len(MIXED_SHARES) + [False]
-    for selection in found.values():
+    assert len(found) == CALIBRATING - 1
+    *mixed, slim = found
+    assert slim.removed_blocks == ()
+    assert any(selection.removed_blocks for selection in mixed)
+    dense = evaluate(space, space.dense())["macs"]
+    for selection in found:
         assert violations(space, selection) == []
-        assert normalise(space, selection) == selection
+        blocks_gone = normalise(space, Selection(space.dense().sizes, selection.removed_blocks))
+        assert evaluate(space, blocks_gone)["macs"] >= 0.5 * dense
+
+
+class Refusing(WorkTarget):
+    """Takes no slim network that `refuses` says so of, by the number of those before."""
+
+    def __init__(self, refuses: Callable[[int], bool]) -> None:
+        super().__init__()
+        self._refuses = refuses
+
+    def prepare(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Runner:
+        runner = super().prepare(module, inputs)
+        if len(self.prepared) > 1 and self._refuses(len(self.prepared) - 2):
+            runner.close()
+            raise ModelError(f"network {len(self.prepared) - 1} is refused")
+        return runner
+
+
+def test_a_slim_network_that_the_target_refuses_is_left_out(analysed: Analysed, table: LatencyTable) -> None:
+    target = Refusing(lambda before: before in (0, 2))
+    found = measure(analysed, target, table, [])
+    assert len(found.calibrating) == CALIBRATING - 2
+    assert [seconds for _, seconds in found.calibrating] == pytest.approx([target.prepared[i] for i in (0, 2, 4, 5)])
+    assert target.open == set()
+
+
+def test_a_target_that_refuses_every_slim_network_is_told(analysed: Analysed, table: LatencyTable) -> None:
+    target = Refusing(lambda _: True)
+    with pytest.raises(ModelError, match="network 1 is refused"):
+        measure(analysed, target, table, [])
+    assert target.open == set()
 
 
 def test_a_removed_block_takes_its_regions_along(analysed: Analysed, table: LatencyTable) -> None:

@@ -22,7 +22,7 @@ from mdp_fx.passes.cost_regions import CostRegion
 
 _CLOSE = 0.1  # of the largest sum: sums no further apart tell nothing
 _MISSING = 0.25  # of the latency may be gained beside the regions
-_AROUND = 0.1  # networks this share from a latency count half as much as one at it
+_AROUND = 0.1  # a latency so far from another (in logarithms) has half its weight
 _FITS = 5
 
 
@@ -69,24 +69,30 @@ class Calibration:
         return float(self.of_regions(np.array(list(regions))).sum())
 
     @classmethod
-    def through(cls, *networks: Measured, near_s: float | None = None) -> Calibration:
+    def through(cls, *networks: Measured, near_s: float | None = None, last_weight: float = 1.0) -> Calibration:
         """The one whose squared relative errors on measured networks are least.
 
-        Where it is to hold around so many seconds, the networks next to these count more. It is proportional to the
-        last network where all are too close to tell; and no other is taken that costs could not have: a slimmer network
-        is not faster, or by so much that a quarter of the latency is missing.
+        It is proportional where all are too close to tell; and no other is taken that costs could not have: a slimmer
+        network is not faster, or by so much that a quarter of the latency is missing.
+
+        Args:
+            networks: what was measured. What a network takes beside its regions counts as theirs, alike for all.
+            near_s: where it is to hold: the errors of networks far from so many seconds count less.
+            last_weight: by which the error of the last network counts more than its latency says.
         """
         regions = [np.array(list(parts)) for parts, _ in networks]
         whole = np.array([seconds for _, seconds in networks])
         sums = np.array([parts.sum() for parts in regions])
-        if not sums[-1]:
+        if not sums.any():
             return cls(0.0, float(whole[-1] / max(1, len(regions[-1]))))
-        tried = [cls(float(whole[-1] / sums[-1]))]
-        if sums.max() - sums.min() <= _CLOSE * sums.max():
-            return tried[0]
         weights = 1.0 / whole
+        weights[-1] *= last_weight
         if near_s is not None:
             weights /= _AROUND + np.abs(np.log(whole / near_s))
+        weighted = sums * weights
+        tried = [cls(float(weighted @ (whole * weights) / (weighted @ weighted)))]
+        if sums.max() - sums.min() <= _CLOSE * sums.max():
+            return tried[0]
         most, found = int(np.argmax(sums)), cls(1.0)
         # What takes nothing drops out, which changes what fits the others, perhaps in circles.
         for _ in range(_FITS):
@@ -166,6 +172,12 @@ def _with_measured(model: RegionModel, points: Points, known: Mapping[Sizes, flo
     return values
 
 
+def exact_sizes(regions: Sequence[CostRegion], size_of: Callable[[Dim], int]) -> dict[str, Sizes]:
+    """Sizes of the axes of each region, by region name; a region without entries is not there."""
+    at = {region.name: tuple(kept_size(axis, size_of) for axis in region.axes) for region in regions}
+    return {name: sizes for name, sizes in at.items() if all(sizes)}
+
+
 def exact_sum(
     regions: Sequence[CostRegion],
     size_of: Callable[[Dim], int],
@@ -177,11 +189,11 @@ def exact_sum(
 
     A region without entries is not there.
     """
-    at = {region.name: tuple(kept_size(axis, size_of) for axis in region.axes) for region in regions}
-    regions = [region for region in regions if all(at[region.name])]
+    at = exact_sizes(regions, size_of)
+    regions = [region for region in regions if region.name in at]
     if not target.can_run:
         return {region.name: target.time_region(region, at[region.name], Effort()).low_s for region in regions}
-    wanted: dict[str, list[tuple[int, ...]]] = {}
+    wanted: dict[str, list[Sizes]] = {}
     for region in regions:
         wanted.setdefault(region.key, []).append(at[region.name])
     measure_regions(regions, wanted, target, table, progress)

@@ -32,7 +32,7 @@ class OnnxGpuTarget(GpuTarget):
 
     A region is a model of its own, timed as `mdp_fx.latency.cuda` says. A runtime may choose another memory format
     inside of a network than at the edge of a region, which then pays for the way in and out: the sum of regions tends
-    to be above the network's latency, and is calibrated by it.
+    to be above the network's latency; calibrating by whole networks (`mdp_fx.whole_network`) mends it.
     """
 
     dtypes = ONNX_DTYPES

@@ -229,7 +229,7 @@ class Profile:
         dense_ms: the dense network as a whole.
         sum_ms: its regions, each as a part of a network.
         calibration: what a region takes in a network over what it takes alone, before `calibration_per_region_us` is
-            added: so it fits this network and two slim ones of it.
+            added: so it fits this network and slim ones of it.
         regions: where the time goes.
         regions_measured: points of the tables measured now, `regions_cached` those that were known. What is measured
             at exactly the sizes of a network, besides, is not counted.

@@ -180,14 +180,21 @@ class TrainConfig:
             raise InputError("tune.points has a share below 0: the rate would climb up the loss")
         if tune.points and tune.schedule != "points":
             raise InputError(f"tune.points is for tune.schedule points, not {tune.schedule}")
-        if tune.schedule != "points" and tune.warmup > tune.epochs:
+        if tune.schedule == "points" and (tune.warmup or tune.final_rate):
+            name = "warmup" if tune.warmup else "final_rate"
+            raise InputError(
+                f"tune.{name} is not for tune.schedule points, whose points say all of the rate: leave it out"
+            )
+        if tune.warmup > tune.epochs:
             raise InputError(f"tune.warmup of {tune.warmup:g} epochs is longer than tune.epochs {tune.epochs}")
         if tune.ema >= 1:
             raise InputError(f"tune.ema {tune.ema:g} must be below 1, such as 0.999")
-        if tune.nesterov and not tune.momentum:
-            raise InputError("tune.nesterov needs tune.momentum above 0")
+        if tune.nesterov and (tune.optimizer != "sgd" or not tune.momentum):
+            raise InputError("tune.nesterov needs tune.optimizer sgd with tune.momentum above 0")
         if tune.loss != "cross-entropy" and (tune.label_smoothing or tune.mixup or tune.cutmix):
             raise InputError("label smoothing, mixup and cutmix are for tune.loss cross-entropy")
+        if distill.teacher_arch is not None and distill.teacher is None:
+            raise InputError("distill.teacher_arch is the network of distill.teacher, which is not set")
         if distill.teacher is not None and not (distill.logits or distill.features):
             raise InputError("distill.teacher teaches nothing: set distill.logits or distill.features")
         _ = self.prune.schedule  # checks itself

@@ -63,14 +63,16 @@ def test_the_line_goes_through_two_networks(dense: Measured, slim: Measured) -> 
 def test_of_several_networks_those_of_the_latency_in_question_count_most() -> None:
     networks: list[Measured] = [([4.0, 6.0], 10.0), ([2.0, 3.0], 6.0), ([1.0, 1.0], 2.0), ([3.0], 3.6)]
 
-    def errors(near_s: float | None) -> list[float]:
-        found = Calibration.through(*networks, near_s=near_s)
+    def errors(**options: float) -> list[float]:
+        found = Calibration.through(*networks, **options)
         return [abs(found.whole(parts) / seconds - 1) for parts, seconds in networks]
 
     for i, (_, seconds) in enumerate(networks):
-        assert errors(seconds)[i] == min(errors(seconds))
-        assert errors(seconds)[i] < 0.7 * errors(None)[i]
-        assert max(errors(None)) < max(errors(seconds)) < 0.3
+        assert errors(near_s=seconds)[i] == min(errors(near_s=seconds))
+        assert errors(near_s=seconds)[i] < 0.7 * errors()[i]
+        assert max(errors()) < max(errors(near_s=seconds)) < 0.3
+    # Whatever lies there: what was chosen last counts more.
+    assert errors(near_s=6.0, last_weight=10.0)[-1] < 0.01 < errors(near_s=6.0)[-1]
 
 
 def test_what_takes_nothing_does_not_bend_the_line() -> None:
@@ -87,7 +89,7 @@ def test_fits_that_go_in_circles_end_with_a_good_one() -> None:
         parts = [dense, dense * random.uniform(0.2, 0.8, 30), dense * 0.2]
         true = Calibration(1.1, float(random.uniform(-0.2, 0.05) * dense.mean()))
         networks = [(each, true.whole(each) * random.normal(1.0, 0.05)) for each in parts]
-        found = Calibration.through(*networks, near_s=networks[-1][1])
+        found = Calibration.through(*networks, last_weight=10.0)
         assert found.whole(parts[-1]) == pytest.approx(networks[-1][1], rel=0.1)
 
 
@@ -102,8 +104,11 @@ def test_fits_that_go_in_circles_end_with_a_good_one() -> None:
     ],
 )
 def test_where_a_line_would_be_noise_it_is_proportional(dense: Measured, slim: Measured) -> None:
+    shares = [sum(parts) / seconds for parts, seconds in (dense, slim)]
     line = Calibration.through(dense, slim)
-    assert line == Calibration(slim[1] / sum(slim[0]))
+    assert (line.factor, line.per_region_s) == (pytest.approx(sum(shares) / sum(each**2 for each in shares)), 0.0)
+    nearly = Calibration.through(dense, slim, last_weight=1000.0)
+    assert nearly.whole(slim[0]) == pytest.approx(slim[1], rel=1e-4)
 
 
 def test_a_network_without_costs_has_a_constant() -> None:
