@@ -42,8 +42,6 @@ UNDER, OVER = 0.965, 1.02
 """Measured over asked latency with which a round is good enough."""
 MISS = 0.04
 """Share that a prediction may be off in such a round: a model that is further off chose for the wrong costs."""
-LAST_WEIGHT = 10.0
-"""Of what was chosen last in a new calibration: solvers choose what the tables make too cheap, and will again."""
 
 
 class BudgetSearch:
@@ -217,8 +215,7 @@ class BudgetSearch:
             dense_s = dense.median_s
             shares.append((exact, slim.median_s / dense_s))
             networks = ((parts, share * dense_s) for parts, share in shares)
-            asked = latency.resolve(dense_s)
-            calibration = Calibration.through(*networks, near_s=asked, last_weight=LAST_WEIGHT)
+            calibration = Calibration.through(*networks, chosen=attempt)
         assert best is not None
         return replace(best, rounds=attempt)
 

@@ -26,11 +26,13 @@ from mdp_fx.passes.search_space import Selection, evaluate, normalise, violation
 from mdp_fx.pipeline import rewrite
 
 SLIM_SHARE = 0.25
-"""Share of its units that every channel group has in the network that calibrates at the lower end."""
+"""Share of its units that every channel group has in one of the networks that calibrate."""
 MIXED_SHARES = (0.8, 0.65, 0.5, 0.35)
 """Share of its units that a channel group has on average in the others that calibrate."""
 _SPREAD = 0.3  # about the average: sizes that fit each other badly cost more than their regions say
 _REMOVED = 0.25  # of the multiply-accumulates, at most, are those of the blocks that are removed
+
+_FEWEST_RUNS = 5  # of each beside the dense one, which runs for all of them
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ def measure_network(
     """
     stage("measure cost regions")
     tables = region_tables(analysis, choices, target, table, progress=progress)
+    stage("measure the regions of slim networks")
     selections = calibrating_selections(analysis, choices)
     dense, *parts = _all_exact_seconds(analysis, [Selection({}, ()), *selections], target, table, progress)
     stage("time the dense network and slim ones")
@@ -110,7 +113,7 @@ def measure_network(
             refused.append(error)
             continue
         with closing(slim):
-            timings = time_networks({"dense": runner, "slim": slim})
+            timings = time_networks({"dense": runner, "slim": slim}, min_runs=_FEWEST_RUNS)
         seconds.append(timings["dense"].median_s)
         shares.append((each.values(), timings["slim"].median_s / timings["dense"].median_s))
     if not shares:
@@ -160,7 +163,7 @@ def _all_exact_seconds(
     table: LatencyTable,
     progress: Progress | None,
 ) -> list[dict[str, float]]:
-    """`exact_seconds` of each; all is measured together, so that a drifting machine bends none of them."""
+    """`exact_seconds` of each; what is missing is measured together, so that a drifting machine bends none of them."""
     wanted: dict[str, list[Sizes]] = {}
     for selection in selections:
         regions, size_of = _left(analysis, selection)
@@ -180,6 +183,6 @@ def _left(analysis: Analysis, selection: Selection) -> tuple[list[CostRegion], C
     return [region for region in analysis.regions if region.nodes[0] not in gone], lambda dim: sizes.get(dim, dim.size)
 
 
-def time_networks(runners: Mapping[str, Runner]) -> dict[str, Timing]:
-    """Networks timed in turn, to about 1 %."""
-    return compare(runners, min_time_s=0.5, max_time_s=5.0, error=0.01)
+def time_networks(runners: Mapping[str, Runner], min_runs: int = 10) -> dict[str, Timing]:
+    """Networks timed in turn, to about 1 %; so many rounds however long that takes."""
+    return compare(runners, min_time_s=0.5, max_time_s=5.0, error=0.01, min_runs=min_runs)

@@ -41,7 +41,12 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkTarget:
 def test_the_space_of_a_network_is_measured_and_swept(network: nn.Module, inputs: Tensor) -> None:
     seen: list[str] = []
     space = mdp_fx.search_space(network, inputs, step=4, min_keep=0.5, stage=seen.append)
-    assert seen[-3:] == ["prepare the dense network", "measure cost regions", "time the dense network and slim ones"]
+    assert seen[-4:] == [
+        "prepare the dense network",
+        "measure cost regions",
+        "measure the regions of slim networks",
+        "time the dense network and slim ones",
+    ]
     assert all(min(dim.sizes) >= dim.dense / 2 for dim in space.dimensions)
     points = mdp_fx.frontier(space, most=10)
     assert len(points) == 10

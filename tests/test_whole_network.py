@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mdp_fx import whole_network
 from mdp_fx.errors import ModelError
-from mdp_fx.latency import LatencyTable
+from mdp_fx.latency import LatencyTable, Timing
 from mdp_fx.latency.targets import Runner
 from mdp_fx.passes.build_space import build_space
 from mdp_fx.passes.choices import choose
@@ -74,11 +74,24 @@ def test_what_is_constant_beside_the_regions_is_told_from_what_is_a_share(
     assert len(found.regions_s) * found.calibration.per_region_s == pytest.approx(0.1 * dense, rel=0.05)
 
 
-def test_the_slim_networks_are_timed_in_turn_with_the_dense_one(analysed: Analysed, table: LatencyTable) -> None:
+def test_each_slim_network_is_timed_in_turn_with_the_dense_one(
+    analysed: Analysed, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
     target = WorkTarget()
+
+    def compare(runners: Mapping[str, Runner], min_runs: int) -> dict[str, Timing]:
+        assert set(runners.values()) == target.open, "no other is in memory"
+        assert list(runners) == ["dense", "slim"]
+        return compare_fakes(runners)
+
+    monkeypatch.setattr(whole_network, "time_networks", compare)
     first = measure(analysed, target, table, told)
-    assert told == ["measure cost regions", "time the dense network and slim ones"]
+    assert told == [
+        "measure cost regions",
+        "measure the regions of slim networks",
+        "time the dense network and slim ones",
+    ]
     assert len(target.prepared) == CALIBRATING
     assert target.open == set()
     again = measure(analysed, target, table, told)

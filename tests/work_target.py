@@ -24,7 +24,9 @@ from tests.pruning import layer_macs
 from tests.zoo import Head, Residual, conv_bn, image
 
 STEP = 2
-CALIBRATING = len(MIXED_SHARES) + 2  # with the dense network and the slimmest
+CALIBRATING = len(MIXED_SHARES) + 2  # with the dense network and one that is slim throughout
+
+MEASURING = ["measure cost regions", "measure the regions of slim networks", "time the dense network and slim ones"]
 
 
 class Stages(nn.Module):
@@ -89,7 +91,7 @@ class WorkTarget(Target):
         return steady(work(*region.build(sizes)) + 1e-8)
 
 
-def compare_fakes(runners: Mapping[str, Runner]) -> dict[str, Timing]:
+def compare_fakes(runners: Mapping[str, Runner], min_runs: int = 0) -> dict[str, Timing]:
     found: dict[str, Timing] = {}
     for name, runner in runners.items():
         assert isinstance(runner, FakeRunner)

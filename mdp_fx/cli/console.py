@@ -54,7 +54,7 @@ class Reporter:
 
     def measured(self, done: int, total: int, _text: str) -> None:
         """One measurement of `total` is done."""
-        self._some_measured = True
+        self._some_measured |= done > 0
         if self._bar is None or not total:
             return
         self._bar.update(self._task, completed=done, total=total)

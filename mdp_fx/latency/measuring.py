@@ -50,7 +50,8 @@ def measure_regions(
         points: per region key the sizes wanted, one per axis role; () for a region without axes.
         target: where to measure.
         table: what is known, and where to store.
-        progress: called after every measurement with (done, total, region key), and once at the start.
+        progress: called after every measurement with (done, total, region key), and once at the start; not where
+            nothing is missing.
 
     Returns:
         How many points were missing.
@@ -72,10 +73,10 @@ def measure_regions(
         noisy.extend((key, sizes, known[sizes]) for sizes in dict.fromkeys(wanted) if _may_improve(known.get(sizes)))
     random.Random(0).shuffle(missing)
     total = len(missing)
-    if progress is not None:
-        progress(0, total, "")
     if not missing:
         return 0
+    if progress is not None:
+        progress(0, total, "")
     for done, (key, sizes) in enumerate(missing, start=1):
         timing = target.time_region(by_key[key], sizes, _REGION_EFFORT)
         table.put(fingerprint, key, sizes, timing)

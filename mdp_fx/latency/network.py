@@ -22,7 +22,7 @@ from mdp_fx.passes.cost_regions import CostRegion
 
 _CLOSE = 0.1  # of the largest sum: sums no further apart tell nothing
 _MISSING = 0.25  # of the latency may be gained beside the regions
-_AROUND = 0.1  # a latency so far from another (in logarithms) has half its weight
+_CHOSEN_WEIGHT = 10.0
 _FITS = 5
 
 
@@ -69,7 +69,7 @@ class Calibration:
         return float(self.of_regions(np.array(list(regions))).sum())
 
     @classmethod
-    def through(cls, *networks: Measured, near_s: float | None = None, last_weight: float = 1.0) -> Calibration:
+    def through(cls, *networks: Measured, chosen: int = 0) -> Calibration:
         """The one whose squared relative errors on measured networks are least.
 
         It is proportional where all are too close to tell; and no other is taken that costs could not have: a slimmer
@@ -77,8 +77,8 @@ class Calibration:
 
         Args:
             networks: what was measured. What a network takes beside its regions counts as theirs, alike for all.
-            near_s: where it is to hold: the errors of networks far from so many seconds count less.
-            last_weight: by which the error of the last network counts more than its latency says.
+            chosen: how many of the last networks a solver chose. They weigh ten times as much: it chooses what the
+                tables make too cheap, and will again, which networks made without it do not show.
         """
         regions = [np.array(list(parts)) for parts, _ in networks]
         whole = np.array([seconds for _, seconds in networks])
@@ -86,9 +86,7 @@ class Calibration:
         if not sums.any():
             return cls(0.0, float(whole[-1] / max(1, len(regions[-1]))))
         weights = 1.0 / whole
-        weights[-1] *= last_weight
-        if near_s is not None:
-            weights /= _AROUND + np.abs(np.log(whole / near_s))
+        weights[len(networks) - chosen :] *= _CHOSEN_WEIGHT
         weighted = sums * weights
         tried = [cls(float(weighted @ (whole * weights) / (weighted @ weighted)))]
         if sums.max() - sums.min() <= _CLOSE * sums.max():
@@ -132,7 +130,7 @@ def region_tables(
     measured = 0
 
     def told(done: int, total: int, text: str) -> None:
-        if progress is not None and total:
+        if progress is not None:
             progress(before + done, before + total, text)
 
     while True:
