@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -27,21 +26,22 @@ from mdp_fx.whole_network import (
     measure_network,
 )
 from tests.pruning import layer_macs
-from tests.work_target import CALIBRATING, Analysed, WorkTarget, analysed, compare_fakes, dense_time
+from tests.work_target import (
+    CALIBRATING,
+    MEASURING,
+    Analysed,
+    WorkTarget,
+    analysed,
+    compare_fakes,
+    dense_time,
+    no_clocks,
+    table,
+)
 from tests.zoo import FireModules, NestedBlocks, Residual, conv_bn, image
 
-__all__ = ["analysed"]  # a fixture
+__all__ = ["analysed", "no_clocks", "table"]  # fixtures
 
-
-@pytest.fixture
-def table(tmp_path: Path) -> Iterator[LatencyTable]:
-    with LatencyTable(tmp_path / "t.sqlite") as opened:
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def _no_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_network, "time_networks", compare_fakes)
+pytestmark = pytest.mark.usefixtures("no_clocks")
 
 
 class OuterResidual(nn.Module):
@@ -87,11 +87,7 @@ def test_each_slim_network_is_timed_in_turn_with_the_dense_one(
 
     monkeypatch.setattr(whole_network, "time_networks", compare)
     first = measure(analysed, target, table, told)
-    assert told == [
-        "measure cost regions",
-        "measure the regions of slim networks",
-        "time the dense network and slim ones",
-    ]
+    assert told == MEASURING
     assert len(target.prepared) == CALIBRATING
     assert target.open == set()
     again = measure(analysed, target, table, told)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdp_fx import whole_network
 from mdp_fx.budget_search import BudgetSearch
 from mdp_fx.latency import LatencyTable, Timing
 from mdp_fx.latency.targets import RegionSpec, Runner, Target
@@ -27,6 +29,9 @@ STEP = 2
 CALIBRATING = len(MIXED_SHARES) + 2  # with the dense network and one that is slim throughout
 
 MEASURING = ["measure cost regions", "measure the regions of slim networks", "time the dense network and slim ones"]
+
+LEAST = 0.93
+"""Measured over asked latency that a network of a few layers can be expected to come up to."""
 
 
 class Stages(nn.Module):
@@ -105,6 +110,17 @@ def analysed() -> tuple[Analysis, tuple[LayerImportance, ...], tuple[Tensor, ...
     inputs = (image(side=16, batch=1),)
     analysis = analyse(Stages().eval(), inputs)
     return analysis, score(analysis.graph, analysis.groups, "l1"), inputs
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[LatencyTable]:
+    with LatencyTable(tmp_path / "t.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def no_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_network, "time_networks", compare_fakes)
 
 
 Analysed = tuple[Analysis, tuple[LayerImportance, ...], tuple[Tensor, ...]]
