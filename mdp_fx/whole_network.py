@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from mdp_fx.errors import ModelError
-from mdp_fx.graph.axes import Dim
-from mdp_fx.latency.measuring import Progress, compare, measure_regions
-from mdp_fx.latency.network import Calibration, Measured, RegionTables, exact_sizes, exact_sum, region_tables
-from mdp_fx.latency.sampling import Sizes
+from mdp_fx.latency.measuring import Progress, compare
+from mdp_fx.latency.network import Calibration, Left, Measured, RegionTables, exact_sum, exact_sums, region_tables
 from mdp_fx.latency.tables import LatencyTable
 from mdp_fx.latency.targets import Runner, Target
 from mdp_fx.latency.timing import Timing
 from mdp_fx.passes.base import Stage
 from mdp_fx.passes.build_space import build_space
 from mdp_fx.passes.choices import Analysis, Choices
-from mdp_fx.passes.cost_regions import CostRegion
 from mdp_fx.passes.search_space import Selection, evaluate, normalise, violations
 from mdp_fx.pipeline import rewrite
 
@@ -31,7 +28,6 @@ MIXED_SHARES = (0.8, 0.65, 0.5, 0.35)
 """Share of its units that a channel group has on average in the others that calibrate."""
 _SPREAD = 0.3  # about the average: sizes that fit each other badly cost more than their regions say
 _REMOVED = 0.25  # of the multiply-accumulates, at most, are those of the blocks that are removed
-
 _FEWEST_RUNS = 5  # of each beside the dense one, which runs for all of them
 
 _log = logging.getLogger(__name__)
@@ -98,7 +94,8 @@ def measure_network(
     tables = region_tables(analysis, choices, target, table, progress=progress)
     stage("measure the regions of slim networks")
     selections = calibrating_selections(analysis, choices)
-    dense, *parts = _all_exact_seconds(analysis, [Selection({}, ()), *selections], target, table, progress)
+    left = [_left(analysis, each) for each in (Selection({}, ()), *selections)]
+    dense, *parts = exact_sums(left, target, table, progress)
     stage("time the dense network and slim ones")
     seconds: list[float] = []
     shares: list[tuple[Collection[float], float]] = []
@@ -156,26 +153,7 @@ def exact_seconds(analysis: Analysis, selection: Selection, target: Target, tabl
     return exact_sum(*_left(analysis, selection), target, table)
 
 
-def _all_exact_seconds(
-    analysis: Analysis,
-    selections: Sequence[Selection],
-    target: Target,
-    table: LatencyTable,
-    progress: Progress | None,
-) -> list[dict[str, float]]:
-    """`exact_seconds` of each; what is missing is measured together, so that a drifting machine bends none of them."""
-    wanted: dict[str, list[Sizes]] = {}
-    for selection in selections:
-        regions, size_of = _left(analysis, selection)
-        at = exact_sizes(regions, size_of)
-        for region in regions:
-            if region.name in at:
-                wanted.setdefault(region.key, []).append(at[region.name])
-    measure_regions(analysis.regions, wanted, target, table, progress)
-    return [exact_seconds(analysis, selection, target, table) for selection in selections]
-
-
-def _left(analysis: Analysis, selection: Selection) -> tuple[list[CostRegion], Callable[[Dim], int]]:
+def _left(analysis: Analysis, selection: Selection) -> Left:
     """The regions that a selection leaves, and the sizes of their dimensions."""
     removed = set(selection.removed_blocks)
     gone = {node for block in analysis.blocks.removable if block.name in removed for node in block.nodes}

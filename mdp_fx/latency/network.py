@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -170,10 +171,8 @@ def _with_measured(model: RegionModel, points: Points, known: Mapping[Sizes, flo
     return values
 
 
-def exact_sizes(regions: Sequence[CostRegion], size_of: Callable[[Dim], int]) -> dict[str, Sizes]:
-    """Sizes of the axes of each region, by region name; a region without entries is not there."""
-    at = {region.name: tuple(kept_size(axis, size_of) for axis in region.axes) for region in regions}
-    return {name: sizes for name, sizes in at.items() if all(sizes)}
+Left = tuple[Sequence[CostRegion], Callable[[Dim], int]]
+"""What a selection leaves of a network: regions, and the sizes of their dimensions."""
 
 
 def exact_sum(
@@ -187,17 +186,29 @@ def exact_sum(
 
     A region without entries is not there.
     """
-    at = exact_sizes(regions, size_of)
-    regions = [region for region in regions if region.name in at]
-    if not target.can_run:
-        return {region.name: target.time_region(region, at[region.name], Effort()).low_s for region in regions}
-    wanted: dict[str, list[Sizes]] = {}
-    for region in regions:
-        wanted.setdefault(region.key, []).append(at[region.name])
-    measure_regions(regions, wanted, target, table, progress)
-    found: dict[str, float] = {}
-    for region in regions:
-        timing = table.get(target.fingerprint(), region.key, at[region.name])
+    return exact_sums([(regions, size_of)], target, table, progress)[0]
+
+
+def exact_sums(
+    networks: Sequence[Left], target: Target, table: LatencyTable, progress: Progress | None = None
+) -> list[dict[str, float]]:
+    """`exact_sum` of each; what is missing is measured together, so that a drifting machine bends none of them."""
+    sized: list[list[tuple[CostRegion, Sizes]]] = []
+    for regions, size_of in networks:
+        at = ((region, tuple(kept_size(axis, size_of) for axis in region.axes)) for region in regions)
+        sized.append([(region, sizes) for region, sizes in at if all(sizes)])
+
+    if target.can_run:
+        wanted: dict[str, list[Sizes]] = {}
+        for region, sizes in chain.from_iterable(sized):
+            wanted.setdefault(region.key, []).append(sizes)
+        measure_regions([region for region, _ in chain.from_iterable(sized)], wanted, target, table, progress)
+
+    def seconds(region: CostRegion, sizes: Sizes) -> float:
+        if not target.can_run:
+            return target.time_region(region, sizes, Effort()).low_s
+        timing = table.get(target.fingerprint(), region.key, sizes)
         assert timing is not None
-        found[region.name] = timing.low_s
-    return found
+        return timing.low_s
+
+    return [{region.name: seconds(region, sizes) for region, sizes in each} for each in sized]
