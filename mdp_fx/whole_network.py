@@ -88,7 +88,7 @@ def measure_network(
     only it has.
 
     Raises:
-        ModelError: the target takes some region, or every slim network, not.
+        ModelError: the target refuses some region, or every slim network.
     """
     stage("measure cost regions")
     tables = region_tables(analysis, choices, target, table, progress=progress)
