@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from bench import accuracy_methods as methods
+from bench import readme_tables
 from bench.accuracy_plot import plot
 from bench.accuracy_tasks import TASKS, Epochs, Images, Task
-from bench.common import load, machine, save, training_precision, write
+from bench.common import MET, load, machine, save, training_precision, write
 from mdp_fx.files import atomic_write
 from mdp_fx.train.batch_norm import recalibrate_batch_norm
 from mdp_fx.train.config import TuneConfig
@@ -193,7 +194,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     found = []
     for where in sorted({key_of(row)[:3] for row in rows}, key=str):
-        low, high = (limit * where[2] for limit in methods.WITHIN)
+        low, high = (limit * where[2] for limit in MET)
         measured = [row for row in rows if key_of(row)[:3] == where and "after" in row]
         inside = [row for row in measured if row["latency"]["share"] <= high]
         table = {}
@@ -322,6 +323,7 @@ def main(
             record(file, dense_row, row)
             print(row, flush=True)
             left = None if left is None else left - 1
+    readme_tables.main()
     print(f"{time.perf_counter() - begin:.0f} s")
 
 

@@ -14,6 +14,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 import mdp_fx
+from bench.common import MET
 from bench.resnet_cifar import convolve_shortcuts, select_shortcuts
 from bench.steps import prune_in_steps, steps_to
 from mdp_fx.errors import MdpFxError
@@ -41,8 +42,6 @@ SMALL = ("mdp", "uniform", RANDOM, *THEIRS)
 """halp takes five minutes to find that its cost model cannot get to 30 % of that network."""
 METHODS = (*UNSCHEDULED, *SCHEDULED)
 THREADS = 1
-WITHIN = (0.95, 1.02)
-"""Measured latency over the budget that is aimed at; a row above it is not compared."""
 SEARCHING = 4.0
 """Seconds of timing of a network that may be it; what it is at last is timed anew."""
 _PATH = 80
@@ -84,7 +83,7 @@ def prune(
         return mdp_fx.score(network, inputs, importance=kind, data=data, seed=seed)
 
     options: dict[str, Any] = {"method": searched, "threads": THREADS, "step": step}
-    lowest, highest = (limit * share for limit in WITHIN)
+    lowest, highest = (limit * share for limit in MET)
     asked, too_little, too_much = share, 0.0, 1.0
     found: dict[float, nn.Module] = {}
     for _ in range(1 if method in IN_STEPS else _TRIES):
@@ -159,7 +158,7 @@ class TorchPruning:
                 select_shortcuts(self._path[-1])
 
     def at(self, share: float) -> nn.Module:
-        """The network on the way that is nearest to this share of the dense latency, at most `WITHIN[1]` of it.
+        """The network on the way that is nearest to this share of the dense latency, at most `MET[1]` of it.
 
         Raises:
             MdpFxError: none is so small.
@@ -175,7 +174,7 @@ class TorchPruning:
                 high = middle
             else:
                 low = middle
-        highest = WITHIN[1] * share
+        highest = MET[1] * share
         if low >= 0 and self._shares[low] <= highest and self._shares[low] - share < share - self._shares[high]:
             high = low
         return copy.deepcopy(self._path[high])

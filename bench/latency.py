@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torchvision
 
+from bench import readme_tables
 from bench.common import TORCHVISION, full_grid, load, save
 from mdp_fx.latency.fingerprints import Fingerprint
 from mdp_fx.latency.measuring import compare
@@ -161,6 +162,7 @@ def main() -> None:
         missed = [_key(row) for row in ordered if row["mean_error"] > MEAN_ERROR or row["worst_error"] > WORST_ERROR]
         limits = {"mean_error": MEAN_ERROR, "worst_error": WORST_ERROR}
         save("latency", {"limits": limits, "missed": missed, "rows": ordered}, quiet=True)
+    readme_tables.main()
 
 
 def _key(row: dict[str, Any]) -> tuple[str, int, int, str, str]:

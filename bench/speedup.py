@@ -24,7 +24,8 @@ import torch
 import torchvision
 from torch import nn
 
-from bench.common import TORCHVISION, fill_readme, load, save
+from bench import readme_tables
+from bench.common import MET, TORCHVISION, load, save
 from bench.resnet_cifar import resnet56
 from mdp_fx.api import bench, prune
 from mdp_fx.graph.verify import Reference
@@ -36,8 +37,6 @@ from mdp_fx.recipe import Recipe
 BUDGETS = (0.8, 0.6, 0.4, 0.2)
 NETWORKS = (*TORCHVISION, "resnet56_cifar")
 THREADS = 1
-LIMITS = (0.95, 1.02)
-"""Latency over what was asked that counts as met, timed anew: the search stopped at what it had timed itself."""
 
 
 def make(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -131,11 +130,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         name: [min(row[name] for row in rows), max(row[name] for row in rows)]
         for name in ("measured_over_asked", "predicted_over_measured", "remeasured_over_asked")
     }
-    found["limits"] = LIMITS
+    found["limits"] = MET
     found["missed"] = [
-        (row["network"], row["asked_share"])
-        for row in rows
-        if not LIMITS[0] <= row["remeasured_over_asked"] <= LIMITS[1]
+        (row["network"], row["asked_share"]) for row in rows if not MET[0] <= row["remeasured_over_asked"] <= MET[1]
     ]
     for name in ("parity_float64", "parity_float32"):
         found[f"worst_{name}"] = max(row[name] for row in rows)
@@ -163,27 +160,7 @@ def main() -> None:
                     {"threads": THREADS, "prune_resnet50": timed, "summary": summary(ordered), "rows": ordered},
                     quiet=True,
                 )
-    fill_readme(table(load("speedup")["rows"]))
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Networks by budgets: measured latency, and what it is over the asked one, timed anew."""
-    shares = sorted({row["asked_share"] for row in rows}, reverse=True)
-    lines = [
-        "| network | dense | " + " | ".join(f"{100 * share:.0f} %" for share in shares) + " |",
-        "|---|---" + "|---" * len(shares) + "|",
-    ]
-    for name in NETWORKS:
-        own = {row["asked_share"]: row for row in rows if row["network"] == name}
-        if own:
-            cells = [
-                f"{own[share]['measured_ms']:.2f} ms ({own[share]['remeasured_over_asked']:.3f})"
-                if share in own
-                else ""
-                for share in shares
-            ]
-            lines.append(f"| {name} | {next(iter(own.values()))['dense_ms']:.1f} ms | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    readme_tables.main()
 
 
 if __name__ == "__main__":
