@@ -42,7 +42,7 @@ def fill(network: str, target: str, threads: int, path: Path) -> dict[str, Any]:
     """Measures what the table lacks; a line goes to stdout after every measurement."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(network, weights=None).eval()
-    analysis = analyse(model, torch.randn(1, 3, 224, 224))
+    analysis = analyse(model, torch.randn(1, 3, 224, 224), step=STEP)
     choices, device = choose(analysis, STEP), get_target(target, threads)
     with LatencyTable(path) as table:
         begin = time.perf_counter()

@@ -359,7 +359,7 @@ def profile(
     subject = subject_of(model, as_inputs(example_inputs))
     inputs = subject.inputs
     device = get_target(target, threads, dtype, fill=fill, batch=batch_of(inputs))
-    analysis = analyse(subject.module, inputs, front_end=front_end, all_examples=device.can_run, stage=stage)
+    analysis = analyse(subject.module, inputs, front_end=front_end, all_examples=device.can_run, step=step, stage=stage)
     if isinstance(device, TableTarget):
         return predicted_profile(analysis, device, batch_of(inputs), name or type(model).__name__)
     stage("prepare the dense network")

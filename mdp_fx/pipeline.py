@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 from mdp_fx.errors import InputError, ModelError
 from mdp_fx.passes.base import Compilation, Pass, Stage, batch_of, run_passes, silent
 from mdp_fx.passes.channel_groups import FindChannelGroups
-from mdp_fx.passes.choices import Analysis
+from mdp_fx.passes.choices import Analysis, check_step
 from mdp_fx.passes.cost_regions import FindCostRegions
 from mdp_fx.passes.drop_blocks import DropBlocks
 from mdp_fx.passes.front_end import Choice, InferAxisTypes, TraceModel
@@ -38,6 +39,7 @@ def analyse(
     *,
     front_end: Choice = "auto",
     all_examples: bool = True,
+    step: int = 1,
     stage: Stage = silent,
 ) -> Analysis:
     """Runs every analysis pass.
@@ -48,18 +50,20 @@ def analyse(
         front_end: "symbolic" tracing, torch.export ("export"), or "auto": the first of them that can follow the model.
         all_examples: False runs the model on the first example alone, where it leaves the batch open: what it costs at
             the batch of the inputs is then only counted.
+        step: the channel step that `choose` will be given: regions that join tensors are measured at such sizes.
         stage: called with the name of each pass as it starts.
     """
     if not isinstance(model, nn.Module):
         msg = f"the model must be a torch.nn.Module, not {type(model).__name__}"
         raise InputError(msg)
+    check_step(step)
     inputs = as_inputs(example_inputs)
     if batch_of(inputs) == 0:
         msg = "the example inputs hold an empty batch: give at least one example"
         raise InputError(msg)
     typed = None if all_examples else _typed_by_one(model, inputs, front_end, stage)
     typed = typed or _typed(Compilation(model, inputs), front_end, stage)
-    state = run_passes(ANALYSES, typed, stage=stage)
+    state = run_passes(ANALYSES, replace(typed, step=step), stage=stage)
     assert state.graph is not None
     assert state.groups is not None
     assert state.blocks is not None

@@ -121,7 +121,7 @@ def analyse_and_score(
     """
     if scores is None:
         _check_scoring(subject, importance, loss)
-    analysis = subject.analyse(front_end, all_examples=all_examples, stage=stage)
+    analysis = subject.analyse(front_end, all_examples=all_examples, step=step, stage=stage)
     check_finite(subject.model)
     choices = choose(analysis, step, keep, only)
     if subject.is_part:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 import mdp_fx
 from mdp_fx import whole_network
 from mdp_fx.errors import InputError, TargetError
+from mdp_fx.graph.prune_graph import PruneGraph
+from mdp_fx.passes.cost_regions import CostRegion, find_cost_regions
+from mdp_fx.passes.residual_blocks import Blocks
 from mdp_fx.passes.search_space import evaluate, importance, violations
 from tests.work_target import MEASURING, Stages, WorkTarget, compare_fakes
 from tests.zoo import image
@@ -34,7 +37,8 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkTarget:
     made = WorkTarget()
     monkeypatch.setenv("MDP_FX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(whole_network, "time_networks", compare_fakes)
-    monkeypatch.setattr("mdp_fx.api.get_target", lambda name, threads, dtype, **_: made)
+    for module in ("mdp_fx.api", "mdp_fx.train.pruning"):
+        monkeypatch.setattr(f"{module}.get_target", lambda name, threads, dtype, **_: made)
     return made
 
 
@@ -72,6 +76,21 @@ def test_importance_and_patterns_count(network: nn.Module, inputs: Tensor) -> No
     assert of(importance="l1").importance != of(importance="l2").importance == of().importance
     assert of(data=data).importance == of(data=data, importance="taylor").importance != of().importance
     assert len(of(keep=["one.*"]).fixed) > len(of().fixed)
+
+
+@pytest.mark.parametrize("make", [mdp_fx.search_space, mdp_fx.profile, mdp_fx.Pruner])
+def test_regions_are_measured_at_sizes_of_the_step(
+    make: Callable[..., object], network: nn.Module, inputs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def find(graph: PruneGraph, blocks: Blocks, batch: int, step: int) -> tuple[CostRegion, ...]:
+        steps.append(step)
+        return find_cost_regions(graph, blocks, batch, step)
+
+    monkeypatch.setattr("mdp_fx.passes.cost_regions.find_cost_regions", find)
+    make(network, inputs, step=4)
+    assert steps == [4]
 
 
 def test_restrictions_are_checked_before_anything_is_measured(

@@ -45,9 +45,13 @@ class Subject:
         """Whether the model is a detector, of which a part is traced."""
         return self.module is not self.model
 
-    def analyse(self, front_end: Choice = "auto", *, all_examples: bool = True, stage: Stage = silent) -> Analysis:
+    def analyse(
+        self, front_end: Choice = "auto", *, all_examples: bool = True, step: int = 1, stage: Stage = silent
+    ) -> Analysis:
         """Runs every analysis pass; the arguments are those of `pipeline.analyse`."""
-        found = analyse(self.module, self.inputs, front_end=front_end, all_examples=all_examples, stage=stage)
+        found = analyse(
+            self.module, self.inputs, front_end=front_end, all_examples=all_examples, step=step, stage=stage
+        )
         return replace(found, graph=replace(found.graph, baked_in=(*found.graph.baked_in, *self.notes)))
 
     def taken_apart(self) -> tuple[FrozenRow, ...]:

@@ -48,6 +48,7 @@ class Compilation:
         model: the dense network, never edited.
         inputs: positional example inputs; axis 0 is the batch that latency is asked for, unless `costed_batch` is.
         costed_batch: the batch that latency is asked for, where the inputs hold only some of the examples.
+        step: the channel step of the sizes that latency is asked for.
         traced: the traced network.
         graph: the traced network with axis types.
         groups: its channel groups.
@@ -61,6 +62,7 @@ class Compilation:
     model: nn.Module
     inputs: tuple[Any, ...]
     costed_batch: int | None = None
+    step: int = 1
     traced: Traced | None = None
     graph: PruneGraph | None = None
     groups: tuple[ChannelGroup, ...] | None = None

@@ -106,6 +106,13 @@ def dimension_steps(graph: PruneGraph, step: int) -> dict[Dim, int]:
     return steps
 
 
+def check_step(step: int) -> None:
+    """Raises an InputError for what is no channel step."""
+    if not isinstance(step, int) or step < 1:
+        msg = f"the channel step must be a whole number of at least 1, not {step!r}"
+        raise InputError(msg)
+
+
 def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequence[str] = ()) -> Choices:
     """What may be pruned.
 
@@ -119,9 +126,7 @@ def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequen
         InputError: a step below 1, or a pattern that no module matches.
         NothingToPruneError: nothing is left; the message says why.
     """
-    if not isinstance(step, int) or step < 1:
-        msg = f"the channel step must be a whole number of at least 1, not {step!r}"
-        raise InputError(msg)
+    check_step(step)
     names = [str(node.target) for node in analysis.graph.module.graph.nodes if node.op in ("call_module", "get_attr")]
     for pattern in [*keep, *only]:
         if not any(_matches(name, pattern) for name in names):

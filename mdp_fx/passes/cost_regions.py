@@ -54,13 +54,14 @@ class CostRegion:
     convolutions: Callable[[tuple[int, ...]], tuple[Convolution, ...]]
 
 
-def find_cost_regions(graph: PruneGraph, blocks: Blocks, batch: int) -> tuple[CostRegion, ...]:
+def find_cost_regions(graph: PruneGraph, blocks: Blocks, batch: int, step: int = 1) -> tuple[CostRegion, ...]:
     """Partitions the nodes that compute into cost regions, in graph order.
 
     Args:
         graph: the typed network.
         blocks: its residual blocks.
         batch: the batch size that latency is asked for.
+        step: the channel step of the sizes that will be asked for.
     """
     inside = innermost_blocks(blocks)
     taken: set[str] = set()
@@ -73,7 +74,7 @@ def find_cost_regions(graph: PruneGraph, blocks: Blocks, batch: int) -> tuple[Co
             continue
         nodes = _fused_chain(graph, node, taken, order)
         taken.update(part.name for part in nodes)
-        region = _make_region(graph, nodes, batch, inside.get(node.name))
+        region = _make_region(graph, nodes, batch, step, inside.get(node.name))
         if region is not None:
             regions.append(region)
     place = {node.name: i for node, i in order.items()}
@@ -135,7 +136,9 @@ def _follows(graph: PruneGraph, node: fx.Node) -> bool:
     )
 
 
-def _make_region(graph: PruneGraph, nodes: list[fx.Node], batch: int, block: str | None) -> CostRegion | None:
+def _make_region(
+    graph: PruneGraph, nodes: list[fx.Node], batch: int, step: int, block: str | None
+) -> CostRegion | None:
     isolated = isolate(graph, nodes)
     if isolated is None:
         return None
@@ -149,12 +152,13 @@ def _make_region(graph: PruneGraph, nodes: list[fx.Node], batch: int, block: str
     roles: tuple[Role, ...] = tuple("out" if dim in out_dims else "in" for dim in dims)
     sizes_of = tuple(chosen[dim] for dim in dims)
     if chosen and any(len(axis.normal.spans) > 1 and set(chosen).issubset(free_dims(axis)) for axis in out_types):
-        # What joins many tensors moves memory: its time follows the total, however that is made up.
+        # What joins many tensors moves memory: its time follows the total, however that is made up, unless some fill
+        # no vector, and are brought into another layout.
         dims = tuple(chosen)
-        sizing, roles, sizes_of = _Sizing((dims,)), ("out",), (concat(*chosen.values()),)
+        sizing, roles, sizes_of = _Sizing((dims,), step), ("out",), (concat(*chosen.values()),)
     return CostRegion(
         name=str(nodes[0].target) if nodes[0].op == "call_module" else nodes[0].name,
-        key=region_key(isolated, dims, batch),
+        key=region_key(isolated, dims, batch, sizing.step),
         nodes=tuple(node.name for node in nodes),
         axes=sizes_of,
         roles=roles,
@@ -168,19 +172,28 @@ def _make_region(graph: PruneGraph, nodes: list[fx.Node], batch: int, block: str
 
 @dataclass(frozen=True)
 class _Sizing:
-    """Which of a region's dimensions make up each axis of its table."""
+    """Which of a region's dimensions make up each axis of its table.
+
+    Attributes:
+        dims: per axis.
+        step: dimensions that share an axis have multiples of it, where it has that much.
+    """
 
     dims: tuple[tuple[Dim, ...], ...]
+    step: int = 1
 
     def spread(self, sizes: tuple[int, ...]) -> dict[Dim, int]:
-        """Sizes of the dimensions; those that share an axis share it in proportion, one unit each if there is any."""
+        """Sizes of the dimensions; those that share an axis share it in proportion, each something if it is enough."""
         result: dict[Dim, int] = {}
         for shared, size in zip(self.dims, sizes, strict=True):
-            left, weight = size, sum(dim.size for dim in shared)
+            weight = sum(dim.size for dim in shared)
+            step = self.step if size != weight and size // self.step >= len(shared) else 1
+            left, rest = divmod(size, step)
             for i, dim in enumerate(shared):
                 after = len(shared) - i - 1
-                result[dim] = max(min(1, size), min(left - after, round(left * dim.size / weight)))
-                left, weight = left - result[dim], weight - dim.size
+                share = max(min(1, left), min(left - after, round(left * dim.size / weight)))
+                result[dim] = share * step + (0 if after else rest)
+                left, weight = left - share, weight - dim.size
         return result
 
 
@@ -194,7 +207,7 @@ class FindCostRegions(Pass):
         """Reads the graph."""
         assert state.graph is not None
         assert state.blocks is not None
-        return PassResult(replace(state, regions=find_cost_regions(state.graph, state.blocks, state.batch)))
+        return PassResult(replace(state, regions=find_cost_regions(state.graph, state.blocks, state.batch, state.step)))
 
     def verify(self, state: Compilation) -> None:
         """No node is counted twice, and no region reaches over the edge of a block."""

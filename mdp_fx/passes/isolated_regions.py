@@ -136,8 +136,11 @@ def _size(factor: Factor | None) -> int:
     return factor if isinstance(factor, int) else factor.size if factor is not None else 1
 
 
-def region_key(isolated: IsolatedRegion, dims: tuple[Dim, ...], batch: int) -> str:
-    """A readable start and a digest of all that the region's build depends on but the sizes of `dims`."""
+def region_key(isolated: IsolatedRegion, dims: tuple[Dim, ...], batch: int, step: int = 1) -> str:
+    """A readable start and a digest of all that the region's build depends on but the sizes of `dims`.
+
+    `step` is what the sizes of those that share an axis are multiples of.
+    """
     names = {dim: f"d{i}" for i, dim in enumerate(dims)}
 
     def spell(axis: Axis) -> str:
@@ -182,6 +185,8 @@ def region_key(isolated: IsolatedRegion, dims: tuple[Dim, ...], batch: int) -> s
         sides = ("x".join(map(str, lengths)) for lengths in (convolution.kernel, convolution.stride))
         start += [f"{name} {side}" for name, side in zip(("kernel", "stride"), sides, strict=True)]
         start.append(f"groups {spell(convolution.groups)}")
+    if step > 1:
+        start.append(f"parts of {step}")
     start += [f"+ {_kind(isolated, node)}" for node in fused]
     return f"{' '.join(start)} {hashlib.sha256(full.encode()).hexdigest()[:16]}"
 

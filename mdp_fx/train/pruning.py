@@ -181,7 +181,9 @@ class Pruner:
         check_finite(model)
         self._fingerprint = fingerprint(model)
         own = detached_copy(model).cpu().eval()
-        self._analysis = analyse(own, inputs, front_end=front_end, all_examples=self._target.can_run, stage=self._watch)
+        self._analysis = analyse(
+            own, inputs, front_end=front_end, all_examples=self._target.can_run, step=step, stage=self._watch
+        )
         check_savable(rewrite(self._analysis, {group.name: range(group.size) for group in self._analysis.groups}, ()))
         self._inputs = inputs if self._target.can_run else self._analysis.graph.example_inputs
         self._choices = choose(self._analysis, step, keep, only)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mdp_fx.graph.axes import free_dims
@@ -49,6 +51,56 @@ def test_a_concatenation_has_one_axis_for_all_its_parts() -> None:
     found = rows("dense_concat")
     assert found["cat_2"] == (("cat_2", "norm3", "relu_2"), ("out",), (20,), None)
     assert found["grow2"] == (("grow2",), ("out", "in"), (6, 14), "grow2")
+
+
+class Joined(nn.Module):
+    """Concatenates as many channels as `parts` says, each made by a convolution of its own."""
+
+    def __init__(self, parts: tuple[int, ...]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Conv2d(3, size, 1) for size in parts])
+        self.last = nn.Conv2d(sum(parts), 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(torch.cat([part(x) for part in self.parts], 1)).mean((2, 3))
+
+
+@given(
+    st.lists(st.integers(2, 48), min_size=2, max_size=5).map(tuple),
+    st.sampled_from([1, 4, 8]),
+    st.lists(st.floats(0.01, 0.99), min_size=4, max_size=4),
+)
+@settings(max_examples=20, deadline=None)
+def test_the_parts_of_a_concatenation_are_such_as_are_asked_for(
+    parts: tuple[int, ...], step: int, shares: list[float]
+) -> None:
+    regions = analyse(Joined(parts), (image(side=4),), step=step).regions
+    (joined,) = (region for region in regions if region.nodes[0] == "cat")
+    whole = sum(parts)
+    (dense,) = joined.dense_sizes
+    assert dense == whole
+    assert [x.shape[1] for x in joined.build((whole,))[1]] == list(parts), "as it is"
+    for total in {max(1, round(share * whole)) for share in shares}:
+        sizes = [x.shape[1] for x in joined.build((total,))[1]]
+        assert sum(sizes) == total
+        if total >= len(parts):
+            assert min(sizes) > 0
+        if total < whole and total // step >= len(parts):
+            *others, last = sizes
+            assert all(size % step == 0 for size in (*others, last - total % step))
+            # In proportion, as far as the step lets them.
+            assert all(
+                abs(size / total - part / whole) < 2 * step / total
+                for size, part in zip(others, parts[:-1], strict=True)
+            )
+
+
+def test_measurements_of_other_parts_are_others() -> None:
+    by_step = {step: analyse(Joined((16, 8)), (image(side=4),), step=step).regions for step in (1, 4, 8)}
+    keys = [{region.nodes[0]: region.key for region in regions} for regions in by_step.values()]
+    assert len({each["cat"] for each in keys}) == 3
+    assert "parts of 8" in keys[2]["cat"]
+    assert len({each["last"] for each in keys}) == 1
 
 
 def test_a_grouped_convolution_has_an_axis_for_its_groups() -> None:
