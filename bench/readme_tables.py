@@ -5,6 +5,7 @@ Each stands between the comments "NAME:begin" and "NAME:end" for the file NAME.j
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,10 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.common import MET, load
 from mdp_fx.files import atomic_write
+from mdp_fx.whole_network import MIXED_SHARES
 
 README = Path(__file__).parent.parent / "README.md"
-CALIBRATING = 6
-"""Whole networks that calibrate a prediction; rows of fewer are older."""
 SETTINGS = {
     ("onnxruntime:cpu", 1, 1): "ONNX Runtime",
     ("onnxruntime:cpu", 16, 1): "batch 16",
@@ -57,8 +57,8 @@ def speedup(results: dict[str, Any]) -> str:
 def latency(results: dict[str, Any]) -> str:
     """Networks by settings: mean and worst error of the prediction in %.
 
-    Bold misses a limit, ° has fewer networks that calibrate. Where rows of several processors are known, that of the
-    last run counts.
+    Bold misses a limit, ° is older: fewer networks calibrate than do now. Where rows of several processors are known,
+    that of the last run counts.
     """
     cells: dict[tuple[str, Any], str] = {}
     networks = dict.fromkeys(row["network"] for row in results["rows"])
@@ -66,7 +66,7 @@ def latency(results: dict[str, Any]) -> str:
         text = f"{100 * row['mean_error']:.1f}, {100 * row['worst_error']:.1f}"
         if any(row[name] > limit for name, limit in results["limits"].items()):
             text = f"**{text}**"
-        if len(row["calibrating"]) < CALIBRATING:
+        if len(row["calibrating"]) < len(MIXED_SHARES) + 2:
             text += " °"
         cells[row["network"], (row["target"], row["batch"], row["threads"])] = text
     settings = [setting for setting in SETTINGS if any(known == setting for _, known in cells)]
@@ -127,11 +127,18 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"speedup": speedup, "laten
 
 
 def filled(text: str) -> str:
-    """The README with its tables as the results are now."""
+    """The README with its tables as the results are now.
+
+    Raises:
+        ValueError: a table has no place there, or several.
+    """
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}:begin -->\n", f"\n<!-- {name}:end -->"
-        before, _, rest = text.partition(begin)
-        text = before + begin + table(load(name)) + end + rest.partition(end)[2]
+        before, *between, after = re.split(f"{begin}|{end}", text)
+        if len(between) != 1 or text != before + begin + between[0] + end + after:
+            msg = f"README.md needs one {begin.strip()} with {end.strip()} after it"
+            raise ValueError(msg)
+        text = before + begin + table(load(name)) + end + after
     return text
 
 

@@ -62,6 +62,13 @@ def test_the_tables_are_those_of_the_results() -> None:
     assert filled(README) == README, "python bench/readme_tables.py"
 
 
+@pytest.mark.parametrize("mark", ["<!-- speedup:begin -->", "<!-- latency:end -->", "<!-- accuracy:begin -->"])
+def test_a_table_without_its_place_is_told(mark: str) -> None:
+    for text in (README.replace(mark, ""), README.replace(mark, f"{mark}\n\n{mark}"), README + f"\n{mark}\n"):
+        with pytest.raises(ValueError, match=mark):
+            filled(text)
+
+
 def test_the_make_targets_exist() -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):

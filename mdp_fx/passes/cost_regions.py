@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -158,7 +158,7 @@ def _make_region(
         sizing, roles, sizes_of = _Sizing((dims,), step), ("out",), (concat(*chosen.values()),)
     return CostRegion(
         name=str(nodes[0].target) if nodes[0].op == "call_module" else nodes[0].name,
-        key=region_key(isolated, dims, batch, sizing.step),
+        key=region_key(isolated, dims, batch, sizing.shared, sizing.step),
         nodes=tuple(node.name for node in nodes),
         axes=sizes_of,
         roles=roles,
@@ -176,25 +176,53 @@ class _Sizing:
 
     Attributes:
         dims: per axis.
-        step: dimensions that share an axis have multiples of it, where it has that much.
+        step: the channel step of those that share an axis.
     """
 
     dims: tuple[tuple[Dim, ...], ...]
     step: int = 1
 
+    @property
+    def shared(self) -> tuple[tuple[int, ...], ...]:
+        """Dense sizes of those that share an axis, by axis."""
+        return tuple(tuple(dim.size for dim in shared) for shared in self.dims if len(shared) > 1)
+
     def spread(self, sizes: tuple[int, ...]) -> dict[Dim, int]:
-        """Sizes of the dimensions; those that share an axis share it in proportion, each something if it is enough."""
+        """Sizes of the dimensions."""
         result: dict[Dim, int] = {}
         for shared, size in zip(self.dims, sizes, strict=True):
-            weight = sum(dim.size for dim in shared)
-            step = self.step if size != weight and size // self.step >= len(shared) else 1
-            left, rest = divmod(size, step)
-            for i, dim in enumerate(shared):
-                after = len(shared) - i - 1
-                share = max(min(1, left), min(left - after, round(left * dim.size / weight)))
-                result[dim] = share * step + (0 if after else rest)
-                left, weight = left - share, weight - dim.size
+            parts = parts_of(size, [dim.size for dim in shared], self.step)
+            result.update(zip(shared, parts, strict=True))
         return result
+
+
+def parts_of(size: int, dense: Sequence[int], step: int) -> list[int]:
+    """A size made up of parts in proportion to the dense ones, none larger, each something if there is enough.
+
+    The parts are such as a network may have: multiples of `step`, or dense. One takes what is over, and where there is
+    no step for each, as it is where branches have gone, they are merely in proportion.
+    """
+    if size == sum(dense):
+        return list(dense)
+    held = sum(whole for whole in dense if whole < step)
+    after = sum(whole >= step for whole in dense)
+    if size - held < after * step:
+        step, held, after = 1, 0, len(dense)
+    left, weight = (size - held) // step, sum(dense) - held
+    parts: list[int] = []
+    for whole in dense:
+        if whole < step:
+            parts.append(whole)
+            continue
+        after -= 1
+        share = min(whole // step, max(min(1, left), min(left - after, round(left * whole / weight))))
+        parts.append(share * step)
+        left, weight = left - share, weight - whole
+    over = size - sum(parts)
+    for i in reversed(range(len(parts))):
+        more = min(over, dense[i] - parts[i])
+        parts[i], over = parts[i] + more, over - more
+    return parts
 
 
 class FindCostRegions(Pass):

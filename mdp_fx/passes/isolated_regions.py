@@ -136,10 +136,16 @@ def _size(factor: Factor | None) -> int:
     return factor if isinstance(factor, int) else factor.size if factor is not None else 1
 
 
-def region_key(isolated: IsolatedRegion, dims: tuple[Dim, ...], batch: int, step: int = 1) -> str:
+def region_key(
+    isolated: IsolatedRegion,
+    dims: tuple[Dim, ...],
+    batch: int,
+    shared: tuple[tuple[int, ...], ...] = (),
+    step: int = 1,
+) -> str:
     """A readable start and a digest of all that the region's build depends on but the sizes of `dims`.
 
-    `step` is what the sizes of those that share an axis are multiples of.
+    `shared` are the dense sizes of dimensions that share an axis, which they do in such proportion and in such steps.
     """
     names = {dim: f"d{i}" for i, dim in enumerate(dims)}
 
@@ -178,6 +184,8 @@ def region_key(isolated: IsolatedRegion, dims: tuple[Dim, ...], batch: int, step
         else:
             args, kwargs = (node.args, node.kwargs) if emission is None or emission.node is None else emission.node[2:]
             text.append(f"{node.op} {target_name(node.target)} {written(args)} {written(kwargs)}")
+    if shared:
+        text.append(f"parts {shared} in steps of {step}")
     full = "; ".join(text)
     first, *fused = (n for n in isolated.module.graph.nodes if n.op not in ("placeholder", "get_attr", "output"))
     start = [_kind(isolated, first), text[1], f"batch {batch}"]
@@ -185,7 +193,7 @@ def region_key(isolated: IsolatedRegion, dims: tuple[Dim, ...], batch: int, step
         sides = ("x".join(map(str, lengths)) for lengths in (convolution.kernel, convolution.stride))
         start += [f"{name} {side}" for name, side in zip(("kernel", "stride"), sides, strict=True)]
         start.append(f"groups {spell(convolution.groups)}")
-    if step > 1:
+    if shared and step > 1:
         start.append(f"parts of {step}")
     start += [f"+ {_kind(isolated, node)}" for node in fused]
     return f"{' '.join(start)} {hashlib.sha256(full.encode()).hexdigest()[:16]}"

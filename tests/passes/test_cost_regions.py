@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mdp_fx.graph.axes import free_dims
 from mdp_fx.graph.axis_sizes import kept_size
-from mdp_fx.passes.cost_regions import find_cost_regions, innermost_blocks
+from mdp_fx.passes.cost_regions import find_cost_regions, innermost_blocks, parts_of
 from mdp_fx.passes.residual_blocks import Blocks, ResidualBlock
 from mdp_fx.pipeline import analyse
 from tests.graph.small import net, parameter
@@ -81,18 +81,28 @@ def test_the_parts_of_a_concatenation_are_such_as_are_asked_for(
     assert dense == whole
     assert [x.shape[1] for x in joined.build((whole,))[1]] == list(parts), "as it is"
     for total in {max(1, round(share * whole)) for share in shares}:
-        sizes = [x.shape[1] for x in joined.build((total,))[1]]
-        assert sum(sizes) == total
-        if total >= len(parts):
-            assert min(sizes) > 0
-        if total < whole and total // step >= len(parts):
-            *others, last = sizes
-            assert all(size % step == 0 for size in (*others, last - total % step))
-            # In proportion, as far as the step lets them.
-            assert all(
-                abs(size / total - part / whole) < 2 * step / total
-                for size, part in zip(others, parts[:-1], strict=True)
-            )
+        assert [x.shape[1] for x in joined.build((total,))[1]] == parts_of(total, parts, step)
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=6), st.sampled_from([1, 3, 4, 8]), st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_network_may_have_the_parts(dense: list[int], step: int, data: st.DataObject) -> None:
+    sizes = [data.draw(st.sampled_from([*range(step, whole, step), whole])) for whole in dense]
+    parts = parts_of(sum(sizes), dense, step)
+    assert sum(parts) == sum(sizes)
+    assert all(0 < part <= whole for part, whole in zip(parts, dense, strict=True))
+    odd = [part for part, whole in zip(parts, dense, strict=True) if part % step and part != whole]
+    assert len(odd) <= 1, "what is over"
+    if all(whole % step == 0 for whole in dense):
+        assert odd == []
+
+
+@pytest.mark.parametrize("total", range(1, 17))
+def test_what_is_not_enough_for_a_step_each_is_in_proportion(total: int) -> None:
+    parts = parts_of(total, (16, 8, 8), 8)
+    assert sum(parts) == total
+    assert min(parts) == (total >= 3) * min(parts)
+    assert parts[0] >= max(parts[1:])
 
 
 def test_measurements_of_other_parts_are_others() -> None:
@@ -101,6 +111,8 @@ def test_measurements_of_other_parts_are_others() -> None:
     assert len({each["cat"] for each in keys}) == 3
     assert "parts of 8" in keys[2]["cat"]
     assert len({each["last"] for each in keys}) == 1
+    other = analyse(Joined((12, 12)), (image(side=4),), step=8).regions
+    assert {region.nodes[0]: region.key for region in other}["cat"] != keys[2]["cat"], "shared in another way"
 
 
 def test_a_grouped_convolution_has_an_axis_for_its_groups() -> None:
