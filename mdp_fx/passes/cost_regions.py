@@ -197,10 +197,10 @@ class _Sizing:
 
 
 def parts_of(size: int, dense: Sequence[int], step: int) -> list[int]:
-    """A size made up of parts in proportion to the dense ones, none larger, each something if there is enough.
+    """A size made up of parts in proportion to the dense ones, none larger as long as the size is not.
 
-    The parts are such as a network may have: multiples of `step`, or dense. One takes what is over, and where there is
-    no step for each, as it is where branches have gone, they are merely in proportion.
+    Each has something if there is enough, and is such as a network may have: a multiple of `step`, or dense. One takes
+    what is over, and where there is no step for each, as where branches have gone, they are merely in proportion.
     """
     if size == sum(dense):
         return list(dense)
@@ -222,6 +222,7 @@ def parts_of(size: int, dense: Sequence[int], step: int) -> list[int]:
     for i in reversed(range(len(parts))):
         more = min(over, dense[i] - parts[i])
         parts[i], over = parts[i] + more, over - more
+    parts[-1] += over  # Regions of equal keys stand for each other: another's axis may be larger.
     return parts
 
 

@@ -105,6 +105,22 @@ def test_what_is_not_enough_for_a_step_each_is_in_proportion(total: int) -> None
     assert parts[0] >= max(parts[1:])
 
 
+@pytest.mark.parametrize("dense", [[5], [8, 12]])
+@pytest.mark.parametrize("step", [1, 8])
+def test_a_size_above_the_dense_one_is_made_up_too(dense: list[int], step: int) -> None:
+    assert sum(parts_of(50, dense, step)) == 50
+
+
+def test_a_region_is_made_at_the_sizes_of_a_wider_one_of_its_key() -> None:
+    regions = {region.name: region for region in analysed("plain_residual").regions}
+    narrow, wide = regions["one.first.0"], regions["two.first.0"]
+    assert narrow.key == wide.key
+    sizes = wide.dense_sizes
+    assert sizes > narrow.dense_sizes
+    assert [x.shape for x in narrow.build(sizes)[1]] == [x.shape for x in wide.build(sizes)[1]]
+    assert narrow.macs(sizes) == wide.macs(sizes)
+
+
 def test_measurements_of_other_parts_are_others() -> None:
     by_step = {step: analyse(Joined((16, 8)), (image(side=4),), step=step).regions for step in (1, 4, 8)}
     keys = [{region.nodes[0]: region.key for region in regions} for regions in by_step.values()]
