@@ -1,5 +1,6 @@
-"""The tables of results in README.md: `python bench/readme_tables.py` writes them anew from bench/results.
+"""README.md's tables of results and what is counted in them.
 
+`python bench/readme_tables.py` writes them anew from bench/results.
 Each stands between the comments "NAME:begin" and "NAME:end" for the file NAME.json it is made of.
 """
 
@@ -42,7 +43,7 @@ METHODS = {
 
 
 def speedup(results: dict[str, Any]) -> str:
-    """Networks by budgets: measured latency, and what it is over the asked one, timed anew."""
+    """Networks by budgets: measured latency, and what it is over the asked one, timed anew; then who misses it."""
     rows = {(row["network"], row["asked_share"]): row for row in results["rows"]}
     shares = sorted({share for _, share in rows}, reverse=True)
     lines = []
@@ -51,7 +52,14 @@ def speedup(results: dict[str, Any]) -> str:
         dense = next(row for row in own if row)["dense_ms"]
         cells = [f"{row['measured_ms']:.2f} ms ({row['remeasured_over_asked']:.3f})" if row else "" for row in own]
         lines.append([name, f"{dense:.1f} ms", *cells])
-    return _table(["network", "dense", *(f"{100 * share:.0f} %" for share in shares)], lines)
+    table = _table(["network", "dense", *(f"{100 * share:.0f} %" for share in shares)], lines)
+    outside = [
+        f"{row['network']} at {100 * row['asked_share']:.0f} % ({row['remeasured_over_asked']:.3f})"
+        for row in results["rows"]
+        if _side(row["remeasured_over_asked"])
+    ]
+    within = f"{len(rows) - len(outside)} of {len(rows)} are within {MET[0]} and {MET[1]}"
+    return f"{table}\n\n{within}" + f"; outside: {', '.join(outside)}" * bool(outside) + "."
 
 
 def latency(results: dict[str, Any]) -> str:
@@ -61,17 +69,22 @@ def latency(results: dict[str, Any]) -> str:
     that of the last run counts.
     """
     cells: dict[tuple[str, Any], str] = {}
+    limits = results["limits"]
     networks = dict.fromkeys(row["network"] for row in results["rows"])
     for row in sorted(results["rows"], key=lambda row: results["machine"]["cpu"] in row["device"]):
         text = f"{100 * row['mean_error']:.1f}, {100 * row['worst_error']:.1f}"
-        if any(row[name] > limit for name, limit in results["limits"].items()):
+        if any(row[name] > limit for name, limit in limits.items()):
             text = f"**{text}**"
         if len(row["calibrating"]) < len(MIXED_SHARES) + 2:
             text += " °"
         cells[row["network"], (row["target"], row["batch"], row["threads"])] = text
     settings = [setting for setting in SETTINGS if any(known == setting for _, known in cells)]
     lines = [[name, *(cells.get((name, setting), "") for setting in settings)] for name in networks]
-    return _table(["error, mean and worst (%)", *(SETTINGS[setting] for setting in settings)], lines)
+    table = _table(["error, mean and worst (%)", *(SETTINGS[setting] for setting in settings)], lines)
+    missed = sum("**" in text for text in cells.values())
+    asked = f"{100 * limits['mean_error']:.0f} % in the mean and {100 * limits['worst_error']:.0f} % at worst"
+    within = f"{len(cells) - missed} of {len(cells)} cells are within the limits, {asked}"
+    return f"{table}\n\n{within}; **bold** misses one."
 
 
 def accuracy(results: dict[str, Any]) -> str:
