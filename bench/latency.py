@@ -66,7 +66,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     inputs = (torch.randn(args.batch, 3, 224, 224),)
     target = get_target(args.target, args.threads)
     analysis = analyse(model, inputs, step=STEP)
-    choices = choose(analysis, STEP)
+    choices = choose(analysis)
     scores = score(analysis.graph, analysis.groups, "l2", model=model)
     order = unit_order(scores, analysis.groups)
     with (

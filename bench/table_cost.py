@@ -43,7 +43,7 @@ def fill(network: str, target: str, threads: int, path: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     model = torchvision.models.get_model(network, weights=None).eval()
     analysis = analyse(model, torch.randn(1, 3, 224, 224), step=STEP)
-    choices, device = choose(analysis, STEP), get_target(target, threads)
+    choices, device = choose(analysis), get_target(target, threads)
     with LatencyTable(path) as table:
         begin = time.perf_counter()
         found = region_tables(analysis, choices, device, table, progress=tell)

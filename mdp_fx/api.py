@@ -150,11 +150,11 @@ def prune(
         timed = subject.inputs
         if not device.can_run:
             timed = analysis.graph.example_inputs  # Those few that the network was traced with: no other is needed.
-        search = search_for(analysis, choices, worth, device, table, timed, batch, step, options, watch, progress)
+        search = search_for(analysis, choices, worth, device, table, timed, batch, options, watch, progress)
         outcome = search.run(budgets.get("latency"), {k: v for k, v in budgets.items() if k != "latency"})
     module = subject.returned(analysis, outcome.module)
     watch("")
-    recipe = prune_recipe(model, analysis, outcome, kind, step, inputs if subject.is_part else timed, device.name)
+    recipe = prune_recipe(model, analysis, outcome, kind, inputs if subject.is_part else timed, device.name)
     report = prune_report(
         name or type(model).__name__,
         analysis,
@@ -237,9 +237,7 @@ def search_space(
         if device is None:
             space = build_space(analysis, choices, worth, {})
             return restrict(space, min_keep=min_keep, fixed=fixed, keep_blocks=keep_blocks)
-        search = search_for(
-            analysis, choices, worth, device, table, subject.inputs, batch, step, options, stage, progress
-        )
+        search = search_for(analysis, choices, worth, device, table, subject.inputs, batch, options, stage, progress)
         if isinstance(search, PredictedSearch) and predicted is not None:
             predicted(search.prediction())
         return search.measured_space()
@@ -364,7 +362,7 @@ def profile(
         return predicted_profile(analysis, device, batch_of(inputs), name or type(model).__name__)
     stage("prepare the dense network")
     with table_for(device) as table, dense_runner(analysis, device, inputs) as runner:
-        parts = (analysis, choose(analysis, step), device, table, inputs, runner)
+        parts = (analysis, choose(analysis), device, table, inputs, runner)
         found = measure_network(*parts, stage=stage, progress=progress)
         where = str(table.path)
     return Profile(

@@ -12,9 +12,10 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import InputError, ModelError
+from mdp_fx.passes.arguments import check_whole
 from mdp_fx.passes.base import Compilation, Pass, Stage, batch_of, run_passes, silent
 from mdp_fx.passes.channel_groups import FindChannelGroups
-from mdp_fx.passes.choices import Analysis, check_step
+from mdp_fx.passes.choices import Analysis
 from mdp_fx.passes.cost_regions import FindCostRegions
 from mdp_fx.passes.drop_blocks import DropBlocks
 from mdp_fx.passes.front_end import Choice, InferAxisTypes, TraceModel
@@ -50,13 +51,14 @@ def analyse(
         front_end: "symbolic" tracing, torch.export ("export"), or "auto": the first of them that can follow the model.
         all_examples: False runs the model on the first example alone, where it leaves the batch open: what it costs at
             the batch of the inputs is then only counted.
-        step: the channel step that `choose` will be given: regions that join tensors are measured at such sizes.
+        step: channel step: what `choose` offers keeps axes multiples of so many entries, and regions that join tensors
+            are measured at such sizes.
         stage: called with the name of each pass as it starts.
     """
     if not isinstance(model, nn.Module):
         msg = f"the model must be a torch.nn.Module, not {type(model).__name__}"
         raise InputError(msg)
-    check_step(step)
+    check_whole("step", step, 1)
     inputs = as_inputs(example_inputs)
     if batch_of(inputs) == 0:
         msg = "the example inputs hold an empty batch: give at least one example"
@@ -68,7 +70,7 @@ def analyse(
     assert state.groups is not None
     assert state.blocks is not None
     assert state.regions is not None
-    return Analysis(state.graph, state.groups, state.blocks, state.regions)
+    return Analysis(state.graph, state.groups, state.blocks, state.regions, step)
 
 
 def first_example(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

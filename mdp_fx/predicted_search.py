@@ -52,11 +52,10 @@ class PredictedSearch(BudgetSearch):
         inputs: tuple[Any, ...],
         *,
         batch: int,
-        step: int,
         options: SolverOptions,
         stage: Stage,
     ) -> None:
-        offered = table_options(analysis, choices, step, target)
+        offered = table_options(analysis, choices, target)
         super().__init__(analysis, offered.choices, importance, target, table, inputs, options=options, stage=stage)
         self._held = offered.held
         self._batch = batch
@@ -145,7 +144,6 @@ def search_for(
     table: LatencyTable,
     inputs: tuple[Any, ...],
     batch: int,
-    step: int,
     options: SolverOptions,
     stage: Stage,
     progress: Progress | None,
@@ -153,7 +151,7 @@ def search_for(
     """What finds a structure on a target: by measurements, or on what a table says."""
     known = (analysis, choices, importance)
     if isinstance(target, TableTarget):
-        return PredictedSearch(*known, target, table, inputs, batch=batch, step=step, options=options, stage=stage)
+        return PredictedSearch(*known, target, table, inputs, batch=batch, options=options, stage=stage)
     return BudgetSearch(*known, target, table, inputs, options=options, stage=stage, progress=progress)
 
 

@@ -104,7 +104,6 @@ def prune_recipe(
     analysis: Analysis,
     outcome: Outcome,
     importance: str,
-    step: int,
     inputs: tuple[Any, ...],
     target: str,
 ) -> Recipe:
@@ -126,7 +125,7 @@ def prune_recipe(
         predicted=predicted,
         certificate=outcome.certificate.to_json(),
         importance=importance,
-        step=step,
+        step=analysis.step,
         input_shapes=[list(value.shape) for value in tensors],
         input_dtypes=[str(value.dtype).removeprefix("torch.") for value in tensors],
         fingerprint=fingerprint(model),

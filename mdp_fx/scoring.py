@@ -123,7 +123,7 @@ def analyse_and_score(
         _check_scoring(subject, importance, loss)
     analysis = subject.analyse(front_end, all_examples=all_examples, step=step, stage=stage)
     check_finite(subject.model)
-    choices = choose(analysis, step, keep, only)
+    choices = choose(analysis, keep, only)
     if subject.is_part:
         stage("try the smallest sizes")
         _check_widths(subject, analysis, choices)

@@ -27,6 +27,7 @@ from tests.work_target import (
     CALIBRATING,
     LEAST,
     MEASURING,
+    STEP,
     Analysed,
     WorkTarget,
     analysed,
@@ -214,7 +215,7 @@ def test_stages_are_told_in_order(analysed: Analysed, table: LatencyTable) -> No
     measured: list[tuple[int, int, str]] = []
     BudgetSearch(
         analysis,
-        choose(analysis, 8),
+        choose(replace(analysis, step=8)),
         importance,
         WorkTarget(),
         table,
@@ -250,7 +251,7 @@ def test_the_certificate_is_about_the_selection(analysed: Analysed, table: Laten
 def fires() -> Analysed:
     torch.manual_seed(0)
     inputs = (image(side=16, batch=1).double(),)
-    analysis = analyse(randomise(FireModules()).double().eval(), inputs)
+    analysis = analyse(randomise(FireModules()).double().eval(), inputs, step=STEP)
     return analysis, score(analysis.graph, analysis.groups, "l1"), inputs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ class Stages(nn.Module):
 
 @pytest.fixture(scope="module")
 def stages() -> Analysis:
-    return analyse(Stages(), image())
+    return analyse(Stages(), image(), step=4)
 
 
 GROUPS = {"stem.0", "one.0.first.0", "one.1.first.0", "widen.0", "two.0.first.0", "two.1.first.0"}
@@ -46,7 +47,7 @@ def open_groups(choices: Choices) -> set[str]:
 
 
 def test_without_patterns_everything_is_open(stages: Analysis) -> None:
-    choices = choose(stages, 4)
+    choices = choose(stages)
     assert open_groups(choices) == GROUPS
     assert choices.blocks == BLOCKS
     assert [(d.name, d.dense) for d in choices.dimensions] == [(g.name, g.size) for g in stages.groups]
@@ -72,7 +73,7 @@ def test_without_patterns_everything_is_open(stages: Analysis) -> None:
 def test_kept_modules_hold_their_groups_and_blocks(
     stages: Analysis, keep: list[str], groups: set[str], blocks: set[str]
 ) -> None:
-    choices = choose(stages, 4, keep=keep)
+    choices = choose(stages, keep=keep)
     assert open_groups(choices) == groups
     assert choices.blocks == blocks
 
@@ -90,19 +91,19 @@ def test_kept_modules_hold_their_groups_and_blocks(
     ],
 )
 def test_only_matched_modules_are_open(stages: Analysis, only: list[str], groups: set[str], blocks: set[str]) -> None:
-    choices = choose(stages, 4, only=only)
+    choices = choose(stages, only=only)
     assert open_groups(choices) == groups
     assert choices.blocks == blocks
 
 
 def test_keep_wins_over_only(stages: Analysis) -> None:
-    choices = choose(stages, 4, keep=["one.1"], only=["one"])
+    choices = choose(stages, keep=["one.1"], only=["one"])
     assert open_groups(choices) == {"one.0.first.0"}
     assert choices.blocks == {"one.0"}
 
 
 def test_a_space_with_kept_modules_can_be_built(stages: Analysis) -> None:
-    space = build_space(stages, choose(stages, 4, keep=["stem"]), (), {})
+    space = build_space(stages, choose(stages, keep=["stem"]), (), {})
     assert space.fixed == {"stem.0": 16}
 
 
@@ -117,26 +118,26 @@ def test_a_parameter_is_kept_by_its_name() -> None:
         def forward(self, x: Tensor) -> Any:
             return self.last(F.relu(self.hidden(F.linear(x, self.weight))))
 
-    choices = choose(analyse(Own(), torch.randn(2, 3)), 4, keep=["weight"])
+    choices = choose(analyse(Own(), torch.randn(2, 3), step=4), keep=["weight"])
     assert choices.held == {"weight"}
 
 
-@pytest.mark.parametrize("step", [0, -8])
-def test_a_step_below_one_is_refused(stages: Analysis, step: int) -> None:
-    with pytest.raises(InputError, match=rf"^the channel step must be a whole number of at least 1, not {step}$"):
-        choose(stages, step)
+@pytest.mark.parametrize("step", [0, -8, 2.0, True])
+def test_a_step_that_is_none_is_refused(step: Any) -> None:
+    with pytest.raises(InputError, match=rf"^step is {step}; it must be an int of at least 1$"):
+        analyse(Stages(), image(), step=step)
 
 
 @pytest.mark.parametrize("where", ["keep", "only"])
 def test_a_pattern_that_matches_nothing_is_refused(stages: Analysis, where: str) -> None:
     patterns: dict[str, list[str]] = {where: ["stem", "three.*"]}
     with pytest.raises(InputError) as caught:
-        choose(stages, 4, **patterns)
+        choose(stages, **patterns)
     assert str(caught.value) == "no module of the network matches 'three.*': see `mdp-fx inspect` for their names"
 
 
 def test_a_group_that_is_no_larger_than_the_step_has_one_size(stages: Analysis) -> None:
-    sizes = {d.name: d.sizes for d in choose(stages, 16).dimensions}
+    sizes = {d.name: d.sizes for d in choose(replace(stages, step=16)).dimensions}
     assert sizes["stem.0"] == (16,)
     assert sizes["one.0.first.0"] == (12,)
     assert sizes["two.0.first.0"] == (16, 20)
@@ -164,45 +165,50 @@ class NoLayer(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "message"),
+    ("model", "step", "options", "message"),
     [
-        (NoLayer(), {}, "nothing to prune: the network has no layer with prunable channels"),
+        (NoLayer(), 2, {}, "nothing to prune: the network has no layer with prunable channels"),
         (
             Plain("one layer"),
+            2,
             {},
             "nothing to prune: every channel is frozen, as first is (output of the network)",
         ),
         (
             Plain("softmax"),
+            2,
             {},
             "nothing to prune: every channel is frozen, as first is (softmax over the axis at softmax (node softmax))",
         ),
         (
             Plain("relu"),
-            {"step": 8},
+            8,
+            {},
             "nothing to prune: the largest channel group has 6 units, --step 8 offers no smaller size",
         ),
         (
             Plain("relu"),
+            2,
             {"keep": ["first"]},
             "nothing is left to prune: --keep and --only exclude every channel group and block",
         ),
         (
             Plain("relu"),
+            2,
             {"only": ["last"]},
             "nothing is left to prune: --keep and --only exclude every channel group and block",
         ),
     ],
 )
-def test_nothing_to_prune_says_why(model: nn.Module, options: dict[str, Any], message: str) -> None:
-    analysis = analyse(model, torch.randn(2, 3))
+def test_nothing_to_prune_says_why(model: nn.Module, step: int, options: dict[str, Any], message: str) -> None:
+    analysis = analyse(model, torch.randn(2, 3), step=step)
     with pytest.raises(NothingToPruneError) as caught:
-        choose(analysis, **{"step": 2, **options})
+        choose(analysis, **options)
     assert str(caught.value) == message
 
 
 def test_removable_blocks_alone_are_something_to_prune(stages: Analysis) -> None:
-    choices = choose(stages, 64)
+    choices = choose(replace(stages, step=64))
     assert all(len(d.sizes) == 1 for d in choices.dimensions)
     assert choices.blocks == BLOCKS
 
@@ -311,7 +317,7 @@ def test_keeping_a_block_keeps_its_modules(specimen: Any) -> None:
     modules = {name for name, _ in analysis.graph.module.named_modules()}
     named = [block for block in analysis.blocks.removable if block.name in modules]
     for block in named:
-        choices = choose(analysis, 1, keep=[block.name])
+        choices = choose(analysis, keep=[block.name])
         assert block.name not in choices.blocks
         around = {other.name for other in analysis.blocks.removable if set(block.nodes) <= set(other.nodes)}
         assert choices.blocks.isdisjoint(around)

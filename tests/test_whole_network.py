@@ -29,6 +29,7 @@ from tests.pruning import layer_macs
 from tests.work_target import (
     CALIBRATING,
     MEASURING,
+    STEP,
     Analysed,
     WorkTarget,
     analysed,
@@ -58,7 +59,7 @@ class OuterResidual(nn.Module):
 def measure(analysed: Analysed, target: WorkTarget, table: LatencyTable, told: list[str]) -> MeasuredNetwork:
     analysis, _, inputs = analysed
     with dense_runner(analysis, target, inputs) as runner:
-        return measure_network(analysis, choose(analysis, 2), target, table, inputs, runner, stage=told.append)
+        return measure_network(analysis, choose(analysis), target, table, inputs, runner, stage=told.append)
 
 
 def test_what_is_constant_beside_the_regions_is_told_from_what_is_a_share(
@@ -98,7 +99,7 @@ def test_each_slim_network_is_timed_in_turn_with_the_dense_one(
 
 def test_every_group_of_the_slim_network_has_its_share(analysed: Analysed) -> None:
     analysis = analysed[0]
-    choices = choose(analysis, 2, keep=["two.1"])
+    choices = choose(analysis, keep=["two.1"])
     slim = calibrating_selections(analysis, choices)[-1]
     assert slim.removed_blocks == ()
     assert choices.held
@@ -113,8 +114,8 @@ def test_the_mixed_networks_are_structures_that_a_search_may_choose(name: str, a
     networks = {"fire_modules": FireModules, "nested_blocks": NestedBlocks, "outer_residual": OuterResidual}
     analysis = analysed[0]
     if name in networks:
-        analysis = analyse(networks[name]().eval(), (image(side=16, batch=1),))
-    choices = choose(analysis, 2)
+        analysis = analyse(networks[name]().eval(), (image(side=16, batch=1),), step=STEP)
+    choices = choose(analysis)
     space = build_space(analysis, choices, (), {})
     found = calibrating_selections(analysis, choices)
     assert found == calibrating_selections(analysis, choices), "the same every time: what is measured counts again"

@@ -108,7 +108,7 @@ def compare_fakes(runners: Mapping[str, Runner], min_runs: int = 0) -> dict[str,
 def analysed() -> tuple[Analysis, tuple[LayerImportance, ...], tuple[Tensor, ...]]:
     torch.manual_seed(0)
     inputs = (image(side=16, batch=1),)
-    analysis = analyse(Stages().eval(), inputs)
+    analysis = analyse(Stages().eval(), inputs, step=STEP)
     return analysis, score(analysis.graph, analysis.groups, "l1"), inputs
 
 
@@ -130,7 +130,7 @@ def search(analysed: Analysed, target: Target, table: LatencyTable, **options: A
     analysis, importance, inputs = analysed
     return BudgetSearch(
         analysis,
-        choose(analysis, STEP),
+        choose(analysis),
         importance,
         target,
         table,

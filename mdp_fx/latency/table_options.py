@@ -35,13 +35,12 @@ class TableOptions:
     held: tuple[str, ...]
 
 
-def table_options(analysis: Analysis, choices: Choices, step: int, target: TableTarget) -> TableOptions:
-    """Offers of the multiples of `step` those sizes that the table has, for all convolutions that see them together.
+def table_options(analysis: Analysis, choices: Choices, target: TableTarget) -> TableOptions:
+    """Offers of the multiples of the step those sizes that the table has, for all convolutions that see them together.
 
     Args:
         analysis: the analysed network.
         choices: what may be chosen where every size can be measured.
-        step: channel step.
         target: the table.
 
     Raises:
@@ -52,7 +51,7 @@ def table_options(analysis: Analysis, choices: Choices, step: int, target: Table
     for region in analysis.regions:
         if target.look_up(region, region.dense_sizes).convolutions and target.has(region, region.dense_sizes):
             regions.append(region)
-    steps = dimension_steps(analysis.graph, step)
+    steps = dimension_steps(analysis.graph, analysis.step)
     sizes = {each.name: each.sizes for each in choices.dimensions}
     for group in analysis.groups:
         seen_by = [region for region in regions if any(group.dim in free_dims(axis) for axis in region.axes)]
@@ -69,9 +68,8 @@ def table_options(analysis: Analysis, choices: Choices, step: int, target: Table
     before = {each.name: each.sizes for each in choices.dimensions}
     held = tuple(d.name for d in narrowed.dimensions if len(_cuts(d.sizes)) == 0 < len(_cuts(before[d.name])))
     if not narrowed.blocks and all(not _cuts(d.sizes) or d.name in narrowed.held for d in narrowed.dimensions):
-        msg = (
-            f"nothing to prune: the table of {target.name} has no smaller size for any channel group, at --step {step}"
-        )
+        lacks = f"the table of {target.name} has no smaller size for any channel group"
+        msg = f"nothing to prune: {lacks}, at --step {analysis.step}"
         raise NothingToPruneError(msg)
     return TableOptions(narrowed, held)
 

@@ -22,12 +22,21 @@ MAX_OPTIONS = 32
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the analysis passes found in a network."""
+    """What the analysis passes found in a network.
+
+    Attributes:
+        graph: the network, every axis typed.
+        groups: its channel groups.
+        blocks: its residual blocks.
+        regions: its cost regions.
+        step: channel step: what is chosen keeps axes multiples of so many entries, see `dimension_steps`.
+    """
 
     graph: PruneGraph
     groups: tuple[ChannelGroup, ...]
     blocks: Blocks
     regions: tuple[CostRegion, ...]
+    step: int
 
 
 @dataclass(frozen=True)
@@ -106,27 +115,18 @@ def dimension_steps(graph: PruneGraph, step: int) -> dict[Dim, int]:
     return steps
 
 
-def check_step(step: int) -> None:
-    """Raises an InputError for what is no channel step."""
-    if not isinstance(step, int) or step < 1:
-        msg = f"the channel step must be a whole number of at least 1, not {step!r}"
-        raise InputError(msg)
-
-
-def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequence[str] = ()) -> Choices:
+def choose(analysis: Analysis, keep: Sequence[str] = (), only: Sequence[str] = ()) -> Choices:
     """What may be pruned.
 
     Args:
         analysis: the analysed network.
-        step: axes keep multiples of so many entries, see `dimension_steps`.
         keep: patterns of module names to leave alone.
         only: patterns of module names to prune; all where empty.
 
     Raises:
-        InputError: a step below 1, or a pattern that no module matches.
+        InputError: a pattern that no module matches.
         NothingToPruneError: nothing is left; the message says why.
     """
-    check_step(step)
     names = [str(node.target) for node in analysis.graph.module.graph.nodes if node.op in ("call_module", "get_attr")]
     for pattern in [*keep, *only]:
         if not any(_matches(name, pattern) for name in names):
@@ -146,13 +146,13 @@ def choose(analysis: Analysis, step: int, keep: Sequence[str] = (), only: Sequen
     ]
     blocks = frozenset(block.name for block in removable)
     emptied = {name for block in removable for name in block.empties}
-    steps = dimension_steps(analysis.graph, step)
+    steps = dimension_steps(analysis.graph, analysis.step)
     dimensions = tuple(
         Dimension(group.name, (0,) * (group.name in emptied) + option_sizes(group.size, steps[group.dim]))
         for group in analysis.groups
     )
     if not blocks and all(len(d.sizes) == 1 or d.name in held for d in dimensions):
-        raise NothingToPruneError(_why_nothing(analysis, step, bool(keep or only)))
+        raise NothingToPruneError(_why_nothing(analysis, bool(keep or only)))
     return Choices(dimensions, held, blocks)
 
 
@@ -171,12 +171,13 @@ def _block_modules(graph: PruneGraph, block: ResidualBlock) -> list[str]:
     return [str(n.target) for n in graph.module.graph.nodes if n.name in inside and n.op in ("call_module", "get_attr")]
 
 
-def _why_nothing(analysis: Analysis, step: int, patterns: bool) -> str:
+def _why_nothing(analysis: Analysis, patterns: bool) -> str:
     if patterns:
         return "nothing is left to prune: --keep and --only exclude every channel group and block"
     if analysis.groups:
         largest = max(group.size for group in analysis.groups)
-        return f"nothing to prune: the largest channel group has {largest} units, --step {step} offers no smaller size"
+        offers = f"--step {analysis.step} offers no smaller size"
+        return f"nothing to prune: the largest channel group has {largest} units, {offers}"
     frozen = find_frozen(analysis.graph)
     if not frozen:
         return "nothing to prune: the network has no layer with prunable channels"

@@ -186,8 +186,7 @@ class Pruner:
         )
         check_savable(rewrite(self._analysis, {group.name: range(group.size) for group in self._analysis.groups}, ()))
         self._inputs = inputs if self._target.can_run else self._analysis.graph.example_inputs
-        self._choices = choose(self._analysis, step, keep, only)
-        self._step = step
+        self._choices = choose(self._analysis, keep, only)
         self._options = SolverOptions(
             method, gap, time_limit, seed, min_keep, dict(fixed or {}), tuple(keep_blocks), max_removed
         )
@@ -207,7 +206,7 @@ class Pruner:
         # What no structure reaches is said before anything is trained.
         weights = score(self._analysis.graph, self._analysis.groups, "l2")
         self._search = StepSearch(
-            *(self._analysis, self._choices, self._target, self._inputs, self._batch, step, self._options),
+            *(self._analysis, self._choices, self._target, self._inputs, self._batch, self._options),
             *(self._budgets, self._schedule, self._watch, progress),
         )
         on_first(lambda: self._search.check_reach(weights, self._masks))
@@ -324,7 +323,7 @@ class Pruner:
         outcome = replace(self._outcome, module=self._masks.slim())
         self._watch("")
         recipe = prune_recipe(
-            *(self._analysis.graph.module, self._analysis, outcome, self._kind, self._step, self._inputs),
+            *(self._analysis.graph.module, self._analysis, outcome, self._kind, self._inputs),
             self._target.name,
         )
         report = prune_report(
@@ -394,7 +393,7 @@ class Pruner:
             "budgets": {what: [budget.share, budget.amount] for what, budget in self._budgets.items()},
             "target": self._target.name,
             "method": options.method,
-            "step": self._step,
+            "step": self._analysis.step,
             "seed": options.seed,
             "min_keep": options.min_keep,
             "fixed": dict(options.fixed),

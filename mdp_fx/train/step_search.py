@@ -33,7 +33,6 @@ class StepSearch:
         target: where latency counts.
         inputs: example inputs, `batch` of them.
         batch: that latency counts.
-        step: channel step.
         options: of the solver.
         budgets: for the end of the schedule, by what they are of.
         schedule: when to decide, and for which share of the way.
@@ -48,7 +47,6 @@ class StepSearch:
         target: Target,
         inputs: tuple[Any, ...],
         batch: int,
-        step: int,
         options: SolverOptions,
         budgets: Mapping[str, Budget],
         schedule: Schedule,
@@ -56,7 +54,7 @@ class StepSearch:
         progress: Callable[[int, int, str], None] | None,
     ) -> None:
         self._analysis, self._choices, self._target, self._inputs = analysis, choices, target, inputs
-        self._batch, self._step, self._options, self._budgets = batch, step, options, budgets
+        self._batch, self._options, self._budgets = batch, options, budgets
         self._schedule, self._stage, self._progress = schedule, stage, progress
         self._measured: MeasuredNetwork | None = None  # The dense network stays the same from step to step.
 
@@ -96,7 +94,7 @@ class StepSearch:
             named_restrictions(options.min_keep, options.fixed, options.keep_blocks),
         ):
             search = search_for(
-                *(self._analysis, self._choices, scores, self._target, table, self._inputs, self._batch, self._step),
+                *(self._analysis, self._choices, scores, self._target, table, self._inputs, self._batch),
                 *(options, self._stage, self._progress),
             )
             try:

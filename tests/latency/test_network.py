@@ -27,10 +27,10 @@ def table(tmp_path: Path) -> Iterator[LatencyTable]:
         yield opened
 
 
-def analysed(name: str) -> Analysis:
+def analysed(name: str, step: int = 1) -> Analysis:
     specimen = next(s for s in ZOO if s.name == name)
     torch.manual_seed(0)
-    return analyse(specimen.make(), specimen.inputs())
+    return analyse(specimen.make(), specimen.inputs(), step=step)
 
 
 # Calibration ---------------------------------------------------------------------------------------------------------
@@ -125,8 +125,8 @@ def test_a_network_without_costs_has_a_constant() -> None:
 
 
 def test_every_region_has_a_full_table(table: LatencyTable) -> None:
-    analysis, target = analysed("plain_residual"), FormulaTarget()
-    found = region_tables(analysis, choose(analysis, 4), target, table)
+    analysis, target = analysed("plain_residual", 4), FormulaTarget()
+    found = region_tables(analysis, choose(analysis), target, table)
     assert list(found.seconds) == [region.name for region in analysis.regions]
     for region in analysis.regions:
         points, seconds = found.seconds[region.name]
@@ -139,22 +139,22 @@ def test_every_region_has_a_full_table(table: LatencyTable) -> None:
 
 
 def test_interchangeable_regions_are_measured_once(table: LatencyTable) -> None:
-    analysis, target = analysed("plain_residual"), FormulaTarget()
+    analysis, target = analysed("plain_residual", 4), FormulaTarget()
     keys = [region.key for region in analysis.regions]
     assert len(set(keys)) < len(keys)
-    found = region_tables(analysis, choose(analysis, 4), target, table)
+    found = region_tables(analysis, choose(analysis), target, table)
     assert len(target.asked) == len(set(target.asked)) == found.measured
     assert found.cached == 0
 
 
 def test_what_is_known_is_not_measured_again(table: LatencyTable) -> None:
-    analysis, target = analysed("plain_residual"), FormulaTarget()
-    first = region_tables(analysis, choose(analysis, 4), target, table)
+    analysis, target = analysed("plain_residual", 4), FormulaTarget()
+    first = region_tables(analysis, choose(analysis), target, table)
     asked = len(target.asked)
-    second = region_tables(analysis, choose(analysis, 4), target, table)
+    second = region_tables(analysis, choose(analysis), target, table)
     assert len(target.asked) == asked
     assert (second.measured, second.cached) == (0, first.measured)
-    finer = region_tables(analysis, choose(analysis, 2), target, table)
+    finer = region_tables(analysis, choose(replace(analysis, step=2)), target, table)
     assert finer.cached > 0
     assert len(target.asked) == asked + finer.measured
 
@@ -169,25 +169,25 @@ def test_noise_does_not_change_what_is_wanted_of_a_known_table(table: LatencyTab
                 return quick
             return replace(steady(1.5 * quick.low_s, 0.3), runs=40)
 
-    analysis, target = analysed("vgg"), Noisy()
-    first = region_tables(analysis, choose(analysis, 1), target, table)
+    analysis, target = analysed("vgg", 1), Noisy()
+    first = region_tables(analysis, choose(analysis), target, table)
     asked = len(target.asked)
     assert asked > first.measured, "some were noisy"
-    again = region_tables(analysis, choose(analysis, 1), target, table)
+    again = region_tables(analysis, choose(analysis), target, table)
     assert (again.measured, len(target.asked)) == (0, asked)
 
 
 def test_progress_counts_what_is_measured(table: LatencyTable) -> None:
-    analysis, target = analysed("vgg"), FormulaTarget()
+    analysis, target = analysed("vgg", 2), FormulaTarget()
     told: list[tuple[int, int, str]] = []
-    found = region_tables(analysis, choose(analysis, 2), target, table, progress=lambda *call: told.append(call))
+    found = region_tables(analysis, choose(analysis), target, table, progress=lambda *call: told.append(call))
     assert [done for done, _, _ in told] == list(range(found.measured + 1))
     assert {total for _, total, _ in told} == {found.measured}
 
 
 def test_held_groups_are_measured_at_their_dense_size_alone(table: LatencyTable) -> None:
-    analysis, target = analysed("vgg"), FormulaTarget()
-    found = region_tables(analysis, choose(analysis, 2, keep=["features.3"]), target, table)
+    analysis, target = analysed("vgg", 2), FormulaTarget()
+    found = region_tables(analysis, choose(analysis, keep=["features.3"]), target, table)
     assert found.seconds["pool"][0] == ((6,),)
     assert found.seconds["classifier.0"][0][1] == (54,)
     assert len(found.seconds["classifier.0"][0][0]) > 1
@@ -197,7 +197,7 @@ def test_held_groups_are_measured_at_their_dense_size_alone(table: LatencyTable)
 
 
 def test_each_region_counts_at_exactly_its_sizes(table: LatencyTable) -> None:
-    analysis, target = analysed("vgg"), FormulaTarget()
+    analysis, target = analysed("vgg", 2), FormulaTarget()
     sizes = {group.dim: size for group, size in zip(analysis.groups, (3, 5, 7), strict=True)}
 
     def size_of(dim: Dim) -> int:
@@ -218,7 +218,7 @@ def test_each_region_counts_at_exactly_its_sizes(table: LatencyTable) -> None:
 
 
 def test_only_the_given_regions_count(table: LatencyTable) -> None:
-    analysis, target = analysed("plain_residual"), FormulaTarget()
+    analysis, target = analysed("plain_residual", 4), FormulaTarget()
     alive = [region for region in analysis.regions if region.block != "one"]
     found = exact_sum(alive, lambda dim: dim.size, target, table)
     assert set(found) == {region.name for region in alive}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class Joined(nn.Module):
 
 @pytest.fixture(scope="module")
 def chain() -> Analysis:
-    return analyse(Chain().eval(), image(8, batch=4))
+    return analyse(Chain().eval(), image(8, batch=4), step=8)
 
 
 Grid = tuple[Sequence[int], Sequence[int]]
@@ -72,7 +73,8 @@ def region(analysis: Analysis, name: str) -> CostRegion:
 
 
 def offered(analysis: Analysis, target: TableTarget, step: int = 8, **options: Any) -> dict[str, tuple[int, ...]]:
-    found = table_options(analysis, choose(analysis, step, **options), step, target)
+    analysis = replace(analysis, step=step)
+    found = table_options(analysis, choose(analysis, **options), target)
     return {each.name: each.sizes for each in found.choices.dimensions}
 
 
@@ -86,14 +88,14 @@ def test_sizes_lie_on_the_grid_of_all_that_see_them(chain: Analysis) -> None:
 
 def test_groups_that_the_table_holds_are_told(chain: Analysis) -> None:
     target = table(((8,), (8, 32)), ((32,), (16, 64)))
-    found = table_options(chain, choose(chain, 8), 8, target)
+    found = table_options(chain, choose(chain), target)
     assert found.held == ("a",)
     assert {each.name: each.sizes for each in found.choices.dimensions}["a"] == (32,)
 
 
 def test_patterns_still_hold(chain: Analysis) -> None:
     target = table(((8,), (8, 16, 24, 32)), ((8, 24, 32), (16, 48, 64)))
-    found = table_options(chain, choose(chain, 8, keep=["a"]), 8, target)
+    found = table_options(chain, choose(chain, keep=["a"]), target)
     assert found.choices.held == {"a"}
     lookups = region_lookups(chain, found.choices, target)
     assert lookups["a"][0] == ((32,),)
@@ -111,7 +113,7 @@ def test_sizes_that_are_not_there_together_are_not_offered_together(chain: Analy
 
 def test_the_tables_of_regions_are_what_the_table_says(chain: Analysis) -> None:
     target = table(((8,), (8, 16, 24, 32)), ((8, 24, 32), (16, 48, 64)))
-    found = table_options(chain, choose(chain, 8), 8, target)
+    found = table_options(chain, choose(chain), target)
     lookups = region_lookups(chain, found.choices, target)
     points, seconds = lookups["b"]
     (outs, ins) = points if region(chain, "b").roles == ("out", "in") else points[::-1]
@@ -123,12 +125,12 @@ def test_the_tables_of_regions_are_what_the_table_says(chain: Analysis) -> None:
 
 @pytest.fixture(scope="module")
 def joined() -> Analysis:
-    return analyse(Joined().eval(), image(8, batch=4))
+    return analyse(Joined().eval(), image(8, batch=4), step=4)
 
 
 def test_an_axis_of_many_dimensions_is_looked_up_where_the_table_bends(joined: Analysis) -> None:
     target = table(((8,), (4, 8, 12, 16)), ((4, 12, 20, 32), (8, 16)), kernel=1)
-    found = table_options(joined, choose(joined, 4), 4, target)
+    found = table_options(joined, choose(joined), target)
     sizes = {each.name: [size for size in each.sizes if size] for each in found.choices.dimensions}
     assert sizes == {"a": [4, 8, 12, 16], "b": [4, 8, 12, 16], "c": [8, 16]}
     points, _ = region_lookups(joined, found.choices, target)["c"]
@@ -138,7 +140,7 @@ def test_an_axis_of_many_dimensions_is_looked_up_where_the_table_bends(joined: A
 
 def test_an_axis_of_many_dimensions_stays_inside_of_the_table(joined: Analysis) -> None:
     target = table(((8,), (4, 8, 12, 16)), ((12, 32), (8, 16)), kernel=1)
-    found = table_options(joined, choose(joined, 4), 4, target)
+    found = table_options(joined, choose(joined), target)
     sizes = {each.name: [size for size in each.sizes if size] for each in found.choices.dimensions}
     assert min(sizes["a"][0], sizes["b"][0]) == 12
     points, _ = region_lookups(joined, found.choices, target)["c"]
@@ -158,7 +160,7 @@ def test_a_fill_offers_every_size_where_the_table_has_nothing(chain: Analysis) -
 def test_nothing_is_left_to_prune(chain: Analysis) -> None:
     target = table(((8,), (32,)), ((32,), (64,)))
     with pytest.raises(NothingToPruneError, match=r"the table of table:t\.csv has no smaller size .* at --step 16"):
-        table_options(chain, choose(chain, 16), 16, target)
+        offered(chain, target, step=16)
 
 
 def test_thinning_keeps_the_ends() -> None:

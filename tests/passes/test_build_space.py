@@ -58,8 +58,8 @@ def made_up_latency(analysis: Analysis, choices: Choices) -> dict[str, tuple[Poi
 
 
 def built(model: nn.Module, inputs: tuple[Tensor, ...], step: int = 2) -> tuple[Analysis, Choices, SearchSpace]:
-    analysis = analyse(model, inputs)
-    choices = choose(analysis, step)
+    analysis = analyse(model, inputs, step=step)
+    choices = choose(analysis)
     scores = score(analysis.graph, analysis.groups, "l2")
     return analysis, choices, build_space(analysis, choices, scores, made_up_latency(analysis, choices))
 
@@ -214,10 +214,10 @@ def test_what_goes_with_a_block_may_go_to_0() -> None:
 
 def test_a_group_that_is_held_keeps_its_branch() -> None:
     analysis, _, _ = specimen_space("inception")
-    choices = choose(analysis, 2, keep=["rows"])
+    choices = choose(analysis, keep=["rows"])
     assert choices.blocks == {"columns", "project", "point", "wide.0", "shrink"}
     assert next(d.sizes for d in choices.dimensions if d.name == "rows")[0] == 2
-    held = choose(analysis, 2, only=["shrink", "point.0"])
+    held = choose(analysis, only=["shrink", "point.0"])
     assert held.blocks == {"shrink"}
 
 

@@ -41,8 +41,8 @@ class Heads(nn.Module):
 def test_heads_go_one_by_one_where_their_size_allows_it(
     heads: int, depth: int, step: int, expected: dict[int, tuple[int, ...]]
 ) -> None:
-    analysis = analyse(Heads(heads, depth).eval(), (torch.randn(2, 7, 3),))
-    found = {d.dense: d.sizes for d in choose(analysis, step).dimensions if d.dense in expected}
+    analysis = analyse(Heads(heads, depth).eval(), (torch.randn(2, 7, 3),), step=step)
+    found = {d.dense: d.sizes for d in choose(analysis).dimensions if d.dense in expected}
     assert found == expected
 
 
