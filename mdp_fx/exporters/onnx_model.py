@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from mdp_fx.errors import ModelError, first_line
 
@@ -139,7 +140,7 @@ def to_onnx_model(
         message = f"cannot export to ONNX: {size / 2**30:.1f} GiB of weights exceed the 2 GiB that one ONNX file holds"
         raise ModelError(message) from error
     except (torch.onnx.OnnxExporterError, RuntimeError, TypeError) as error:
-        raise _refusal(error) from error
+        raise _not_tensors(module, inputs) or _refusal(error) from error
 
 
 def to_onnx_bytes(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool = False) -> bytes:
@@ -155,6 +156,20 @@ def to_onnx_bytes(module: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: 
         message = "cannot export to ONNX: the model exceeds the 2 GiB that one ONNX file holds"
         raise ModelError(message) from error
     return data
+
+
+def _not_tensors(module: nn.Module, inputs: tuple[Tensor, ...]) -> ModelError | None:
+    """What is wrong with the outputs of a module that cannot be exported, if they are that."""
+    try:
+        with torch.no_grad():
+            leaves, _ = pytree.tree_flatten_with_path(module(*inputs))
+    except Exception:  # noqa: BLE001 - the network's own forward: that it fails is what the exporter has said
+        return None
+    for path, leaf in leaves:
+        if leaf is not None and not isinstance(leaf, Tensor):
+            what = f"its output{pytree.keystr(path)} is of type {type(leaf).__name__}"
+            return ModelError(f"cannot export to ONNX: {what}, and ONNX has tensors alone: leave it out")
+    return None
 
 
 def _refusal(error: BaseException) -> ModelError:

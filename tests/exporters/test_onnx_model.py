@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import onnx
@@ -85,6 +86,24 @@ def test_a_module_that_cannot_be_exported_is_one_line() -> None:
     with pytest.raises(ModelError, match="cannot export to ONNX: ") as caught:
         to_onnx_bytes(Sorting(), (torch.randn(1, 4),))
     assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_does_not_take_the_inputs_is_one_line() -> None:
+    with pytest.raises(ModelError, match=r"^cannot export to ONNX: .*mat1 and mat2|a and b must") as caught:
+        to_onnx_bytes(nn.Linear(3, 3), (torch.randn(1, 4),))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_that_is_no_tensor_is_named() -> None:
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return [x + 1, None], {"images": x.shape[0]}
+
+    with pytest.raises(ModelError) as caught:
+        to_onnx_bytes(Counting(), (torch.randn(2, 3),))
+    assert str(caught.value) == (
+        "cannot export to ONNX: its output[1]['images'] is of type int, and ONNX has tensors alone: leave it out"
+    )
 
 
 @pytest.mark.parametrize("mask", [None, (5, 5), (3, 2, 5, 5), (2, 1, 2, 5, 5)])
